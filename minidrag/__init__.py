@@ -1,0 +1,1 @@
+"""DragDiffusion on Stable Diffusion 1.5, written from scratch to be read."""
