@@ -34,8 +34,8 @@ class Tokenizer:
         self.context = context
         model = models.BPE(vocabulary, merges, unk_token=EOS, end_of_word_suffix="</w>")
         self.encoder = prepare(Encoder(model))
-        # Specials typed in a prompt stay whole, SD 2.x's pad token, a plain "!", too. As in transformers, both
-        # ends are found in any case of letters, but the pad token, which may be one of them, only as written.
+        # Specials typed in a prompt stay whole, as does SD 2.x's pad token "!". As in transformers, the ends
+        # are found in any case of letters, but the pad token, which may be one of them, only as written.
         specials = [AddedToken(BOS, normalized=True), AddedToken(EOS, normalized=pad != EOS)]
         specials += [AddedToken(pad, normalized=False)] if pad not in (BOS, EOS) else []
         self.encoder.add_special_tokens(specials)
