@@ -1,0 +1,307 @@
+"""Scenes: the picture, its caption, and the truth of its drags."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from minidrag.tiny.picture import layers, owners
+from minidrag.tiny.scenes import (
+    AIRS,
+    COLORS,
+    DRAW,
+    EDGE,
+    GROUNDS,
+    SIDE,
+    Drag,
+    Names,
+    Object,
+    Scene,
+    caption,
+    drags,
+    names,
+    parse,
+    random_scene,
+    render,
+)
+from minidrag.tiny.things import LOOK, RISE, SMILE, grips
+
+PIXEL = 1 / SIDE
+PLAIN = Scene(
+    "day", 0.5, 0.2, ((0.2, 0.2), (0.8, 0.2)), 0.5, "snow", (Object("box", "red", 0.5, 0.875, 0.25),)
+)
+
+
+def some_scenes(count: int, seed: int = 0) -> list[Scene]:
+    rng = np.random.default_rng(seed)
+    return [random_scene(rng) for _ in range(count)]
+
+
+@cache
+def pixels(scene: Scene, size: int = SIDE) -> np.ndarray:
+    return np.asarray(render(scene, size)).astype(int)
+
+
+def with_object(scene: Scene, thing: Object) -> Scene:
+    return replace(scene, objects=(thing,))
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[tuple[Scene, Drag]]:
+    rng = np.random.default_rng(1)
+    return [(scene, drag) for scene in some_scenes(20, seed=1) for drag in drags(scene, rng)]
+
+
+def moved_object(scene: Scene, drag: Drag) -> int | None:
+    """Which object a drag changes; None if it changes none."""
+    pairs = zip(scene.objects, drag.after.objects, strict=True)
+    return next((index for index, (one, other) in enumerate(pairs) if one != other), None)
+
+
+def patch(picture: np.ndarray, point: tuple[float, float], radius: int) -> np.ndarray:
+    """The square around a point, read between the pixels."""
+    x, y = point
+    column, row = int(np.floor(x)), int(np.floor(y))
+    right, down = x - column, y - row
+    square = picture[row - radius : row + radius + 2, column - radius : column + radius + 2].astype(float)
+    square = square[:, :-1] * (1 - right) + square[:, 1:] * right
+    return square[:-1] * (1 - down) + square[1:] * down
+
+
+# --- the picture
+
+
+def test_the_same_scene_gives_the_same_bytes():
+    for scene, again in zip(some_scenes(20), some_scenes(20), strict=True):
+        assert scene == again
+        picture = render(scene)
+        assert (picture.mode, picture.size) == ("RGB", (SIDE, SIDE))
+        assert picture.tobytes() == render(again).tobytes()
+
+
+def test_pixels_that_can_be_worked_out_by_hand():
+    picture = pixels(PLAIN)
+    # The middle of row 0 is 0.5 of 64 pixels down a sky that begins at (88, 156, 228).
+    assert picture[0, 0].tolist() == [89, 157, 228]
+    assert picture[25, 64].tolist() == list(AIRS["day"].light)
+    # The near colour of the ground is reached half a picture below the horizon.
+    assert picture[127, 2].tolist() == list(GROUNDS["snow"][1])
+    # The box is 32 pixels wide, from 48 to 80, its front up to 73 and 24 high from the foot at row 112.
+    assert picture[100, 52].tolist() == [194, 43, 41]  # 0.9 of (216, 48, 46)
+    assert picture[90, 52].tolist() == [194, 43, 41]
+    assert picture[100, 78].tolist() == [134, 30, 29]  # 0.62 of it
+
+
+def test_sun_at_night_is_a_moon_and_the_colours_of_things_stay():
+    for time in AIRS:
+        red, green, blue = pixels(replace(PLAIN, time=time))[100, 52]
+        assert red > 2.5 * max(green, blue)
+    skies = {time: pixels(replace(PLAIN, time=time))[:30, :30].mean() for time in AIRS}
+    assert skies["day"] > skies["dusk"] > skies["night"]
+
+
+def test_another_size_is_the_same_picture():
+    for scene in some_scenes(5):
+        small = np.asarray(render(scene).resize((64, 64), Image.Resampling.BOX)).astype(int)
+        assert np.abs(pixels(scene, 64) - small).mean() < 1.0
+
+
+FACE = Object("face", "blue", 0.5, 0.9, 0.4, gaze=0.2, smile=0.3)
+TREE = Object("tree", "green", 0.5, 0.9, 0.3)
+
+
+@pytest.mark.parametrize(
+    "one_pixel",
+    [
+        lambda t: replace(PLAIN, light_x=0.5 + t * PIXEL),
+        lambda t: replace(PLAIN, light_y=0.2 + t * PIXEL),
+        lambda t: replace(PLAIN, horizon=0.5 + t * PIXEL),
+        lambda t: replace(PLAIN, peaks=((0.2 + t * PIXEL, 0.2), (0.8, 0.2))),
+        lambda t: replace(PLAIN, peaks=((0.2, 0.2 + t * PIXEL), (0.8, 0.2))),
+        *(lambda t, k=k: with_object(PLAIN, Object(k, "red", 0.4 + t * PIXEL, 0.9, 0.3)) for k in DRAW),
+        *(lambda t, k=k: with_object(PLAIN, Object(k, "red", 0.4, 0.9 + t * PIXEL, 0.3)) for k in DRAW),
+        *(lambda t, k=k: with_object(PLAIN, Object(k, "red", 0.4, 0.9, 0.3 + t * PIXEL)) for k in DRAW),
+        lambda t: with_object(PLAIN, replace(TREE, stretch=1 + t * PIXEL / (0.3 * RISE["tree"]))),
+        lambda t: with_object(PLAIN, replace(FACE, gaze=0.2 + t * PIXEL / (0.4 * LOOK))),
+        lambda t: with_object(PLAIN, replace(FACE, smile=0.3 + t * PIXEL / (0.4 * SMILE))),
+    ],
+)
+def test_a_tenth_of_a_pixel_changes_the_edges_by_a_tenth(one_pixel):
+    start, tenth, whole = (pixels(one_pixel(t)) for t in (0.0, 0.1, 1.0))
+    change, whole_change = np.abs(tenth - start), np.abs(whole - start)
+    # An edge from black to white would give 26; a change of shape at a corner can add a little.
+    assert 0 < change.max() <= 34
+    assert 0.05 < change.sum() / whole_change.sum() < 0.2
+
+
+# --- scenes by chance, and captions
+
+
+def test_every_name_appears_and_every_caption_parses_back():
+    scenes = some_scenes(400)
+    for scene in scenes:
+        text = caption(scene)
+        assert text == text.lower() and len(text.split()) < 30
+        assert parse(text) == names(scene)
+        assert {(thing.color, thing.kind) for thing in scene.objects} == {
+            (color, kind) for color, kind, _ in parse(text).objects
+        }
+    assert {scene.time for scene in scenes} == set(AIRS)
+    assert {scene.ground for scene in scenes} == set(GROUNDS)
+    assert {thing.kind for scene in scenes for thing in scene.objects} == set(DRAW)
+    assert {thing.color for scene in scenes for thing in scene.objects} == set(COLORS)
+    assert {place for scene in scenes for _, _, place in names(scene).objects} == {
+        "on the left",
+        "in the middle",
+        "on the right",
+    }
+    assert {len(scene.objects) for scene in scenes} == {1, 2}
+    assert {len(scene.peaks) for scene in scenes} == {2, 3}
+
+
+def test_captions_in_full():
+    ball, house = Object("ball", "orange", 0.2, 0.8, 0.3), Object("house", "blue", 0.8, 0.9, 0.3)
+    scene = replace(PLAIN, time="dusk", ground="grass", objects=(house, ball))
+    text = "an orange ball on the left and a blue house on the right, on grass, at dusk"
+    assert caption(scene) == text
+    things = (("orange", "ball", "on the left"), ("blue", "house", "on the right"))
+    assert parse(text) == Names("dusk", "grass", things)
+    assert caption(PLAIN) == "a red box in the middle, on snow, by day"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a red dog on the left, on grass, by day", "a red box", "a red box, on snow"]
+)
+def test_what_is_no_caption_is_refused(text: str):
+    with pytest.raises(ValueError, match="not a caption"):
+        parse(text)
+
+
+def test_either_random_generator_serves():
+    scene = random_scene(random.Random(3))
+    assert scene == random_scene(random.Random(3))
+    assert drags(scene, random.Random(4)) == drags(scene, random.Random(4))
+
+
+def test_objects_hide_each_other_in_part_but_never_wholly():
+    hidden = []
+    for scene in some_scenes(100):
+        owner, order = owners(scene), [part for part, _ in layers(scene)]
+        for index, thing in enumerate(scene.objects):
+            alone = with_object(scene, thing)
+            whole = (owners(alone) == len(layers(alone)) - 1).sum()
+            hidden.append(1 - (owner == order.index(("object", index))).sum() / whole)
+    assert 0.3 < max(hidden) < 0.9
+
+
+# --- drags
+
+
+def test_every_kind_of_drag_appears(cases):
+    verbs = {drag.name.split()[0] for _, drag in cases}
+    assert verbs == {"move", "shift", "raise", "lower", "stretch", "shrink", "turn", "widen", "narrow"}
+    said = " / ".join(drag.name for _, drag in cases)
+    assert all(words in said for words in ("the sun", "the moon", "keep the", "keep a peak", "keep its foot"))
+    assert {len(drag.handles) for _, drag in cases} == {1, 2}
+
+
+def test_drags_have_names_of_their_own_and_follow_from_the_seed():
+    for scene in some_scenes(3):
+        once, again = (drags(scene, np.random.default_rng(5)) for _ in range(2))
+        assert once == again
+        assert len({drag.name for drag in once}) == len(once)
+
+
+def test_the_truth_differs_from_the_scene_only_inside_the_mask(cases):
+    for scene, drag in cases:
+        mask = np.asarray(drag.mask)
+        assert drag.mask.mode == "L" and mask.shape == (SIDE, SIDE) and set(np.unique(mask)) == {0, 255}
+        changed = (pixels(scene) != pixels(drag.after)).any(axis=-1)
+        assert changed.any(), drag.name
+        around = Image.fromarray(changed.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(5))
+        assert (mask[np.asarray(around) > 0] == 255).all(), drag.name
+        assert (mask == 255).mean() < 0.6, drag.name
+
+
+def test_the_mask_covers_what_moves_at_both_ends(cases):
+    for scene, drag in cases:
+        index = moved_object(scene, drag)
+        if drag.name.startswith("move") and index is not None:
+            for end in (scene, drag.after):
+                place = [part for part, _ in layers(end)].index(("object", index))
+                assert (np.asarray(drag.mask)[owners(end) == place] == 255).all(), drag.name
+
+
+def test_handles_and_targets_are_in_the_mask_and_off_the_border(cases):
+    for _, drag in cases:
+        assert len(drag.handles) == len(drag.targets)
+        for x, y in (*drag.handles, *drag.targets):
+            assert min(x, y) >= EDGE and max(x, y) <= SIDE - 1 - EDGE, drag.name
+            assert drag.mask.getpixel((round(x), round(y))) == 255, drag.name
+
+
+def test_the_handle_lies_on_what_moves(cases):
+    for scene, drag in cases:
+        index = moved_object(scene, drag)
+        if index is None:
+            continue
+        without = replace(scene, objects=scene.objects[:index] + scene.objects[index + 1 :])
+        x, y = (round(value) for value in drag.handles[0])
+        assert np.abs(pixels(scene)[y, x] - pixels(without)[y, x]).max() > 8, drag.name
+
+
+def test_the_target_is_where_the_handle_goes(cases):
+    for scene, drag in cases:
+        before, after = pixels(scene), pixels(drag.after)
+        for handle, target in zip(drag.handles, drag.targets, strict=True):
+            # Around the point only what moves as a whole stays alike.
+            radius = 1 if drag.name.startswith("move") else 0
+            error = np.abs(patch(before, handle, radius) - patch(after, target, radius)).mean()
+            assert error < 12, drag.name
+
+
+def test_handles_move_as_far_as_the_name_says(cases):
+    for _, drag in cases:
+        steps = np.array(drag.targets) - np.array(drag.handles)
+        dx, dy = steps[0]
+        assert 4 <= np.hypot(dx, dy) <= 40.5, drag.name
+        if "keep" in drag.name:
+            assert len(steps) == 2 and not steps[1].any()
+        verb = drag.name.split()[0]
+        assert verb not in ("raise", "stretch") or (abs(dx) < 1e-3 and dy < 0)
+        assert verb not in ("lower", "shrink") or (abs(dx) < 1e-3 and dy > 0)
+        assert verb != "shift" or abs(dy) < 1e-3
+        assert verb != "turn" or np.allclose(steps[0], steps[1])
+        assert verb not in ("widen", "narrow") or np.allclose(steps[0], -steps[1])
+        assert verb != "widen" or dx < 0
+
+
+def test_a_drag_changes_one_thing(cases):
+    for scene, drag in cases:
+        same_light = (scene.light_x, scene.light_y) == (drag.after.light_x, drag.after.light_y)
+        peaks = sum(one != other for one, other in zip(scene.peaks, drag.after.peaks, strict=True))
+        things = sum(one != other for one, other in zip(scene.objects, drag.after.objects, strict=True))
+        assert (not same_light) + peaks + things == 1
+        assert scene.ground == drag.after.ground and scene.horizon == drag.after.horizon
+
+
+def test_an_object_that_is_hidden_is_not_dragged_by_its_hidden_part():
+    ball = Object("ball", "red", 0.5, 0.8, 0.3)
+    house = Object("house", "blue", 0.5, 0.9, 0.4)
+    hidden = replace(PLAIN, objects=(ball, house))
+    assert not any(drag.name.startswith("move the red") for drag in drags(hidden, random.Random(0)))
+
+
+def test_every_kind_can_be_taken_where_it_is_seen():
+    for kind in DRAW:
+        thing = Object(kind, "red", 0.5, 0.9, 0.4)
+        scene = with_object(PLAIN, thing)
+        owner = owners(scene)
+        for u, v in grips(thing).values():
+            row, column = round((0.9 - v * 0.4) * SIDE - 0.5), round((0.5 + u * 0.4) * SIDE - 0.5)
+            assert owner[row, column] == len(layers(scene)) - 1
