@@ -4,11 +4,11 @@ The official folders need none of this, but for two things: older VAE files spel
 (`query` for `to_q`), and text encoders come with and without a leading `text_model.`. Single-file checkpoints
 have the names of the original code, latent diffusion (LDM). Every rule leaves a name of ours as it is.
 
-All functions return {our name: name in the file}.
+The functions that end in `_names` return {our name: name in the file}.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
@@ -68,35 +68,39 @@ def rename(name: str, rules: Rules) -> str:
     return name
 
 
-def unet_names(keys: Iterable[str]) -> dict[str, str]:
-    """The UNet of a single-file checkpoint; its running average (EMA), which samples better, where it is there.
+def unet_names(keys: Collection[str]) -> dict[str, str]:
+    """A UNet; of a single-file checkpoint the running average (EMA), which samples better, where it is there.
 
     Files with both weights of the training keep the average apart, under names that have lost their dots.
     """
-    plain = {rename(key.removeprefix(UNET), UNET_RULES): key for key in keys if key.startswith(UNET)}
-    average = {name: "model_ema." + key[6:].replace(".", "") for name, key in plain.items()}
+    plain = {rename(key.removeprefix(UNET), UNET_RULES): key for key in within(keys, UNET)}
+    average = {name: average_name(key) for name, key in plain.items()}
     return average if set(average.values()) <= set(keys) else plain
 
 
-def vae_names(keys: Iterable[str]) -> dict[str, str]:
+def average_name(key: str) -> str:
+    """model.diffusion_model.out.0.weight -> model_ema.diffusion_modelout0weight; there is no way back."""
+    return "model_ema." + key.removeprefix("model.").replace(".", "")
+
+
+def vae_names(keys: Collection[str]) -> dict[str, str]:
     """A VAE in any spelling: of a single-file checkpoint, of a file of its own, of a folder."""
-    keys = [key for key in keys if not key.startswith(("model_ema.", "loss."))]
-    inside = [key for key in keys if key.startswith(VAE)]
-    return {rename(key.removeprefix(VAE), VAE_RULES): key for key in inside or keys}
+    kept = [key for key in within(keys, VAE) if not key.startswith(("model_ema.", "loss."))]
+    return {rename(key.removeprefix(VAE), VAE_RULES): key for key in kept}
 
 
-def text_names(keys: Iterable[str], layers: int) -> dict[str, str]:
-    """A text encoder, of a single-file checkpoint or a folder; only its first `layers` layers.
+def text_names(keys: Collection[str]) -> dict[str, str]:
+    """A text encoder of a single-file checkpoint or of a folder, with or without a leading `text_model.`.
 
     What else a CLIP file may hold is left out: CLIP's picture half, its projections, and position_ids, which
     say no more than 0 to 76 and in some merged files say it wrong.
     """
-    inside = [key for key in keys if key.startswith(TEXT)]
-    names = {}
-    for key in inside or keys:
-        name = "text_model." + key.removeprefix(TEXT).removeprefix("text_model.")
-        layer = re.match(r"text_model\.encoder\.layers\.(\d+)\.", name)
-        other = re.search(r"position_ids$|logit_scale$|text_projection\.|vision_model\.|visual_projection\.", name)
-        if not other and (layer is None or int(layer[1]) < layers):
-            names[name] = key
-    return names
+    other = re.compile(r"position_ids$|logit_scale$|text_projection\.|vision_model\.|visual_projection\.")
+    kept = [key for key in within(keys, TEXT) if not other.search(key)]
+    return {"text_model." + key.removeprefix(TEXT).removeprefix("text_model."): key for key in kept}
+
+
+def within(keys: Collection[str], prefix: str) -> list[str]:
+    """One network's names in a single-file checkpoint; all names of a file with that network alone."""
+    whole = any(key.startswith((UNET, VAE, TEXT)) for key in keys)
+    return [key for key in keys if key.startswith(prefix) or not whole]

@@ -1,30 +1,36 @@
-"""Checkpoint to model: a folder, a single file or a hub id in, networks ready to run out.
+"""Checkpoint to model: a folder, a single file or a hub id in, networks ready to run out."""
 
-The networks bear the official files' names, so that a file is read straight into them: strictly, tensor by
-tensor, with nothing computed at random first. `names.py` has the rules for files that spell names otherwise.
-"""
-
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-from minidrag.clip import CLIPConfig, CLIPTextEncoder
+from minidrag.checkpoint import CONFIGS, PICKLES, Part, fill, find_part, read_shapes, refuse_foreign
+from minidrag.clip import CLIPTextEncoder
 from minidrag.ddim import Schedule
-from minidrag.names import text_names, vae_names
+from minidrag.hub import fetch
 from minidrag.tokenizer import Tokenizer, read_json
 from minidrag.unet import UNet, UNetConfig
-from minidrag.vae import VAE, VAEConfig
+from minidrag.vae import VAE
 
+DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+GONE = "runwayml/stable-diffusion-v1-5"  # where the model first was
+VOCABULARY = ["tokenizer/vocab.json", "tokenizer/merges.txt"]
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+SINGLE_FILE: dict[str, Any] = {
+    name: config() for name, config in CONFIGS.items()
+}  # SD 1.5, files tell no sizes
 
 
 @dataclass
 class Model:
-    """Everything that an edit needs of Stable Diffusion. prediction: what the UNet was trained to tell."""
+    """All that an edit needs of Stable Diffusion; no parameter of it wants gradients.
+
+    source: the path or hub id. prediction: what the UNet was trained to tell; "epsilon" is the noise.
+    """
 
     unet: UNet
     vae: VAE
@@ -42,39 +48,47 @@ class Model:
     def dtype(self) -> torch.dtype:
         return self.unet.conv_in.weight.dtype
 
+    @property
+    def is_sd1(self) -> bool:
+        """Whether the UNet is of the kind that the paper's constants are meant for."""
+        return self.unet.config == UNetConfig()
+
     @torch.no_grad()
     def encode_text(self, prompts: str | list[str]) -> Tensor:
         """Returns (B, 77, C), one row for each prompt, overlong prompts cut."""
         return self.text_encoder(self.tokenizer(prompts).to(self.device))
 
 
-class Part(NamedTuple):
-    """A network without values yet, the file that has them, and {name in the network: name in the file}."""
-
-    network: nn.Module
-    file: Path
-    names: dict[str, str]
-
-
 def load_model(
     source: str | Path | None = None,
     *,
+    vae: str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    tokenizer: str | Path | None = None,
 ) -> Model:
+    """Reads a model from a folder, a single file or the hub.
+
+    source: a folder in the official layout, a single .safetensors file in the original one (SD 1.x only), or
+    a hub id; None and "sd15" are Stable Diffusion 1.5. vae: folder, file or hub id of a VAE to use instead.
+    device: by default CUDA's or Apple's GPU where there is one. dtype: by default float32; a half one fetches
+    the files of half the size. tokenizer: a folder with vocab.json and merges.txt to use instead.
+    A path never touches the network, but for the tokenizer of a single file that has none beside it.
+    Raises FileNotFoundError or ValueError, saying what is wrong and what to do, before any weights are read.
+    """
     device, dtype = torch.device(device or default_device()), dtype or torch.float32
-    folder = Path(source or "")
-    parts = {name: folder_part(folder / name, name, dtype) for name in STEMS}
-    networks: dict[str, Any] = {name: fill(part, device, dtype) for name, part in parts.items()}
-    values = read_json(folder / "scheduler" / "scheduler_config.json", {})
+    source = DEFAULT if source is None else source
+    names = [name for name in CONFIGS if name != "vae" or vae is None]
+    path = local_path(source) or fetch_model(str(source), names, dtype)
+    parts = folder_parts(path, names, dtype) if path.is_dir() else single_file_parts(path, names)
+    if vae is not None:
+        parts["vae"] = vae_part(vae, dtype)
+    words = Tokenizer.load(tokenizer_folder(path, tokenizer))
+    values = read_json(path / "scheduler/scheduler_config.json", {}) if path.is_dir() else {}
     prediction = values.pop("prediction_type", "epsilon")
-    return Model(
-        **networks,
-        tokenizer=Tokenizer.load(folder / "tokenizer"),
-        schedule=Schedule.from_json(values),
-        source=str(source),
-        prediction=prediction,
-    )
+    schedule = Schedule.from_json(values)
+    networks: dict[str, Any] = {name: fill(part, device, dtype) for name, part in parts.items()}
+    return Model(**networks, tokenizer=words, schedule=schedule, source=str(source), prediction=prediction)
 
 
 def default_device() -> str:
@@ -83,39 +97,76 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def local_path(source: str | Path) -> Path | None:
+    """The file or folder meant; None for a hub id. Raises FileNotFoundError for a path to nothing."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if source == GONE:
+        raise ValueError(f"{GONE} was taken down in 2024: give {DEFAULT}, which has the same files")
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and path.suffix not in {*PICKLES, ".safetensors"}
+    if source == "sd15" or (isinstance(source, str) and is_id and not path.parent.exists()):
+        return None
+    raise FileNotFoundError(
+        f"{source} does not exist: give a folder, a .safetensors file or a hub id OWNER/NAME"
+    )
+
+
+def infixes(dtype: torch.dtype) -> tuple[str, ...]:
+    """The variants of a weight file, best first."""
+    return (".fp16", "") if dtype.itemsize == 2 else ("", ".fp16")
+
+
+def fetch_model(source: str, names: list[str], dtype: torch.dtype) -> Path:
+    needed = [f"{name}/config.json" for name in names] + VOCABULARY
+    stems = [f"{name}/{STEMS[name]}" for name in names]
+    return fetch(DEFAULT if source == "sd15" else source, needed, stems, infixes(dtype))
+
+
+def single_file_parts(file: Path, names: list[str]) -> dict[str, Part]:
+    refuse_foreign(read_shapes(file), file)
+    return {name: find_part(name, file, SINGLE_FILE[name]) for name in names}
+
+
+def folder_parts(folder: Path, names: list[str], dtype: torch.dtype) -> dict[str, Part]:
+    return {name: folder_part(folder / name, name, dtype) for name in names}
+
+
 def folder_part(folder: Path, name: str, dtype: torch.dtype) -> Part:
-    values = read_json(folder / "config.json")
-    file = weights_file(folder, STEMS[name], dtype)
-    with safe_open(file, "pt") as opened:
-        keys = list(opened.keys())
-    with torch.device("meta"):
-        if name == "unet":
-            return Part(UNet(UNetConfig.from_json(values)), file, {key: key for key in keys})
-        if name == "vae":
-            return Part(VAE(VAEConfig.from_json(values)), file, vae_names(keys))
-        config = CLIPConfig.from_json(values)
-        return Part(CLIPTextEncoder(config), file, text_names(keys, config.num_hidden_layers))
+    """A network that has a folder of its own, with config.json and a weight file."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder / 'config.json'} is missing: the folder is no model or not all of one"
+        )
+    config = CONFIGS[name].from_json(read_json(folder / "config.json"))
+    for infix in infixes(dtype):
+        if (file := folder / f"{STEMS[name]}{infix}.safetensors").is_file():
+            return find_part(name, file, config)
+    file = folder / f"{STEMS[name]}.safetensors"
+    if any(other.suffix in PICKLES for other in folder.iterdir()):
+        raise FileNotFoundError(
+            f"{file} is missing and {folder} has pickles only: convert the model's folder with "
+            "`python -m weights_convert safetensors FOLDER OUT` and give OUT"
+        )
+    raise FileNotFoundError(f"{file} is missing: fetch it again")
 
 
-def weights_file(folder: Path, stem: str, dtype: torch.dtype) -> Path:
-    """The file of a network in its folder: the half-size variant where that is enough, else whichever is there."""
-    infixes = (".fp16", "") if dtype.itemsize == 2 else ("", ".fp16")
-    for infix in infixes:
-        if (path := folder / f"{stem}{infix}.safetensors").is_file():
-            return path
-    raise FileNotFoundError(f"{folder / stem}.safetensors is missing")
+def vae_part(source: str | Path, dtype: torch.dtype) -> Part:
+    """A VAE of its own: a file, a folder with it, or a whole model of which only the VAE is taken."""
+    path = local_path(source) or fetch(str(source), ["config.json"], [STEMS["vae"]], infixes(dtype))
+    if path.is_file():
+        return find_part("vae", path, SINGLE_FILE["vae"])
+    return folder_part(path / "vae" if (path / "vae").is_dir() else path, "vae", dtype)
 
 
-def fill(part: Part, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Reads a network's tensors from its file onto a device, in a dtype; never more than one of them twice."""
-    tensors, file = {}, safe_open(part.file, "pt")
-    for name, empty in part.network.state_dict().items():
-        tensor = file.get_tensor(part.names[name]).reshape(empty.shape)
-        misaligned = tensor.data_ptr() % tensor.element_size() != 0
-        if device.type != "cpu" or tensor.dtype != dtype or misaligned:
-            tensor = tensor.to(device, dtype, copy=True)
-            # Opened anew, since a file that stays mapped keeps in memory each page that was read through it.
-            file = safe_open(part.file, "pt")
-        tensors[name] = tensor
-    part.network.load_state_dict(tensors, strict=True, assign=True)
-    return part.network.requires_grad_(False)
+def tokenizer_folder(path: Path, given: str | Path | None) -> Path:
+    """Where vocab.json lies: in the folder given, in the model's, beside a single file, or on the hub."""
+    place = Path(given).expanduser() if given is not None else path if path.is_dir() else path.parent
+    for folder in (place / "tokenizer", place):
+        if (folder / "vocab.json").is_file():
+            return folder
+    if given is not None or path.is_dir():
+        raise FileNotFoundError(
+            f"{place} has no vocab.json, nor has {place / 'tokenizer'}: copy a tokenizer there"
+        )
+    return fetch(DEFAULT, VOCABULARY, [], ("",)) / "tokenizer"
