@@ -26,8 +26,10 @@ def train(captions: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
     merges = learn_merges(count_words(captions), most)
     joins = dict.fromkeys(left + right for left, right in merges)  # two merges can make the same token
     tokens = [*alphabet, *joins, BOS, EOS]
-    specials = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True} | specials
+    flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    bos, eos = {"content": BOS, **flags}, {"content": EOS, **flags}
+    specials = {"bos_token": bos, "eos_token": eos, "pad_token": EOS, "unk_token": eos}
+    config = {"do_lower_case": True, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "vocab.json", {token: i for i, token in enumerate(tokens)})
     write_json(folder / "special_tokens_map.json", specials)
