@@ -61,7 +61,7 @@ class Schedule:
         """Every denoising step as (index, index below), 50 of them (981, 961), ..., (1, -19)."""
         stride = self.num_train_timesteps // max(steps, 1)
         times = [stride * i + self.steps_offset for i in reversed(range(steps))]
-        if not times or times[0] >= self.num_train_timesteps:
+        if stride == 0 or not times or times[0] >= self.num_train_timesteps:
             most = self.num_train_timesteps - self.steps_offset
             raise ValueError(f"{steps} steps are not possible: choose 1 to {most}")
         return [(time, time - stride) for time in times]
