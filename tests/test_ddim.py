@@ -31,7 +31,7 @@ def latents(batch: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0) -
 def fake(
     latent: Tensor, timestep: int, text: Tensor, keys_values: KeysValues | None = None
 ) -> tuple[Tensor, list[Tensor], KeysValues]:
-    """A smooth, bounded stand-in for the UNet that depends on all it is given, with keys and values of its own."""
+    """A smooth, bounded stand-in for the UNet that depends on all it is given and has keys and values."""
     own = [(latent * 0.5 + timestep, latent - 0.25), (latent.sin(), latent.cos() + timestep)]
     read = keys_values or own
     mixed = sum((key * 0.001 + value).tanh() for key, value in read)
