@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Sizes of the text encoder; the defaults are Stable Diffusion 1.5. Token ids are the tokenizer's affair."""
+    """Sizes of the text encoder; the defaults are Stable Diffusion 1.5. Token ids are the tokenizer's."""
 
     vocab_size: int = 49408
     max_position_embeddings: int = 77
@@ -129,6 +129,6 @@ class CLIPTextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: (B, 77) ids. Returns (B, 77, hidden_size).
 
-        Padding is not masked: the UNet was trained on vectors that see it, so which id pads, and how often, counts.
+        Padding is not masked: the UNet was trained on vectors that see it, so the padding id counts.
         """
         return self.text_model(tokens)

@@ -93,7 +93,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer block over the positions of a feature map, between two projections, added to its input."""
+    """A transformer block over the positions of a feature map, between two projections."""
 
     def __init__(self, channels: int, text_channels: int, heads: int, groups: int, linear: bool):
         super().__init__()
@@ -106,7 +106,7 @@ class SpatialTransformer(nn.Module):
     def forward(
         self, hidden: Tensor, text: Tensor, key_value: KeyValue | None = None
     ) -> tuple[Tensor, KeyValue]:
-        """hidden: (B, C, H, W). Returns the same shape, and the self-attention's keys and values (B, H W, C)."""
+        """hidden: (B, C, H, W). Returns that shape, and the self-attention's (K, V), each (B, H W, C)."""
         linear, normed = isinstance(self.proj_in, nn.Linear), self.norm(hidden)
         if not linear:
             normed = self.proj_in(normed)
@@ -161,7 +161,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Enlarges to `size` (height, width) by nearest neighbour, twice the input unless told, then convolves."""
+    """Enlarges to `size` (height, width), twice the input unless told, by nearest neighbour; convolves."""
 
     def __init__(self, channels: int):
         super().__init__()

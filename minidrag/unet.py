@@ -48,6 +48,7 @@ class UNetConfig:
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     use_linear_projection: bool = False  # True in SD 2.x
+    sample_size: int = 64  # shorter side of the latents it was trained on
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "UNetConfig":
@@ -58,7 +59,7 @@ class UNetConfig:
         for key, fixed in FIXED.items():
             if values.get(key, fixed) != fixed:
                 raise ValueError(
-                    f"the UNet's config.json has {key} = {values[key]!r}; minidrag knows {fixed!r} only"
+                    f"the UNet's config.json has {key} = {values[key]!r}; minidrag knows only {fixed!r}"
                 )
         channels = tuple(values.get("block_out_channels", cls.block_out_channels))
         heads = values.get("num_attention_heads") or values.get("attention_head_dim", 8)
@@ -74,10 +75,10 @@ class UNetConfig:
             or len(down) != 4
         ):
             raise ValueError(
-                "the UNet's config.json does not describe four mirrored levels of Stable Diffusion blocks"
+                "the UNet's config.json does not describe Stable Diffusion's four mirrored levels"
             )
         plain = ("in_channels", "out_channels", "layers_per_block", "cross_attention_dim")
-        plain += ("norm_num_groups", "norm_eps", "use_linear_projection")
+        plain += ("norm_num_groups", "norm_eps", "use_linear_projection", "sample_size")
         return cls(
             block_out_channels=channels,
             attention=attention,
@@ -140,7 +141,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """ResNet blocks that each take in one skip, with transformers, then an upsampling to the next skip's size."""
+    """ResNet blocks that each take in one skip, with transformers, then an upsampling to the next skip."""
 
     def __init__(self, config: UNetConfig, level: int):
         super().__init__()
@@ -158,7 +159,7 @@ class UpBlock(nn.Module):
     def forward(
         self, hidden: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, given: list[KeyValue] | None
     ) -> tuple[Tensor, list[KeyValue]]:
-        """skips: one per ResNet block, the last of the list first used; one more tells the size to grow to."""
+        """skips: one per ResNet block, used from the last on; one more tells the size to grow to."""
         used = []
         for i, block in enumerate(self.resnets):
             hidden = block(torch.cat([hidden, skips[-1 - i]], dim=1), time)
@@ -191,12 +192,14 @@ class UNet(nn.Module):
     ) -> UNetOutput:
         """Predicts the noise in `latent`; reads `keys_values`, where given, in place of its own.
 
-        latent: (B, 4, H, W). timestep: one for all or (B,), 0 to 999. text: (B, 77, cross_attention_dim).
+        latent: (B, 4, H, W), any dtype; all that comes back has the weights' one.
+        timestep: one for all or (B,), 0 to 999. text: (B, 77, cross_attention_dim).
         keys_values: a list as an earlier call returned it (paper section 3.4, reference-latent-control).
         """
         timestep = torch.as_tensor(timestep, device=latent.device).expand(len(latent))
-        time = self.time_embedding(timestep, latent.dtype)  # (B, 4 C)
-        hidden = self.conv_in(latent)
+        dtype = self.conv_in.weight.dtype
+        time = self.time_embedding(timestep, dtype)  # (B, 4 C)
+        hidden = self.conv_in(latent.to(dtype))
         skips = [hidden]
         for block in self.down_blocks:
             skips += self._run(block, skips[-1], time, text)

@@ -39,6 +39,11 @@ class VAEConfig:
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215  # brings the latents to about unit variance
 
+    @property
+    def factor(self) -> int:
+        """How many pixels of a picture's side make one of the latent's."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "VAEConfig":
         """Reads an official `vae/config.json`; raises ValueError, naming the key, for another kind of VAE."""
