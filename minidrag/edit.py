@@ -53,7 +53,7 @@ class Edit:
     """An edited picture and how it came about; points are (x, y) in pixels of the picture given.
 
     picture: the edit, outside the mask with the original's own pixels if so configured. raw: the method's
-    output. reconstruction: the original, taken the same way without the drag. paths: every handle at the start
+    output. reconstruction: the original, taken the same way without the drag. paths: each handle at the start
     and after each step. distances, remaining: from handle to target before and after the drag, in pixels.
     reason: "arrived" or "steps". inverted, dragged: (1, 4, H, W) at the edited step. clean: the finished
     latent as foreseen at the moments of the paths. seconds: per stage.
@@ -145,7 +145,7 @@ def fit_lora(
     seed: int = 0,
     on_stage: OnStage | None = None,
 ) -> LoRA:
-    """Trains a LoRA on one picture, so that the UNet knows it (paper section 3.2); the model stays the same."""
+    """Trains a LoRA on one picture, so that the UNet knows it (paper section 3.2). The model stays as is."""
     mean, std = encode(model, picture, config)
     text = model.encode_text(prompt)
     with stage("LoRA", config.lora_steps, {}, on_stage) as on_step, set_aside(model):
