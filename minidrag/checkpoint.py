@@ -133,15 +133,12 @@ def check(part: Part, name: str) -> None:
 
 def fill(part: Part, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Reads a network's tensors from its file onto a device, in a dtype, at most one of them held twice."""
-    tensors, file = {}, safe_open(part.file, "pt")
+    tensors = {}
     for name, empty in part.network.state_dict().items():
-        tensor = file.get_tensor(part.names[name]).reshape(empty.shape)
-        # What can stay as it is stays in the file, mapped into memory; old files lie askew there.
-        misaligned = tensor.data_ptr() % tensor.element_size() != 0
-        if device.type != "cpu" or tensor.dtype != dtype or misaligned:
-            tensor = tensor.to(device, dtype, copy=True)
-            # Opened anew: a file that stays mapped keeps every page that was read through it in memory.
-            file = safe_open(part.file, "pt")
-        tensors[name] = tensor
+        # Opened anew each time: a file that stays mapped keeps every page that was read through it in memory.
+        with safe_open(part.file, "pt") as file:
+            tensor = file.get_tensor(part.names[name]).reshape(empty.shape)
+            # Always a copy: where a tensor lies in the file decides how sums are rounded.
+            tensors[name] = tensor.to(device, dtype, copy=True)
     part.network.load_state_dict(tensors, strict=True, assign=True)
     return part.network.requires_grad_(False)
