@@ -19,6 +19,23 @@ from minidrag.weights import Model
 
 OnStage = Callable[[str, int, int], None]  # called with a stage's name, its steps done, and all its steps
 
+LONGEST = 8  # times its shorter side: a longer picture would take very much memory
+LEAST = {  # what the fields of EditConfig may be at least
+    "steps": 1,
+    "drag_steps": 0,
+    "drag_rate": 0,
+    "motion_radius": 0,
+    "track_radius": 0,
+    "mask_weight": 0,
+    "tolerance": 0,
+    "lora_rank": 1,
+    "lora_steps": 0,
+    "lora_batch": 1,
+    "lora_rate": 0,
+    "control_from": 0,
+    "size": 8,
+}
+
 
 @dataclass(frozen=True)
 class EditConfig(DragConfig):
@@ -260,13 +277,21 @@ def check(
     config: EditConfig,
 ) -> None:
     """Raises ValueError, saying what to do, for what cannot be edited."""
-    width, height = size
-    if (
-        model.prediction != "epsilon"
-        or model.unet.config.in_channels != 4
-        or model.unet.config.use_linear_projection
-    ):
+    check_points(size, handles, targets, mask)
+    check_config(config)
+    model.schedule.pairs(config.steps)
+    unet = model.unet.config
+    if model.prediction != "epsilon" or unet.in_channels != 4 or unet.use_linear_projection:
         raise ValueError(f"{model.source} is no Stable Diffusion 1.x model: give one, or a fine-tuned one")
+
+
+def check_points(
+    size: tuple[int, int], handles: Sequence[Point], targets: Sequence[Point], mask: Tensor | None
+) -> None:
+    """The part of `check` that needs no model, about a picture of `size` (width, height)."""
+    width, height = size
+    if max(size) > LONGEST * min(size):
+        raise ValueError(f"the picture is {width}x{height} pixels, which is too long a strip: crop it")
     if len(handles) != len(targets) or not handles:
         raise ValueError(f"{len(handles)} handles and {len(targets)} targets: give at least one pair")
     for name, points in (("handle", handles), ("target", targets)):
@@ -280,9 +305,20 @@ def check(
     for x, y in handles if mask is not None else ():
         if mask[min(round(y), height - 1), min(round(x), width - 1)] < 0.5:
             raise ValueError(f"the handle {x:g},{y:g} lies outside the mask: mark what it shall move as well")
+
+
+def check_config(config: EditConfig) -> None:
+    """The part of `check` that is about the constants alone."""
+    for name, least in LEAST.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"{name} {value} is not possible: choose {least} or more")
     if not 1 <= config.edited_step <= config.steps:
         raise ValueError(f"edited_step {config.edited_step} is not possible: choose 1 to {config.steps}")
     if not 1 <= config.block <= 4:
         raise ValueError(f"block {config.block} is not possible: choose 1 to 4")
     if config.motion_loss not in ("sum", "mean"):
         raise ValueError(f"motion_loss {config.motion_loss!r} is not known: choose sum or mean")
+    if config.lora_targets not in lora.TARGETS:
+        known = ", ".join(lora.TARGETS)
+        raise ValueError(f"lora_targets {config.lora_targets!r} is not known: choose one of {known}")

@@ -1,1 +1,6 @@
 """A small model of the same classes, trained on rendered scenes."""
+
+from pathlib import Path
+
+MODEL = Path(__file__).parent / "model"  # its folder
+DEMO = Path(__file__).parent / "demo"  # a picture, a mask and a drag for it
