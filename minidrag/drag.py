@@ -71,7 +71,8 @@ def optimise(
 
     latent: (1, 4, H, W) at the edited step. text: (1, 77, C). handles: whole numbers.
     mask: (H, W), 1 where the picture may change; None: everywhere. grid: the feature grid's (rows, columns).
-    The latent and the loss are float32 at least. Raises FloatingPointError for a loss that is not finite.
+    The latent and the loss are float32 at least.
+    Raises FloatingPointError, with the step, for a loss or a gradient that is not finite.
     """
     time, below = schedule.pairs(config.steps)[config.steps - config.edited_step]
     edited = latent.detach().to(torch.promote_types(latent.dtype, torch.float32), copy=True).requires_grad_()
@@ -87,7 +88,8 @@ def optimise(
     for step in range(config.drag_steps + 1):
         features, lower = look()
         if step == 0:
-            starts = [features.detach()[:, int(row), int(column)] for row, column in handles]
+            # Copies: a view of one cell would keep the whole map in memory, at SD 1.5's size 168 MB of it.
+            starts = [features.detach()[:, int(row), int(column)].clone() for row, column in handles]
             original_lower = lower.detach()
         else:
             for path, start in zip(paths, starts, strict=True):
@@ -101,9 +103,9 @@ def optimise(
         loss = motion(features, handles, targets, config)
         if mask is not None:
             loss = loss + config.mask_weight * change_outside(lower, original_lower, mask)
-        if not loss.isfinite():
-            raise FloatingPointError(f"drag: the loss is {loss.item()} in step {step + 1}")
         (edited.grad,) = torch.autograd.grad(loss, edited)
+        if not (loss.isfinite() and edited.grad.isfinite().all()):
+            raise FloatingPointError(f"drag: the loss or its gradient is not finite in step {step + 1}")
         optimizer.step()
         losses.append(loss.item())
         if on_step:
