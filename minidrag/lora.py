@@ -163,26 +163,20 @@ def fit(
     steps: int,
     batch: int,
     rate: float,
-    weight_decay: float = 0.01,  # of the official trainer, by AdamW's default
     seed: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> LoRA:
     """Identity-preserving fine-tuning: trains a new LoRA on one picture (paper section 3.2, eq. 3).
 
-        L_ft(z, dtheta) = E_{eps, t} || eps - eps_{theta + dtheta}(alpha_t z + sigma_t eps) ||_2^2
-
-    mean, std: (1, 4, H, W), what the VAE makes of the picture; every sample of every step is drawn anew.
-    text: (1, 77, C), in the UNet's dtype. on_step: called with the number of steps done and the loss.
-    Leaves the LoRA on the UNet, frozen, and returns a copy; leaves none where it is cut short.
-    Raises FloatingPointError for a loss that is not finite. A seed means the same numbers on every device.
+    mean, std: (1, 4, H, W), from the VAE. text: (1, 77, C), in the UNet's dtype. on_step: called with the
+    number of steps done and the loss. A seed means the same numbers on every device. Leaves the LoRA on the
+    UNet, frozen, and returns a copy; raises FloatingPointError, and leaves none, for a loss not finite.
     """
-    exact = torch.promote_types(mean.dtype, torch.float32)
-    mean, std, text = mean.detach().to(exact), std.detach().to(exact), text.detach()
-    generator = torch.Generator().manual_seed(seed)
+    text, generator = text.detach(), torch.Generator().manual_seed(seed)
     add(unet.eval(), rank, targets, generator)
     try:
         with trainable(unet) as chosen:
-            optimizer = torch.optim.AdamW(chosen, lr=rate, weight_decay=weight_decay)
+            optimizer = torch.optim.AdamW(chosen, lr=rate, weight_decay=0.01)  # as in the official trainer
             for done in range(1, steps + 1):
                 loss = noise_loss(unet, schedule, *draw(schedule, mean, std, batch, generator), text)
                 if not loss.isfinite():
@@ -203,7 +197,8 @@ def draw(
     schedule: Schedule, mean: Tensor, std: Tensor, batch: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Latents of the picture (B, 4, H, W), timesteps (B,) and noise (B, 4, H, W), drawn on the CPU."""
-    shape = (batch, *mean.shape[1:])
+    shape, exact = (batch, *mean.shape[1:]), torch.promote_types(mean.dtype, torch.float32)
+    mean, std = mean.detach().to(exact), std.detach().to(exact)
     latent = mean + std * torch.randn(shape, generator=generator).to(mean)
     timestep = torch.randint(schedule.num_train_timesteps, (batch,), generator=generator)
     return latent, timestep, torch.randn(shape, generator=generator).to(mean)
@@ -212,7 +207,12 @@ def draw(
 def noise_loss(
     unet: Predictor, schedule: Schedule, latent: Tensor, timestep: Tensor, noise: Tensor, text: Tensor
 ) -> Tensor:
-    """Mean square of the UNet's error about the noise, in the latents' dtype (paper eq. 3)."""
+    """Mean square of the UNet's error about the noise, in the latents' dtype (paper eq. 3).
+
+        L_ft(z, dtheta) = E_{eps, t} || eps - eps_{theta + dtheta}(alpha_t z + sigma_t eps) ||_2^2
+
+    latent, noise: (B, 4, H, W). timestep: (B,). text: (1, 77, C).
+    """
     noisy = schedule.add_noise(latent, noise, timestep).to(text.dtype)
     predicted, _, _ = unet(noisy, timestep, text.expand(len(latent), -1, -1))
     return F.mse_loss(predicted.to(noise.dtype), noise)
