@@ -101,7 +101,7 @@ def read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, An
 def read_merges(path: Path) -> list[tuple[str, str]]:
     """Reads the pairs of tokens to merge, one a line after a line with a version."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would break inside some tokens
+        lines = path.read_text(encoding="utf-8").splitlines()
         pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
         return [(left, right) for left, right in pairs]
     except ValueError as error:

@@ -219,12 +219,14 @@ def test_floating_point_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(8001, 8000), (10_000, 9_000), (20_000, 20_000), (200_000, 1_000)])
-@pytest.mark.filterwarnings("error")
-def test_absurdly_large_picture(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_absurdly_large_picture(
+    tmp_path: Path, size: tuple[int, int], recwarn: pytest.WarningsRecorder
+) -> None:
     header = b"P4\n%d %d\n" % size  # a bitmap file whose pixels are missing: nothing must try to read them
     (tmp_path / "picture.pbm").write_bytes(header + b"0")
     with pytest.raises(ValueError, match="too large, more than 64,000,000 pixels"):
         load_picture(tmp_path / "picture.pbm")
+    assert not recwarn.list  # one sentence and no second one from Pillow
 
 
 @pytest.mark.parametrize("size", [(63, 500), (500, 63), (1, 1)])
@@ -275,6 +277,14 @@ def test_sixteen_bit_mask(tmp_path: Path) -> None:
 def test_empty_mask_is_none(tmp_path: Path) -> None:
     Image.new("L", (WIDTH, HEIGHT)).save(tmp_path / "mask.png")
     assert load_mask(tmp_path / "mask.png", (WIDTH, HEIGHT)) is None
+
+
+def test_grey_in_a_mask_counts_as_the_nearer_end(tmp_path: Path) -> None:
+    levels = np.full((HEIGHT, WIDTH), 127, np.uint8)
+    levels[:, 60:] = 128
+    Image.fromarray(levels).save(tmp_path / "mask.png")
+    mask = load_mask(tmp_path / "mask.png", (WIDTH, HEIGHT))
+    assert mask is not None and mask[:, 60:].eq(1).all() and mask[:, :60].eq(0).all()
 
 
 def test_mask_with_ones_for_white(tmp_path: Path) -> None:
@@ -445,7 +455,10 @@ def test_large_pictures_are_not_enlarged() -> None:
     picture = colors().resize((800, 600))
     same, factor = enlarge(picture)
     assert factor == 1 and same.size == (800, 600)
-    assert np.array_equal(np.asarray(draw_drags(picture, [], [])), np.asarray(picture))
+    before = picture.copy()
+    assert np.array_equal(np.asarray(draw_drags(picture, [], [])), np.asarray(before))
+    assert far(draw_drags(picture, [(9, 9)], [(500, 300)], torch.zeros(600, 800)), before) > 100
+    assert far(picture, before) == 0
 
 
 def test_side_by_side() -> None:
@@ -481,7 +494,9 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "result.png"
     write_whole(path, colors().save)
     assert far(load_picture(path), colors()) == 0 and os.listdir(tmp_path) == ["result.png"]
-    before = path.read_bytes()
+    before, number = path.read_bytes(), path.stat().st_ino
+    write_whole(path, colors().save)
+    assert path.stat().st_ino != number  # another file took the name; the old one was never open for writing
 
     def fails(temporary: Path) -> None:
         temporary.write_bytes(b"half")
