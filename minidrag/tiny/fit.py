@@ -7,7 +7,7 @@ Rendering is exact to a fraction of a pixel, so the answer is too, as far as the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -29,7 +29,8 @@ GRID = 4  # pixels between the first guesses, and the side of what is one pixel 
 FINEST = 0.1  # pixels
 ABSENT = {"gaze": 100.0, "smile": -0.6}  # at which the pupils are off the face, and the mouth is a dot
 LEAST = {"stretch": 0.1, "gaze": -3.0, "smile": -0.6}
-MISFIT, SHOWN = 0.6, 0.25  # beyond these a thing is lost
+CONTRAST = 12.0  # of 255; a thing is seen where it differs by more from what is behind it
+ERROR, MISFIT, SHOWN = 32.0, 0.6, 0.25  # beyond these a thing is lost
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,11 @@ def place(result: Image.Image, scene: Scene, drag: Drag) -> Placement:
     """
     moving = Moving.by(drag, scene)
     numbers = fit(result, moving, area(drag))
-    misfit, shown = judge(result, moving, numbers, drag)
+    error, misfit, shown = judge(result, moving, numbers, drag)
     points = moving.points(numbers)
     distances = [math.dist(point, target) for point, (_, target) in zip(points, moving.pairs, strict=True)]
     ways = [math.dist(*pair) for pair in moving.pairs]
-    lost = misfit > MISFIT or shown < SHOWN
+    lost = error > ERROR or misfit > MISFIT or shown < SHOWN
     return Placement(points, sum(distances) / len(distances), sum(distances) / sum(ways), misfit, lost)
 
 
@@ -181,8 +182,9 @@ def fit(result: Image.Image, moving: Moving, counts: Array) -> Numbers:
         return float((apart(drawn, small) * small_counts).sum())
 
     starts = best_apart(moving.guesses(), cost if moving.shape else coarse_cost)
-    found = min((descend(cost, start, GRID, 1.0) for start in starts), key=lambda pair: pair[1])
-    return descend(cost, found[0], 0.5, FINEST)[0]
+    coupled = [(0, 2)] if moving.shape == "stretch" else []
+    found = min((descend(cost, start, GRID, 1.0, coupled) for start in starts), key=lambda pair: pair[1])
+    return descend(cost, found[0], 0.5, FINEST, coupled)[0]
 
 
 def best_apart(guesses: list[Numbers], cost: Cost, count: int = 3) -> list[Numbers]:
@@ -194,13 +196,20 @@ def best_apart(guesses: list[Numbers], cost: Cost, count: int = 3) -> list[Numbe
     return chosen[:count]
 
 
-def descend(cost: Cost, start: Numbers, step: float, finest: float) -> tuple[Numbers, float]:
-    """Walks along the axes as long as that lowers the cost, in steps that are halved where it does not."""
+def descend(
+    cost: Cost, start: Numbers, step: float, finest: float, coupled: Sequence[tuple[int, int]] = ()
+) -> tuple[Numbers, float]:
+    """Walks as long as that lowers the cost, along the axes, in steps that are halved where it does not.
+
+    coupled: pairs of axes that are also walked along together, for what a foot and a height do to a top.
+    Returns where it ended, and the cost there.
+    """
+    axes = np.eye(len(start))
+    ways = [*axes, *(axes[i] + way * axes[j] for i, j in coupled for way in (1, -1))]
+    ways += [-way for way in ways]
     here, least = start, cost(start)
     while step >= finest:
-        tried = [
-            (*here[:i], here[i] + way, *here[i + 1 :]) for i in range(len(here)) for way in (step, -step)
-        ]
+        tried = [tuple((np.array(here) + step * way).tolist()) for way in ways]
         best, found = min(((at, cost(at)) for at in tried), key=lambda pair: pair[1])
         if found < least:
             here, least = best, found
@@ -209,18 +218,18 @@ def descend(cost: Cost, start: Numbers, step: float, finest: float) -> tuple[Num
     return here, least
 
 
-def judge(result: Image.Image, moving: Moving, numbers: Numbers, drag: Drag) -> tuple[float, float]:
-    """How badly the fit fits where the thing is to be seen, and how much of it is to be seen.
+def judge(result: Image.Image, moving: Moving, numbers: Numbers, drag: Drag) -> tuple[float, float, float]:
+    """How far the result is from what was fitted, where the thing is seen, and how much is seen of it.
 
-    Returns the difference there, over the thing's contrast, and the thing's visible area over that of
-    the drag's truth.
+    Returns the mean difference, 0 to 255; the same over the contrast between the thing and what is behind
+    it; and the area where it is seen over that in the drag's truth.
     """
-    behind, here = soft(render(moving.absent())), soft(render(moving.at(numbers)))
-    truth = soft(render(drag.after))
+    behind, truth = soft(render(moving.absent())), soft(render(drag.after))
+    here, looked_at = soft(render(moving.at(numbers))), area(drag)
     contrast = np.abs(here - behind).mean(axis=-1)
-    seen = (contrast > CAP / 4) & area(drag)
-    wanted = (np.abs(truth - behind).mean(axis=-1) > CAP / 4).sum()
+    seen = (contrast > CONTRAST) & looked_at
+    wanted = (np.abs(truth - behind).mean(axis=-1) > CONTRAST) & looked_at
     if not seen.any():
-        return math.inf, 0.0
-    error = np.abs(soft(result) - here).mean(axis=-1)
-    return float(error[seen].mean() / contrast[seen].mean()), float(seen.sum() / wanted)
+        return 255.0, 1.0, 0.0
+    error = np.abs(soft(result) - here).mean(axis=-1)[seen].mean()
+    return float(error), float(error / contrast[seen].mean()), float(seen.sum() / wanted.sum())
