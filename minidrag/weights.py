@@ -138,7 +138,11 @@ def folder_part(folder: Path, name: str, dtype: torch.dtype) -> Part:
         raise FileNotFoundError(
             f"{folder / 'config.json'} is missing: the folder is no model or not all of one"
         )
-    config = CONFIGS[name].from_json(read_json(folder / "config.json"))
+    values = read_json(folder / "config.json")
+    try:
+        config = CONFIGS[name].from_json(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'} is not for this: {error}") from error
     for infix in infixes(dtype):
         if (file := folder / f"{STEMS[name]}{infix}.safetensors").is_file():
             return find_part(name, file, config)

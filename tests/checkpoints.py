@@ -250,17 +250,36 @@ def write(file: Path, tensors: Tensors) -> Path:
     return file
 
 
-def write_zeros(file: Path, shapes: dict[str, list[int]], dtype: str = "F32", pad: int = 0) -> Path:
-    """A file of any size that takes no room: a header and a hole. pad: spaces behind the header."""
-    header, at, width = {}, 0, {"F32": 4, "F16": 2, "I64": 8}
-    for name, shape in shapes.items():
+def write_zeros(file: Path, shapes: dict[str, list[int]], dtype: str = "F32", aligned: bool = True) -> Path:
+    """A file of any size that takes no room: a header like safetensors' own, and a hole.
+
+    aligned: whether the header is filled up to a multiple of 8, which it was not before 2023.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at, width = 0, {"F32": 4, "F16": 2, "I64": 8}
+    for name in sorted(shapes, key=lambda name: (not name.endswith("position_ids"), name)):
         kind = "I64" if name.endswith("position_ids") else dtype
-        size = width[kind] * torch.Size(shape).numel()
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, at + size]}
+        size = width[kind] * torch.Size(shapes[name]).numel()
+        header[name] = {"dtype": kind, "shape": list(shapes[name]), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8 + pad)
+    text += b" " * (-len(text) % 8 if aligned else 0)
     with open(file, "wb") as opened:
         opened.write(struct.pack("<Q", len(text)) + text)
         opened.truncate(8 + len(text) + at)
     return file
+
+
+def listed(name: str) -> dict[str, list[int]]:
+    """Names and shapes of an official file: unet, vae, text_encoder."""
+    lines = (Path(__file__).parent / "data" / f"sd15_{name}.txt").read_text().splitlines()
+    pairs = (line.split() for line in lines if line and not line.startswith("#"))
+    return {key: [int(side) for side in shape.split("x")] for key, shape in pairs}
+
+
+def on_meta(shapes: dict[str, list[int]]) -> Tensors:
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+def shapes_of(tensors: Tensors) -> dict[str, list[int]]:
+    return {key: list(tensor.shape) for key, tensor in tensors.items()}

@@ -23,7 +23,6 @@ from minidrag.names import text_names, unet_names, vae_names
 from minidrag.vae import VAEConfig
 from minidrag.weights import Model, load_model
 
-DATA = Path(__file__).parent / "data"
 TEXT_PREFIX = "cond_stage_model.transformer.text_model."
 
 
@@ -339,18 +338,10 @@ def test_vae_folder_model_or_checkpoint(
 # --- full size ---
 
 
-def listed(name: str) -> dict[str, list[int]]:
-    lines = (DATA / f"sd15_{name}.txt").read_text().splitlines()
-    pairs = [line.split() for line in lines if line and not line.startswith("#")]
-    return {key: [int(side) for side in shape.split("x")] for key, shape in pairs}
-
-
 def full_size(text_prefix: str = TEXT_PREFIX) -> dict[str, Tensor]:
     """Names and shapes of v1-5-pruned-emaonly."""
-    tensors = {
-        name: {key: torch.empty(shape, device="meta") for key, shape in listed(name).items()}
-        for name in ("unet", "vae", "text_encoder")
-    }
+    names = ("unet", "vae", "text_encoder")
+    tensors = {name: checkpoints.on_meta(checkpoints.listed(name)) for name in names}
     checkpoint = checkpoints.emaonly(tensors)
     text = {key: checkpoint.pop(key) for key in list(checkpoint) if "text_model." in key}
     return checkpoint | {key.replace(TEXT_PREFIX, text_prefix): tensor for key, tensor in text.items()}
@@ -362,13 +353,13 @@ def test_full_size_names_and_shapes_in_every_spelling() -> None:
         checkpoint = full_size(prefix)
         assert len(checkpoint) == 1145
         for name, rule in {"unet": unet_names, "vae": vae_names, "text_encoder": text_names}.items():
-            wanted, found = listed(name), rule(checkpoint)
+            wanted, found = checkpoints.listed(name), rule(checkpoint)
             assert found.keys() == wanted.keys()
             for ours, key in found.items():
                 shape = list(checkpoint[key].shape)
                 assert shape == wanted[ours] or shape == [*wanted[ours], 1, 1]
     for name, rule in {"unet": unet_names, "vae": vae_names, "text_encoder": text_names}.items():
-        assert rule(listed(name)) == {key: key for key in listed(name)}
+        assert rule(checkpoints.listed(name)) == {key: key for key in checkpoints.listed(name)}
 
 
 def test_full_size_ema_names_are_unique() -> None:
@@ -386,7 +377,7 @@ def test_full_size_ema_names_are_unique() -> None:
 @pytest.mark.slow
 def test_full_size_single_file(tmp_path: Path, clean: Path) -> None:
     """4.27 GB by its header, a hole on the disk; loaded as fp16, so that 2.1 GB of memory do."""
-    shapes = {key: list(tensor.shape) for key, tensor in full_size().items()}
+    shapes = checkpoints.shapes_of(full_size())
     file = checkpoints.write_zeros(tmp_path / "v1-5.safetensors", shapes)
     assert abs(file.stat().st_size - 4_265_146_304) < 2000
     model = load_model(file, tokenizer=clean, device="cpu", dtype=torch.float16)
@@ -399,9 +390,8 @@ def test_full_size_single_file(tmp_path: Path, clean: Path) -> None:
 
 def test_full_size_vae_file(tmp_path: Path) -> None:
     """vae-ft-mse-840000-ema-pruned.safetensors: bare LDM names, 250 tensors."""
-    vae = {key: torch.empty(shape, device="meta") for key, shape in listed("vae").items()}
-    shapes = {key: list(tensor.shape) for key, tensor in checkpoints.ldm_vae(vae, "").items()}
-    shapes |= {"model_ema.decay": [], "model_ema.num_updates": []}
+    vae = checkpoints.ldm_vae(checkpoints.on_meta(checkpoints.listed("vae")), "")
+    shapes = checkpoints.shapes_of(vae) | {"model_ema.decay": [], "model_ema.num_updates": []}
     assert len(shapes) == 250
     file = checkpoints.write_zeros(tmp_path / "vae.safetensors", shapes)
     assert len(find_part("vae", file, VAEConfig()).names) == 248
@@ -426,7 +416,7 @@ print((kilobytes("VmHWM") - before) * 1024 / weights)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
 @pytest.mark.parametrize("dtype", ["F16", "F32"])
 def test_peak_memory(tmp_path: Path, dtype: str) -> None:
-    file = checkpoints.write_zeros(tmp_path / "vae.safetensors", listed("vae"), dtype)
+    file = checkpoints.write_zeros(tmp_path / "vae.safetensors", checkpoints.listed("vae"), dtype)
     command = [sys.executable, "-c", MEASURE, str(file)]
     environment = os.environ | {"PYTHONPATH": str(Path(weights.__file__).parents[1])}
     ratio = float(subprocess.run(command, check=True, capture_output=True, env=environment).stdout)
@@ -475,6 +465,8 @@ def test_missing_tokenizer_and_broken_config(folder: Path) -> None:
     assert f"{folder} has no vocab.json" in error(FileNotFoundError, folder)
     (folder / "vae/config.json").write_text("{")
     assert "vae/config.json is not valid JSON" in error(ValueError, folder)
+    (folder / "unet/config.json").write_text('{"block_out_channels": 3}')
+    assert "unet/config.json" in error(ValueError, folder)
 
 
 def test_folder_with_pickles_only(folder: Path) -> None:
