@@ -110,14 +110,15 @@ class SpatialTransformer(nn.Module):
         linear, normed = isinstance(self.proj_in, nn.Linear), self.norm(hidden)
         if not linear:
             normed = self.proj_in(normed)
-        tokens = normed.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, H W, C)
+        # Contiguous: sums keep their first part's layout, and every norm and linear would copy a strided one.
+        tokens = normed.flatten(2).transpose(1, 2).contiguous()  # (B, C, H, W) -> (B, H W, C)
         if linear:
             tokens = self.proj_in(tokens)
         tokens, key_value = self.transformer_blocks[0](tokens, text, key_value)
         if linear:
             tokens = self.proj_out(tokens)
         output = tokens.transpose(1, 2).unflatten(2, hidden.shape[2:])  # (B, H W, C) -> (B, C, H, W)
-        return hidden + (output if linear else self.proj_out(output)), key_value
+        return hidden + (output if linear else self.proj_out(output.contiguous())), key_value
 
 
 class ResnetBlock(nn.Module):
