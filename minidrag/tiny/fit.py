@@ -30,7 +30,9 @@ FINEST = 0.1  # pixels
 ABSENT = {"gaze": 100.0, "smile": -0.6}  # at which the pupils are off the face, and the mouth is a dot
 LEAST = {"stretch": 0.1, "gaze": -3.0, "smile": -0.6}
 CONTRAST = 12.0  # of 255; a thing is seen where it differs by more from what is behind it
-ERROR, MISFIT, SHOWN = 32.0, 0.6, 0.25  # beyond these a thing is lost
+# Beyond these a thing is lost. Decoded, blurred, or half transparent, a thing keeps a correlation of 0.8 and
+# more and a misfit below 0.6; the best fit to noise of any grain reaches a correlation of 0.6.
+MISFIT, LIKENESS, SHOWN = 0.6, 0.7, 0.25
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,11 @@ def place(result: Image.Image, scene: Scene, drag: Drag) -> Placement:
     """
     moving = Moving.by(drag, scene)
     numbers = fit(result, moving, area(drag))
-    error, misfit, shown = judge(result, moving, numbers, drag)
+    misfit, likeness, shown = judge(result, moving, numbers, drag)
     points = moving.points(numbers)
     distances = [math.dist(point, target) for point, (_, target) in zip(points, moving.pairs, strict=True)]
     ways = [math.dist(*pair) for pair in moving.pairs]
-    lost = error > ERROR or misfit > MISFIT or shown < SHOWN
+    lost = misfit > MISFIT or likeness < LIKENESS or shown < SHOWN
     return Placement(points, sum(distances) / len(distances), sum(distances) / sum(ways), misfit, lost)
 
 
@@ -219,17 +221,24 @@ def descend(
 
 
 def judge(result: Image.Image, moving: Moving, numbers: Numbers, drag: Drag) -> tuple[float, float, float]:
-    """How far the result is from what was fitted, where the thing is seen, and how much is seen of it.
+    """How well the result is what was fitted to it, where the thing is seen.
 
-    Returns the mean difference, 0 to 255; the same over the contrast between the thing and what is behind
-    it; and the area where it is seen over that in the drag's truth.
+    Returns the mean difference over the thing's contrast to what is behind it; the correlation of both
+    pictures there and some pixels around; and the area where the thing is seen, over that in the truth.
     """
     behind, truth = soft(render(moving.absent())), soft(render(drag.after))
-    here, looked_at = soft(render(moving.at(numbers))), area(drag)
+    here, found, looked_at = soft(render(moving.at(numbers))), soft(result), area(drag)
     contrast = np.abs(here - behind).mean(axis=-1)
     seen = (contrast > CONTRAST) & looked_at
     wanted = (np.abs(truth - behind).mean(axis=-1) > CONTRAST) & looked_at
     if not seen.any():
-        return 255.0, 1.0, 0.0
-    error = np.abs(soft(result) - here).mean(axis=-1)[seen].mean()
-    return float(error), float(error / contrast[seen].mean()), float(seen.sum() / wanted.sum())
+        return 1.0, 0.0, 0.0
+    misfit = np.abs(found - here).mean(axis=-1)[seen].mean() / contrast[seen].mean()
+    around = (np.asarray(Image.fromarray(seen).convert("L").filter(ImageFilter.MaxFilter(7))) > 0) & looked_at
+    return float(misfit), correlation(here[around], found[around]), float(seen.sum() / wanted.sum())
+
+
+def correlation(one: Array, other: Array) -> float:
+    """Of the colours of some pixels, each channel about its mean: (N, 3) twice."""
+    one, other = one - one.mean(axis=0), other - other.mean(axis=0)
+    return float((one * other).sum() / np.sqrt((one * one).sum() * (other * other).sum() + 1e-9))
