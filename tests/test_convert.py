@@ -86,7 +86,7 @@ def test_folder_from_single_file(single: Path, tmp_path: Path, expected: Tensors
 
 def test_diffusers_loads_the_folder_with_the_same_outputs(single: Path, tmp_path: Path) -> None:
     assert convert("folder", single, tmp_path / "out") == 0
-    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "out", torch_dtype=torch.float64)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "out").to(torch.float64)
     assert type(pipeline).__name__ == "StableDiffusionPipeline"
     ours = checkpoints.outputs(load_model(tmp_path / "out", device="cpu", dtype=torch.float64))
     words = pipeline.tokenizer(["a cat", ""], padding="max_length", truncation=True, return_tensors="pt")
