@@ -15,12 +15,14 @@ from minidrag import images, lora
 from minidrag.ddim import denoise, invert
 from minidrag.drag import DragConfig, Point, optimise
 from minidrag.lora import LoRA
+from minidrag.unet import UNet
 from minidrag.weights import Model
 
 OnStage = Callable[[str, int, int], None]  # called with a stage's name, its steps done, and all its steps
 
 LONGEST = 8  # times its shorter side: a longer picture would take very much memory
-LEAST = {  # what the fields of EditConfig may be at least
+MOST = 1_000_000  # that a field of EditConfig may be; no sensible value comes near
+LEAST = {  # that it may be
     "steps": 1,
     "drag_steps": 0,
     "drag_rate": 0,
@@ -122,7 +124,7 @@ def drag_edit(
     grid = rows * model.vae.config.factor // 2, columns * model.vae.config.factor // 2
     starts = [snap(point, grid) for point in images.to_grid(handles, picture.size, grid)]
     ends = images.to_grid(targets, picture.size, grid)
-    cells = None if mask is None else images.mask_to_grid(mask, (rows, columns)).to(clean)
+    cells = None if mask is None else images.mask_to_grid(mask.float(), (rows, columns)).to(clean)
     with wearing(model, trained, config):
         text = model.encode_text(prompt)
         with set_aside(model):
@@ -165,26 +167,24 @@ def fit_lora(
     """Trains a LoRA on one picture, so that the UNet knows it (paper section 3.2). The model stays as is."""
     mean, std = encode(model, picture, config)
     text = model.encode_text(prompt)
-    with stage("LoRA", config.lora_steps, {}, on_stage) as on_step, set_aside(model):
-        try:
-            model.unet.checkpointing = config.checkpointing
-            return lora.fit(
-                model.unet,
-                model.schedule,
-                mean,
-                std,
-                text,
-                rank=config.lora_rank,
-                targets=config.lora_targets,
-                steps=config.lora_steps,
-                batch=config.lora_batch,
-                rate=config.lora_rate,
-                seed=seed,
-                on_step=on_step,
-            )
-        finally:
-            model.unet.checkpointing = False
-            lora.remove(model.unet)
+    recomputing = checkpointing(model.unet, config.checkpointing)
+    with stage("LoRA", config.lora_steps, {}, on_stage) as on_step, set_aside(model), recomputing:
+        trained = lora.fit(
+            model.unet,
+            model.schedule,
+            mean,
+            std,
+            text,
+            rank=config.lora_rank,
+            targets=config.lora_targets,
+            steps=config.lora_steps,
+            batch=config.lora_batch,
+            rate=config.lora_rate,
+            seed=seed,
+            on_step=on_step,
+        )
+        lora.remove(model.unet)  # not where training failed: then it has none, or one from before
+    return trained
 
 
 def working_size(model: Model, size: tuple[int, int], config: EditConfig) -> tuple[int, int]:
@@ -198,6 +198,7 @@ def encode(model: Model, picture: Image.Image, config: EditConfig) -> tuple[Tens
     """Mean and deviation of a picture's latent, (1, 4, H, W), float32 at least."""
     image = images.to_tensor(images.resize(picture, working_size(model, picture.size, config)))
     mean, std = model.vae.encode(image.to(model.device, model.dtype))
+    must_be_finite(mean, "encoding")
     exact = torch.promote_types(model.dtype, torch.float32)
     return mean.to(exact), std.to(exact)
 
@@ -205,7 +206,9 @@ def encode(model: Model, picture: Image.Image, config: EditConfig) -> tuple[Tens
 @torch.no_grad()
 def decode(model: Model, latent: Tensor) -> Image.Image:
     """The picture, at working size, of a latent (1, 4, H, W)."""
-    return images.to_picture(model.vae.decode(latent.to(model.dtype)))
+    image = model.vae.decode(latent.to(model.dtype))
+    must_be_finite(image, "decoding")
+    return images.to_picture(image)
 
 
 def snap(point: Point, grid: tuple[int, int]) -> Point:
@@ -229,13 +232,22 @@ def paste(edited: Image.Image, original: Image.Image, mask: Tensor) -> Image.Ima
 def wearing(model: Model, trained: LoRA, config: EditConfig) -> Iterator[None]:
     """Within it the model wears the LoRA, and its UNet saves memory if so configured."""
     lora.attach(model.unet, trained, model.text_encoder)
-    model.unet.checkpointing = config.checkpointing
+    try:
+        with checkpointing(model.unet, config.checkpointing):
+            yield
+    finally:
+        lora.remove(model.unet)
+        lora.remove(model.text_encoder)
+
+
+@contextmanager
+def checkpointing(unet: UNet, wanted: bool) -> Iterator[None]:
+    """Within it the UNet recomputes its blocks in the backward pass, or does not, whatever it did before."""
+    before, unet.checkpointing = unet.checkpointing, wanted
     try:
         yield
     finally:
-        model.unet.checkpointing = False
-        lora.remove(model.unet)
-        lora.remove(model.text_encoder)
+        unet.checkpointing = before
 
 
 @contextmanager
@@ -258,14 +270,19 @@ def stage(
     """Times a stage; yields what to call after each step, with the step's number and its latent or loss."""
 
     def on_step(done: int, value: Tensor | float) -> None:
-        if not torch.as_tensor(value).isfinite().all():
-            raise FloatingPointError(f"{name}: a number is no longer finite in step {done} of {total}")
+        must_be_finite(value, name, f" in step {done} of {total}")
         if on_stage:
             on_stage(name, done, total)
 
     began = time.perf_counter()
     yield on_step
     seconds[name] = time.perf_counter() - began
+
+
+def must_be_finite(numbers: Tensor | float, name: str, place: str = "") -> None:
+    """Raises FloatingPointError, with a stage's name and a place in it, for infinity and not-a-number."""
+    if not torch.as_tensor(numbers).isfinite().all():
+        raise FloatingPointError(f"{name}: a number is no longer finite{place}")
 
 
 def check(
@@ -279,7 +296,7 @@ def check(
     """Raises ValueError, saying what to do, for what cannot be edited."""
     check_points(size, handles, targets, mask)
     check_config(config)
-    model.schedule.pairs(config.steps)
+    model.schedule.pairs(min(config.steps, model.schedule.num_train_timesteps))
     unet = model.unet.config
     if model.prediction != "epsilon" or unet.in_channels != 4 or unet.use_linear_projection:
         raise ValueError(f"{model.source} is no Stable Diffusion 1.x model: give one, or a fine-tuned one")
@@ -300,9 +317,11 @@ def check_points(
                 raise ValueError(
                     f"the {name} {x:g},{y:g} lies outside the picture of {width}x{height} pixels"
                 )
-    if mask is not None and mask.shape != (height, width):
+    if mask is None:
+        return
+    if mask.shape != (height, width):
         raise ValueError(f"the mask is {mask.shape[1]}x{mask.shape[0]} pixels, the picture {width}x{height}")
-    for x, y in handles if mask is not None else ():
+    for x, y in handles:
         if mask[min(round(y), height - 1), min(round(x), width - 1)] < 0.5:
             raise ValueError(f"the handle {x:g},{y:g} lies outside the mask: mark what it shall move as well")
 
@@ -311,8 +330,8 @@ def check_config(config: EditConfig) -> None:
     """The part of `check` that is about the constants alone."""
     for name, least in LEAST.items():
         value = getattr(config, name)
-        if value is not None and not least <= value < math.inf:
-            raise ValueError(f"{name} {value} is not possible: choose {least} or more")
+        if value is not None and not least <= value <= MOST:
+            raise ValueError(f"{name} {value} is not possible: choose {least} to {MOST}")
     if not 1 <= config.edited_step <= config.steps:
         raise ValueError(f"edited_step {config.edited_step} is not possible: choose 1 to {config.steps}")
     if not 1 <= config.block <= 4:
