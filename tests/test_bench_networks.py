@@ -1,0 +1,41 @@
+"""The measurement of the networks beside the reference libraries: that both sides do the same work."""
+
+import sys
+
+import pytest
+import torch
+
+from minidrag.bench import networks
+from minidrag.bench.__main__ import main
+
+TINY = networks.Sizes((64, 64, 64, 64), (64, 64), text_channels=24, text_layers=1, latent=16)
+
+
+@pytest.mark.parametrize("task", networks.TASKS, ids=lambda task: task.name)
+def test_both_sides_of_a_task_return_the_same(task: networks.Task) -> None:
+    modules = {"reference": networks.build(task.network, "reference", TINY, "cpu", torch.float32)}
+    modules["minidrag"] = networks.build(task.network, "minidrag", TINY, "cpu", torch.float32)
+    networks.share_weights(modules["minidrag"], modules["reference"])
+    inputs = networks.random_inputs(task, TINY, "cpu", torch.float32)
+    seconds, apart = networks.time_task(task, modules, inputs, runs=1)
+    assert apart < 1e-5
+    assert set(seconds) == set(networks.SIDES) and min(seconds.values()) > 0
+
+
+def test_missing_reference_libraries_end_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert main(["networks"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "pip install 'minidrag[bench]'" in message
+
+
+@pytest.mark.parametrize("arguments", [["--runs", "0"], ["--device", "cuda"]])
+def test_impossible_arguments_end_in_one_sentence(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["networks", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and arguments[0] in message
