@@ -431,7 +431,9 @@ def test_the_plot_draws_the_tables_numbers(tmp_path: Path) -> None:
             drawn[axis.get_ylabel()] = list(line.get_ydata())
 
     cell = {"low": 0, "high": 9, "count": 2}
-    table = {str(i): {name: {"mean": i * 1.5, **cell} for name in tables.MEASURES} for i in range(3)}
+    table: ablate.Table = {
+        str(i): {name: {"mean": i * 1.5, **cell} for name in tables.MEASURES} for i in range(3)
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pyplot, "close", close)
         ablate.plot("block", table, tmp_path / "plot.png")
