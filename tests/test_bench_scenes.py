@@ -407,8 +407,9 @@ def test_an_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
     monkeypatch.setattr(ablate, "editor", editor)
     monkeypatch.setattr(ablate, "load", lambda args: None)
-    monkeypatch.setattr(ablate, "measures_of", lambda model: learned)
-    monkeypatch.setattr(ablate, "settings_of", lambda model, config, seed, compare: {"block": config.block})
+    monkeypatch.setattr(ablate, "fidelity", lambda: None)
+    monkeypatch.setattr(ablate, "learned_measures", lambda model, network: learned)
+    monkeypatch.setattr(ablate, "settings_of", lambda model, config, *_: {"block": config.block})
     parser = argparse.ArgumentParser()
     ablate.add_arguments(parser)
     words = ["--over", "block", "--values", "1", "2", "--cases", "1", "--kinds", "light"]

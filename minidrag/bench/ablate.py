@@ -14,12 +14,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from minidrag.bench.cases import Case, Edited, make_cases
+from minidrag.bench.cases import Case, Edited, learned_measures, make_cases
 from minidrag.bench.scenes import (
     add_common_arguments,
     editor,
+    fidelity,
     load,
-    measures_of,
     open_out,
     read_config,
     run_cases,
@@ -116,12 +116,14 @@ def ablate(args: argparse.Namespace) -> bool:
     field, base = args.over, read_config(args)
     configs = {str(value): configured(base, {field: value}) for value in chosen_values(field, args.values)}
     model, cases = load(args), make_cases(args.cases, args.kinds, args.seed)
-    learned, whole = measures_of(model), True
-    out = open_out(args.out, settings_of(model, base, args.seed, False), "ablate")
+    network, whole = fidelity(), True
+    learned = learned_measures(model, network)
+    out = open_out(args.out, settings_of(model, base, args.seed, False, network), "ablate")
     results = {NO_EDIT: run_cases(cases, nothing, learned, out / NO_EDIT.replace(" ", "-"), compare=False)}
     for value, config in configs.items():
         print(f"minidrag: {field} = {value}", file=sys.stderr)
-        folder = open_out(out / f"{field}={value}", settings_of(model, config, args.seed, False))
+        settings = settings_of(model, config, args.seed, False, network)
+        folder = open_out(out / f"{field}={value}", settings)
         edit = editor(model, config, args.seed)
         results[value] = run_cases(cases, edit, learned, folder, compare=False)
         whole &= len(results[value]) == len(cases)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from huggingface_hub.utils import tqdm
 from PIL import Image
+from torch import nn
 
 from minidrag import images
 from minidrag.bench.cases import (
@@ -152,14 +153,17 @@ def run_cases(
     return results
 
 
-def settings_of(model: Model, config: EditConfig, seed: int, compare: bool) -> dict[str, Any]:
+def settings_of(
+    model: Model, config: EditConfig, seed: int, compare: bool, network: nn.Module | None
+) -> dict[str, Any]:
     """What decides the results of a case, the model by a few of its weights."""
     digest = hashlib.sha256()
     for network in (model.unet, model.vae, model.text_encoder):
         for tensor in network.state_dict().values():
             digest.update(tensor.flatten()[:16].cpu().double().numpy().tobytes())
     weights = digest.hexdigest()[:16]
-    return {"weights": weights, "seed": seed, "references": compare, "config": asdict(config)}
+    measured = {"references": compare, "IF": network is not None}
+    return {"weights": weights, "seed": seed, **measured, "config": asdict(config)}
 
 
 def open_out(out: Path | None, settings: dict[str, Any], name: str = "scenes") -> Path:
@@ -174,14 +178,13 @@ def open_out(out: Path | None, settings: dict[str, Any], name: str = "scenes") -
     return out
 
 
-def measures_of(model: Model) -> Learned:
-    """MD and IF, or MD alone where IF cannot be had, which is said."""
+def fidelity() -> nn.Module | None:
+    """The network for IF; None where it cannot be had, which is said."""
     try:
-        network = fidelity_network()
+        return fidelity_network()
     except Missing as reason:
         print(f"minidrag: {reason}", file=sys.stderr)
-        network = None
-    return learned_measures(model, network)
+        return None
 
 
 def write_report(results: list[dict[str, Any]], out: Path) -> str:
@@ -207,9 +210,9 @@ def sheet(results: list[dict[str, Any]], out: Path) -> Image.Image:
         )
         tile = images.side_by_side(pictures, [result["drag"], outcome, "truth"])
         tiles.append(images.resize(tile, (round(tile.width * TILE / tile.height), TILE)))
-    gap, (width, height) = 24, tiles[0].size if tiles else (1, 1)
-    rows = -(-len(tiles) // ACROSS)
-    size = (width + gap) * ACROSS + gap, (height + gap) * rows + gap
+    gap, (width, height) = 24, tiles[0].size
+    across, rows = min(ACROSS, len(tiles)), -(-len(tiles) // ACROSS)
+    size = (width + gap) * across + gap, (height + gap) * rows + gap
     page = Image.new("RGB", size, images.WHITE)
     for i, tile in enumerate(tiles):
         page.paste(tile, (gap + (width + gap) * (i % ACROSS), gap + (height + gap) * (i // ACROSS)))
@@ -222,12 +225,12 @@ def load(args: argparse.Namespace) -> Model:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        config = read_config(args)
-        model = load(args)
-        out = open_out(args.out, settings_of(model, config, args.seed, not args.no_references))
+        config, compare = read_config(args), not args.no_references
+        model, network = load(args), fidelity()
+        out = open_out(args.out, settings_of(model, config, args.seed, compare, network))
         cases = make_cases(args.cases, args.kinds, args.seed)
-        edit = editor(model, config, args.seed)
-        results = run_cases(cases, edit, measures_of(model), out, model, not args.no_references)
+        edit, learned = editor(model, config, args.seed), learned_measures(model, network)
+        results = run_cases(cases, edit, learned, out, model, compare)
         if results:
             print(write_report(results, out))
             print(f"Written to {out}")
