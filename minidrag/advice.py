@@ -54,8 +54,8 @@ def after(edit: Edit, request: Request) -> list[str]:
             f"advice: handle {', '.join(stuck)} did not move: put it on a corner or pattern of the thing, "
             "name the thing in --prompt, mark more in --mask, or try a larger --drag-rate"
         )
-    elif edit.reason == "steps":
+    if edit.reason == "steps":
         found.append(f"advice: a larger --drag-steps than {request.config.drag_steps} may bring it further")
-    elif done == 0:
+    if edit.reason == "arrived" and done == 0:
         found.append("advice: nothing was dragged, as every target lay within --tolerance of its handle")
     return found

@@ -120,7 +120,12 @@ def check_kinds(values: Any) -> None:
         raise ValueError(f"unknown keys {', '.join(unknown)}: there are {', '.join(KINDS)}")
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, known[name]):
-            raise ValueError(f"{name} cannot be {json.dumps(value)}")
+            raise ValueError(f"{name} cannot be {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def convert(name: str, value: Any, folder: Path) -> Any:
@@ -144,7 +149,7 @@ def drag_of(entry: Any) -> Drag:
     except (ValueError, TypeError, OverflowError):  # the last for an absurdly long number
         pass
     form = '{"handle": [x, y], "target": [x, y]}'
-    raise ValueError(f"{json.dumps(entry)} is no drag: write {form}, in pixels")
+    raise ValueError(f"{shown(entry)} is no drag: write {form}, in pixels")
 
 
 def configured(config: EditConfig, values: dict[str, Any]) -> EditConfig:
@@ -155,7 +160,7 @@ def configured(config: EditConfig, values: dict[str, Any]) -> EditConfig:
             raise ValueError(f"{name} is no setting: there are {', '.join(kinds)}")
         kind = int | float if kinds[name] is float else kinds[name]
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
-            raise ValueError(f"the setting {name} cannot be {json.dumps(value)}")
+            raise ValueError(f"the setting {name} cannot be {shown(value)}")
     return replace(config, **values)
 
 
