@@ -1,4 +1,4 @@
-"""What the check of the small model says, and when it is content; measuring needs the trained model."""
+"""What the check of the small model says, and when it is content; to measure needs the trained model."""
 
 import json
 import types
