@@ -142,7 +142,8 @@ class ResnetBlock(nn.Module):
         change = self.conv1(F.silu(self.norm1(hidden)))
         if time is not None:
             change = change + self.time_emb_proj(F.silu(time))[:, :, None, None]
-        change = self.conv2(F.silu(self.norm2(change)))
+        for step in (self.norm2, F.silu, self.conv2):  # one by one: each result frees the one before it
+            change = step(change)
         return change + (hidden if self.conv_shortcut is None else self.conv_shortcut(hidden))
 
 

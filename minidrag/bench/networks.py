@@ -281,9 +281,10 @@ def measure(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def print_table(rows: Iterable[Row]) -> None:
-    print(f"{'':26} {'seconds':^26}   {'peak MiB':^26}   largest")
-    print(f"{'':26}" + 2 * f" {'minidrag':>9} {'reference':>9} {'ratio':>6}  " + " difference")
-    for row in rows:
+    for number, row in enumerate(rows):
+        if number == 0:  # not before: the first row is long in coming
+            print(f"{'':26} {'seconds':^26}   {'peak MiB':^26}   largest")
+            print(f"{'':26}" + 2 * f" {'minidrag':>9} {'reference':>9} {'ratio':>6}  " + " difference")
         line = f"{row.name:26}"
         for values, form in ((row.seconds, "9.4f"), (row.memory, "9.0f")):
             ours, reference = (values[side] for side in SIDES)
