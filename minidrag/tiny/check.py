@@ -164,7 +164,7 @@ def check_parity(model: Model, text: str) -> Line:
     predict = guided(model.unet, model.encode_text(""), GUIDANCE)
     given = latent.to(model.device, model.dtype)
     (ours,) = denoise(predict, model.schedule, [given], model.encode_text(text), STEPS, STEPS)
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(model.source, torch_dtype=model.dtype)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(model.source)
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
     theirs = pipeline.to(model.device)(text, latents=given, **options).images[0]

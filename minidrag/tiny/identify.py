@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from minidrag.tiny.fit import CAP, apart, descend
+from minidrag.tiny.fit import CAP, CONTRAST, apart, descend
 from minidrag.tiny.picture import AIRS, GROUNDS, SIDE, Air, Scene, layers
 from minidrag.tiny.scenes import LIGHT_X, LIGHT_Y, PEAK_HEIGHT
 from minidrag.tiny.things import COLORS, DRAW, RISE, Array, Object, array
@@ -28,7 +28,11 @@ HORIZONS = np.arange(0.44, 0.71, 0.02)
 LOW = 0.4  # where the foot of a thing is at most, in the picture's height
 LIKELY, TRIED = 20, 4  # combinations of kind and colour that are compared, and of them fitted
 MOST = 3  # things that are looked for; a scene has one or two
-LEAST_GAIN = 0.3  # of 255, over the whole picture: the least thing half hidden explains 0.4
+LEAST_GAIN = 0.3  # of 255, over the whole picture: the least thing, half hidden, explains 0.4
+SEEN = 0.4  # of its area that a thing must show
+UNLIKE = (
+    0.7  # most error that may be left where it shows, over that without it; 0.3 at most in a true picture
+)
 LIGHT = 0.075  # radius of the sun or moon
 # Numbers that a kind has beside place and size, with the change that shows as much as a pixel's move.
 FREE = {"face": {"gaze": 0.2, "smile": 0.1}} | dict.fromkeys(RISE, {"stretch": 0.04})
@@ -141,9 +145,23 @@ def identify(picture: Image.Image) -> Seen:
         if fine.cost(things) - fine.cost((*things, thing)) < LEAST_GAIN:
             break
         things = (*things, thing)
-    if len(things) == 2:  # the first was found before the other was known
-        things = (best_thing(rough, fine, things[1:]), things[1])
-    return Seen(fine.time, fine.ground, tuple(sorted(things, key=lambda thing: thing.x)))
+    if len(things) > 1:  # the first was found before the others were known
+        things = (best_thing(rough, fine, things[1:]), *things[1:])
+    shown = [thing for i, thing in enumerate(things) if is_shown(fine, things[:i] + things[i + 1 :], thing)]
+    return Seen(fine.time, fine.ground, tuple(sorted(shown, key=lambda thing: thing.x)))
+
+
+def is_shown(fine: Backdrop, others: tuple[Object, ...], thing: Object) -> bool:
+    """Whether the picture is like the thing where that is seen, and enough of it is seen.
+
+    What is a thing to nobody's eye, such as a bulge of another or a stain, fails in one or the other.
+    """
+    without, with_it = fine.draw(others), fine.draw((*others, thing))
+    seen = np.abs(with_it - without).mean(axis=-1) > CONTRAST
+    if seen.sum() < SEEN * covered(fine, (thing,)).sum():
+        return False
+    error, before = (np.abs(drawn - fine.picture)[seen].mean() for drawn in (with_it, without))
+    return bool(error < UNLIKE * before)
 
 
 def best_thing(rough: Backdrop, fine: Backdrop, others: tuple[Object, ...]) -> Object:
