@@ -93,14 +93,9 @@ def plot(field: str, table: Table, path: Path) -> None:
 
 
 def write(field: str, table: Table, out: Path) -> None:
-    """FIELD.json, FIELD.md and, where that can be drawn, FIELD.png."""
+    """FIELD.json and FIELD.md."""
     (out / f"{field}.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     (out / f"{field}.md").write_text(report(field, table) + "\n", encoding="utf-8")
-    try:
-        plot(field, table, out / f"{field}.png")
-    except ImportError:
-        message = "the plot is left out: it needs matplotlib (pip install 'minidrag[bench]')"
-        print(f"minidrag: {message}", file=sys.stderr)
 
 
 def chosen_values(field: str, given: Sequence[str] | None) -> tuple[Any, ...]:
@@ -129,6 +124,11 @@ def ablate(args: argparse.Namespace) -> bool:
         whole &= len(results[value]) == len(cases)
         write(field, table_of(results), out)
     print(report(field, table_of(results)))
+    try:
+        plot(field, table_of(results), out / f"{field}.png")
+    except ImportError:
+        message = "the plot is left out: it needs matplotlib (pip install 'minidrag[bench]')"
+        print(f"minidrag: {message}", file=sys.stderr)
     print(f"Written to {out}")
     return whole
 
