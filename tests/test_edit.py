@@ -554,7 +554,9 @@ MOST_LOST = 2  # scenes after whose edit the thing is not to be found
 MOST_ERROR = 0.98  # of the noise, after LoRA training over before, on the same picture; measured 0.93 to 0.97
 MOST_AWAY = 2.0  # levels of 255, from the reconstruction to the round trip; measured 0.45 to 0.68
 MOST_ROUND = 4.0  # levels of 255, from a picture to its round trip through the autoencoder
-MOST_CHANGED = 1.0  # change outside the mask with reference-latent-control over that without
+# Change outside the mask with reference-latent-control over that without. 0.9 was aimed at and is missed: the
+# first three scenes give 1.15, 0.88 and 0.93 with the model trained for 2,700 steps.
+MOST_CHANGED = 1.0
 
 learned = pytest.mark.skipif(not (MODEL / "unet").is_dir(), reason="the small model is not trained yet")
 
