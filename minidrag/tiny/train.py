@@ -4,12 +4,15 @@
 
 First the autoencoder, then the UNet together with the text encoder. Every random draw of a step comes from
 the seed and the step's number, so a run that was stopped goes on from its checkpoint to the same numbers.
+With --start FOLDER the autoencoder and the vocabulary are an earlier model's, and its UNet and text encoder
+are trained on.
 """
 
 import argparse
 import copy
 import json
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,9 +29,9 @@ from minidrag.clip import CLIPConfig, CLIPTextEncoder
 from minidrag.ddim import Schedule
 from minidrag.tiny import folder, vocabulary
 from minidrag.tiny.scenes import caption, random_scene, render
-from minidrag.tokenizer import Tokenizer
 from minidrag.unet import UNet, UNetConfig
 from minidrag.vae import VAE, VAEConfig
+from minidrag.weights import Model, load_model
 
 VAE_CONFIG = VAEConfig(block_out_channels=(32, 64, 96), layers_per_block=1, norm_num_groups=16)
 UNET_CONFIG = UNetConfig(
@@ -55,6 +58,7 @@ class TrainConfig:
     steps: int = 6000
     batch: int = 16
     rate: float = 1e-3
+    snr_most: float = 5.0  # the loss counts less where there is less noise than this (arXiv 2303.09556)
     empty_captions: float = 0.1  # share, so that classifier-free guidance works (arXiv 2207.12598)
     ema: float = 0.999
     save_every: int = 250
@@ -192,18 +196,30 @@ def encode(vae: VAE, config: TrainConfig, start: int, count: int) -> tuple[Tenso
     return torch.cat([mean for mean, _ in chunks]), torch.cat([deviation for _, deviation in chunks])
 
 
-def train_unet(config: TrainConfig, work: Path, vae: VAE) -> tuple[UNet, CLIPTextEncoder, Tokenizer]:
-    """Trains UNet and text encoder to predict the noise in the latents of captioned scenes (DDPM eq. 14)."""
+def train_unet(
+    config: TrainConfig, work: Path, vae: VAE, start: Model | None
+) -> tuple[UNet, CLIPTextEncoder]:
+    """Trains UNet and text encoder to predict the noise in the latents of captioned scenes (DDPM eq. 14).
+
+    L = w(t) || eps - eps_theta(z_t, t, text) ||_2^2,   w(t) = min(SNR(t), snr_most) / SNR(t)
+    """
     torch.manual_seed(config.seed + 1)
     captions = [caption(scene) for scene in scenes(config, 0, config.scenes)]
-    tokenizer = vocabulary.train(captions, config.vocab_size, work / "tokenizer")
-    text_config = CLIPConfig(vocab_size=tokenizer.eos + 1, **TEXT_WIDTHS)
-    networks = nn.ModuleDict({"unet": UNet(UNET_CONFIG), "text_encoder": CLIPTextEncoder(text_config)})
+    if start is None:
+        tokenizer = vocabulary.train(captions, config.vocab_size, work / "tokenizer")
+        text_config = CLIPConfig(vocab_size=tokenizer.eos + 1, **TEXT_WIDTHS)
+        pair = {"unet": UNet(UNET_CONFIG), "text_encoder": CLIPTextEncoder(text_config)}
+    else:
+        shutil.copytree(Path(start.source) / "tokenizer", work / "tokenizer", dirs_exist_ok=True)
+        tokenizer, pair = start.tokenizer, {"unet": start.unet, "text_encoder": start.text_encoder}
+    networks = nn.ModuleDict(pair).requires_grad_(True)
     trainer = Trainer(networks, config.rate, config.steps, config, work / "unet.pt")
     unet, text_encoder = trainer.networks["unet"], trainer.networks["text_encoder"]
     if trainer.done < config.steps:
         means, deviations = latents(vae, config, work)
     tokens, empty, schedule = tokenizer(captions), tokenizer(""), Schedule()
+    ratio = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
+    weights = (config.snr_most / ratio).clamp(max=1)
 
     def loss_of(step: int) -> Tensor:
         draw = generator(config, 2, step)
@@ -216,10 +232,11 @@ def train_unet(config: TrainConfig, work: Path, vae: VAE) -> tuple[UNet, CLIPTex
         text = text_encoder(torch.where(dropped, empty, tokens[chosen]).to(config.device))
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         predicted = unet(noisy, timestep.to(config.device), text)[0]
-        return nn.functional.mse_loss(predicted.float(), noise.to(config.device))
+        error = (predicted.float() - noise.to(config.device)).square().mean((1, 2, 3))
+        return (weights[timestep].to(config.device) * error).mean()
 
     trainer.run(loss_of, "UNet")
-    return trainer.average["unet"], trainer.average["text_encoder"], tokenizer
+    return trainer.average["unet"], trainer.average["text_encoder"]
 
 
 def latents(vae: VAE, config: TrainConfig, work: Path) -> tuple[Tensor, Tensor]:
@@ -232,20 +249,26 @@ def latents(vae: VAE, config: TrainConfig, work: Path) -> tuple[Tensor, Tensor]:
     return torch.load(path, weights_only=True)
 
 
-def train(config: TrainConfig, out: Path, work: Path) -> None:
-    """Trains all of it, checkpoints in `work`, and writes the model's folder to `out`, whole or not."""
+def train(config: TrainConfig, out: Path, work: Path, start: str | None = None) -> None:
+    """Trains all of it, checkpoints in `work`, and writes the model's folder to `out`, whole or not.
+
+    start: folder of a model to train on; its autoencoder is kept.
+    """
+    began, model = time.time(), None if start is None else load_model(start, dtype=torch.float32)
     work.mkdir(parents=True, exist_ok=True)
-    settings, started = work / "config.json", time.time()
-    wanted = {key: value for key, value in asdict(config).items() if key not in ("steps", "device")}
+    settings, wanted = work / "config.json", {**asdict(config), "start": start}
+    del wanted["steps"], wanted["device"]  # a run may end sooner or later, and go on elsewhere
     if settings.exists() and json.loads(settings.read_text()) != wanted:
         raise ValueError(f"{work} holds a run with other settings: give another --work, or delete it")
     settings.write_text(json.dumps(wanted, indent=1) + "\n")
-    vae = train_vae(config, work)
-    unet, text_encoder, tokenizer = train_unet(config, work, vae)
+    vae = train_vae(config, work) if model is None else model.vae.to(config.device)
+    unet, text_encoder = train_unet(config, work, vae, model)
     made = {
         "command": f"python -m {__spec__.name}",
-        **asdict(config),
-        "hours": (time.time() - started) / 3600,
+        **wanted,
+        "steps": config.steps,
+        "device": config.device,
+        "hours": (time.time() - began) / 3600,
     }
     folder.write(out, unet, vae, text_encoder, work / "tokenizer", made)
 
@@ -258,13 +281,14 @@ def main() -> int:
     parser.add_argument(
         "--work", type=Path, default=Path("runs/tiny"), help="checkpoints (default: %(default)s)"
     )
+    parser.add_argument("--start", metavar="FOLDER", help="a model of this kind to train on")
     for name, value in asdict(TrainConfig()).items():
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=type(value), default=value, help="default: %(default)s")
     given = vars(parser.parse_args())
-    out, work = given.pop("out"), given.pop("work")
+    out, work, start = given.pop("out"), given.pop("work"), given.pop("start")
     try:
-        train(TrainConfig(**given), out, work)
+        train(TrainConfig(**given), out, work, start)
     except (ValueError, OSError) as error:
         print(f"minidrag: {error}", file=sys.stderr)
         return 2
