@@ -12,6 +12,7 @@ SUBCOMMANDS = {
     "networks": "minidrag.bench.networks",
     "scenes": "minidrag.bench.scenes",
     "ablate": "minidrag.bench.ablate",
+    "features": "minidrag.bench.features",
 }
 
 
