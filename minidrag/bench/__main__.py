@@ -11,6 +11,7 @@ import sys
 SUBCOMMANDS = {
     "networks": "minidrag.bench.networks",
     "scenes": "minidrag.bench.scenes",
+    "dragbench": "minidrag.bench.dragbench",
     "ablate": "minidrag.bench.ablate",
     "features": "minidrag.bench.features",
 }

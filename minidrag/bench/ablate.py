@@ -1,33 +1,43 @@
-"""Edits the same scenes with several values of one constant and shows what it does to the edits.
+"""Edits the same pictures with several values of one constant and shows what it does to the edits.
 
     python -m minidrag.bench ablate --over lora_steps [--values 0 20 40 80] [--cases 60] [--set block=2]
+    python -m minidrag.bench ablate --over lora_steps --dragbench FOLDER [--limit 20]
 
-As in the paper's figure 7, with the placement beside MD and IF. Finished cases are kept and not done again.
+As in the paper's figure 7; on scenes with the placement beside MD and IF. Finished cases are kept.
 """
 
 import argparse
 import importlib
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from minidrag.bench import dragbench
 from minidrag.bench.cases import Case, Edited, learned_measures, make_cases
 from minidrag.bench.scenes import (
+    Task,
     add_common_arguments,
+    add_scene_arguments,
     editor,
+    exit_status,
     fidelity,
     load,
     open_out,
     read_config,
+    results_of,
     run_cases,
     settings_of,
     value_of,
+    work,
+    write_json,
+    write_text,
+    write_until_all_are_seen,
 )
 from minidrag.bench.tables import MEASURES, entry, markdown, summarise
-from minidrag.edit import EditConfig
+from minidrag.edit import EditConfig, check_config
+from minidrag.images import write_whole
 from minidrag.request import configured
 
 VALUES: dict[str, tuple[Any, ...]] = {  # the paper's, and what users ask for
@@ -51,7 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [field.name for field in fields(EditConfig)]
     parser.add_argument("--over", required=True, choices=names, metavar="FIELD", help=", ".join(names))
     parser.add_argument("--values", nargs="+", metavar="VALUE", help="default: some for the usual fields")
+    parser.add_argument("--dragbench", type=Path, metavar="FOLDER", help="its pictures in place of scenes")
     add_common_arguments(parser)
+    add_scene_arguments(parser)
+    dragbench.add_folder_arguments(parser)
 
 
 def nothing(case: Case) -> Edited:
@@ -78,24 +91,37 @@ def curve(table: Table, name: str) -> tuple[list[str], list[float]]:
 
 
 def plot(field: str, table: Table, path: Path) -> None:
-    """Draws the curves; ImportError where matplotlib is not there."""
+    """Draws the curves of what was measured; ImportError where matplotlib is not there."""
     importlib.import_module("matplotlib").use("Agg")
     pyplot: Any = importlib.import_module("matplotlib.pyplot")
-    figure, panels = pyplot.subplots(1, len(PANELS), figsize=(5 * len(PANELS), 3.4), layout="constrained")
-    for left, names in zip(panels, PANELS, strict=True):
+    panels = [names for names in PANELS if any(curve(table, name)[0] for name in names)]
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(5 * len(panels), 3.4), layout="constrained", squeeze=False
+    )
+    for left, names in zip(axes[0], panels, strict=True):
         for axis, name, color in zip((left, left.twinx()), names, ("tab:blue", "tab:orange"), strict=True):
             values, means = curve(table, name)
             axis.plot(values, means, "o-", color=color)
             axis.set_ylabel(name, color=color)
         left.set_xlabel(field)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    write_whole(path, lambda file: figure.savefig(file, dpi=150, metadata={"Software": None}))
     pyplot.close(figure)
 
 
-def write(field: str, table: Table, out: Path) -> None:
-    """FIELD.json and FIELD.md."""
-    (out / f"{field}.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    (out / f"{field}.md").write_text(report(field, table) + "\n", encoding="utf-8")
+def write(field: str, table: Table, out: Path) -> str:
+    """FIELD.json and FIELD.md; returns what is to be shown."""
+    text = report(field, table)
+    write_json(table, out / f"{field}.json")
+    write_text(text + "\n", out / f"{field}.md")
+    return text
+
+
+def write_plot(field: str, table: Table, out: Path) -> None:
+    try:
+        plot(field, table, out / f"{field}.png")
+    except ImportError:
+        message = "the plot is left out: it needs matplotlib (pip install 'minidrag[bench]')"
+        print(f"minidrag: {message}", file=sys.stderr)
 
 
 def chosen_values(field: str, given: Sequence[str] | None) -> tuple[Any, ...]:
@@ -106,39 +132,42 @@ def chosen_values(field: str, given: Sequence[str] | None) -> tuple[Any, ...]:
     return values
 
 
-def ablate(args: argparse.Namespace) -> bool:
-    """Runs all values; returns whether every case could be edited."""
+def scene_task(args: argparse.Namespace) -> Task:
+    model, network = load(args), fidelity()
+
+    def settings(config: EditConfig) -> dict[str, Any]:
+        return settings_of(model, config, args.seed, False, network)
+
+    cases = make_cases(args.cases, args.kinds, args.seed)
+    return Task(model, cases, learned_measures(model, network), settings)
+
+
+def ablate(args: argparse.Namespace) -> int:
+    """Runs all values; returns the exit status."""
     field, base = args.over, read_config(args)
     configs = {str(value): configured(base, {field: value}) for value in chosen_values(field, args.values)}
-    model, cases = load(args), make_cases(args.cases, args.kinds, args.seed)
-    network, whole = fidelity(), True
-    learned = learned_measures(model, network)
-    out = open_out(args.out, settings_of(model, base, args.seed, False, network), "ablate")
-    results = {NO_EDIT: run_cases(cases, nothing, learned, out / NO_EDIT.replace(" ", "-"), compare=False)}
+    for config in configs.values():
+        check_config(config)
+    task = dragbench.task_of(args, args.dragbench) if args.dragbench else scene_task(args)
+    out = open_out(args.out, task.settings(base), "ablate")
+    folders = {NO_EDIT: out / NO_EDIT.replace(" ", "-")}
+
+    def results() -> dict[str, list[dict[str, Any]]]:
+        return {value: results_of(task.cases, folder) for value, folder in folders.items()}
+
+    run_cases(task.cases, nothing, task.learned, folders[NO_EDIT], compare=False)
     for value, config in configs.items():
         print(f"minidrag: {field} = {value}", file=sys.stderr)
-        settings = settings_of(model, config, args.seed, False, network)
-        folder = open_out(out / f"{field}={value}", settings)
-        edit = editor(model, config, args.seed)
-        results[value] = run_cases(cases, edit, learned, folder, compare=False)
-        whole &= len(results[value]) == len(cases)
-        write(field, table_of(results), out)
-    print(report(field, table_of(results)))
-    try:
-        plot(field, table_of(results), out / f"{field}.png")
-    except ImportError:
-        message = "the plot is left out: it needs matplotlib (pip install 'minidrag[bench]')"
-        print(f"minidrag: {message}", file=sys.stderr)
+        folders[value] = open_out(out / f"{field}={value}", task.settings(config))
+        edit = editor(task.model, config, args.seed)
+        run_cases(task.cases, edit, task.learned, folders[value], compare=False)
+        write(field, table_of(results()), out)
+    print(write_until_all_are_seen(results, lambda some: write(field, table_of(some), out)))
+    write_plot(field, table_of(results()), out)
     print(f"Written to {out}")
-    return whole
+    done = sum(map(len, results().values()))
+    return exit_status(done, len(task.cases) * len(folders), task.broken)
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
-        return 0 if ablate(args) else 1
-    except (ValueError, OSError) as error:
-        print(f"minidrag: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("minidrag: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return work(lambda: ablate(args))

@@ -1,18 +1,18 @@
 """Cases for measuring edits: drags of rendered scenes, whose true result is known, and other ways to one."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-from minidrag.bench.metrics import image_fidelity, mean_distance, picture_features, psnr, ssim
+from minidrag.bench.metrics import distances, image_fidelity, picture_features, psnr, ssim
 from minidrag.edit import EditConfig, decode, encode
-from minidrag.images import resize
+from minidrag.images import Point, resize
 from minidrag.tiny.fit import Moving, place
 from minidrag.tiny.picture import SIDE, layers, owners
 from minidrag.tiny.scenes import Drag, Scene, caption, drags, random_scene, render
@@ -28,35 +28,49 @@ KINDS = {  # kind of case -> the first words of the drags' names; "keep" has a s
     "keep": (),
 }
 DISC = 8  # pixels: what is cut out around a handle where a thing does not move as a whole
-Measures = dict[str, float | bool | None]
+Measures = dict[str, float | bool | list[float] | None]  # a list: one value for each pair of points
 Learned = Callable[["Case", Image.Image], Measures]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
-    """One drag of one scene. name: its kind and its number among them."""
+    """One drag of one picture.
+
+    name: its own among all cases, and a path. kind: what tables put together. mask: where the picture may
+    change, (H, W), bool. handles, targets: (x, y) in pixels.
+    """
 
     name: str
     kind: str
-    scene: Scene
-    drag: Drag
-
-    @cached_property
-    def before(self) -> Image.Image:
-        return render(self.scene)
-
-    @cached_property
-    def truth(self) -> Image.Image:
-        return render(self.drag.after)
-
-    @cached_property
-    def mask(self) -> np.ndarray:
-        """Where the picture may change: (128, 128), bool."""
-        return np.asarray(self.drag.mask) > 0
+    before: Image.Image
+    mask: np.ndarray
+    prompt: str
+    handles: Sequence[Point]
+    targets: Sequence[Point]
 
     @property
-    def prompt(self) -> str:
-        return caption(self.scene)
+    def lengths(self) -> list[float]:
+        """From each handle to its target, in pixels."""
+        return [math.dist(*pair) for pair in zip(self.handles, self.targets, strict=True)]
+
+    @property
+    def drags(self) -> str:
+        """What is dragged, in words or numbers."""
+        pairs = zip(self.handles, self.targets, strict=True)
+        return " ".join(f"{x:g},{y:g}:{to_x:g},{to_y:g}" for (x, y), (to_x, to_y) in pairs)
+
+
+@dataclass(frozen=True, eq=False)
+class SceneCase(Case):
+    """A case whose true result is known. The name is its kind and its number among them."""
+
+    scene: Scene
+    drag: Drag
+    truth: Image.Image
+
+    @property
+    def drags(self) -> str:
+        return self.drag.name
 
 
 @dataclass(frozen=True)
@@ -78,22 +92,27 @@ def kind_of(drag: Drag) -> str:
     return fitting[-1]  # "move the sun" is a "move" too
 
 
-def make_case(kind: str, number: int, seed: int) -> Case:
+def make_case(kind: str, number: int, seed: int) -> SceneCase:
     """The case of a kind by its number, whatever other cases there are."""
     rng = random.Random(f"{seed} bench {kind} {number}")
     while True:
         scene = random_scene(rng)
         fitting = [drag for drag in drags(scene, rng) if kind_of(drag) == kind]
         if fitting:
-            return Case(f"{kind}-{number:03d}", kind, scene, fitting[int(rng.random() * len(fitting))])
+            return scene_case(f"{kind}-{number:03d}", kind, scene, fitting[int(rng.random() * len(fitting))])
 
 
-def make_cases(count: int, kinds: Sequence[str], seed: int) -> list[Case]:
+def scene_case(name: str, kind: str, scene: Scene, drag: Drag) -> SceneCase:
+    mask, ends = np.asarray(drag.mask) > 0, (drag.handles, drag.targets)
+    return SceneCase(name, kind, render(scene), mask, caption(scene), *ends, scene, drag, render(drag.after))
+
+
+def make_cases(count: int, kinds: Sequence[str], seed: int) -> list[SceneCase]:
     """So many cases, the kinds by turns."""
     return [make_case(kinds[i % len(kinds)], i // len(kinds), seed) for i in range(count)]
 
 
-def pasted(case: Case) -> Image.Image:
+def pasted(case: SceneCase) -> Image.Image:
     """What a pair of scissors does: the thing cut out and laid down at the target, the hole filled smoothly.
 
     A thing that moves as a whole is cut along its outline, of others a disc around each handle.
@@ -129,19 +148,26 @@ def fill(picture: np.ndarray, hole: np.ndarray, rounds: int = 300) -> np.ndarray
 
 
 def references(case: Case, model: Model | None) -> dict[str, Image.Image]:
-    """Other ways to a result: nothing done, scissors, and, with a model, what its autoencoder leaves of both
-    ends: the picture as it was, and the truth, which no edit by this model can get nearer to.
+    """Other ways to a result: nothing done; for a scene scissors too and, with a model, what its autoencoder
+    leaves of both ends: the picture as it was, and the truth, which no edit by this model can get nearer to.
     """
-    found = {"no edit": case.before, "cut and paste": pasted(case)}
-    if model is not None:
-        for name, picture in (("VAE of the original", case.before), ("VAE of the truth", case.truth)):
-            back = decode(model, encode(model, picture, EditConfig())[0])
-            found[name] = resize(back, picture.size)
+    found = {"no edit": case.before}
+    if isinstance(case, SceneCase):
+        found["cut and paste"] = pasted(case)
+        if model is not None:
+            for name, picture in (("VAE of the original", case.before), ("VAE of the truth", case.truth)):
+                back = decode(model, encode(model, picture, EditConfig())[0])
+                found[name] = resize(back, picture.size)
     return found
 
 
 def measure(case: Case, picture: Image.Image, raw: Image.Image, learned: Learned) -> Measures:
-    """All measures of one result. Outside the mask that of `raw` counts: `picture` may be pasted there."""
+    """All measures of one result, which may be pasted into the original, and of `raw`, which is not.
+
+    Without the truth all are of `raw`, as the method's authors measure; with it, those outside the mask.
+    """
+    if not isinstance(case, SceneCase):
+        return learned(case, raw)
     placed = place(picture, case.scene, case.drag)
     found: Measures = {
         "distance": None if placed.lost else placed.distance,
@@ -155,21 +181,23 @@ def measure(case: Case, picture: Image.Image, raw: Image.Image, learned: Learned
     return found | learned(case, picture)
 
 
-def learned_measures(model: Model, network: nn.Module | None) -> Learned:
-    """MD by the features of a model and, with a network, IF."""
-    features: dict[
-        str, torch.Tensor
-    ] = {}  # of the last case's original: all its results are compared with it
+def learned_measures(model: Model, network: nn.Module | None, own_size: bool = False) -> Learned:
+    """MD by the features of a model, the distance of each pair, and, with a network, IF.
+
+    own_size: show the model the pictures at their own size, not at the one that it was trained on.
+    """
+    last: dict[str, torch.Tensor] = {}  # the original's features, with which all results of a case compare
 
     def measures(case: Case, picture: Image.Image) -> Measures:
-        if case.name not in features:
-            features.clear()
-            features[case.name] = picture_features(model, case.before, case.prompt)
-        drag, before = case.drag, features[case.name]
-        distance = mean_distance(
-            model, before, picture, drag.handles, drag.targets, case.prompt, case.before.size
-        )
+        if picture is case.before:  # known without asking: nothing has moved, and nothing is lost
+            return {"MD": case.lengths, "IF": None if network is None else 1.0}
+        size = min(picture.size) if own_size else None
+        if case.name not in last:
+            last.clear()
+            last[case.name] = picture_features(model, case.before, case.prompt, size=size)
+        after = picture_features(model, picture, case.prompt, size=size)
+        found = distances(last[case.name], after, case.handles, case.targets, picture.size)
         fidelity = None if network is None else image_fidelity(network, case.before, picture)
-        return {"MD": distance, "IF": fidelity}
+        return {"MD": found, "IF": fidelity}
 
     return measures

@@ -5,6 +5,7 @@ asks a network that was trained on people's judgement how much of the original i
 """
 
 import importlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -59,14 +60,21 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def picture_features(
-    model: Model, picture: Image.Image, prompt: str, time: int = 261, block: int = 2, seed: int = 42
+    model: Model,
+    picture: Image.Image,
+    prompt: str,
+    time: int = 261,
+    block: int = 2,
+    seed: int = 42,
+    size: int | None = None,
 ) -> Tensor:
     """What a UNet makes of a picture under some noise, the mean over 8 draws of it (DIFT, arXiv 2306.03881).
 
-    time: the level of the noise. block: which up block's output, 1 to 4. Returns (C, h, w), float64.
+    time: the level of the noise. block: which up block's output, 1 to 4. size: shorter side at which the
+    model sees the picture, as in EditConfig. Returns (C, h, w), float64.
     Every picture gets the same noise, so that equal places have equal features.
     """
-    clean, _ = encode(model, picture, EditConfig())
+    clean, _ = encode(model, picture, EditConfig(size=size))
     noise = torch.randn(8, *clean.shape[1:], generator=torch.Generator().manual_seed(seed)).to(clean)
     timestep = torch.full((8,), time, device=clean.device)
     noisy = model.schedule.add_noise(clean.expand_as(noise), noise, timestep)
@@ -115,8 +123,15 @@ def mean_distance(
         picture if isinstance(picture, Tensor) else picture_features(model, picture, prompt)
         for picture in (before, after)
     ]
-    points = np.array(matches(found[0], found[1], handles, size), dtype=float)
-    return float(np.linalg.norm(points - np.array(targets), axis=1).mean())
+    return float(np.mean(distances(found[0], found[1], handles, targets, size)))
+
+
+def distances(
+    before: Tensor, after: Tensor, handles: Sequence[Point], targets: Sequence[Point], size: tuple[int, int]
+) -> list[float]:
+    """What MD is the mean of, a distance in pixels for each pair. before, after: of `picture_features`."""
+    found = matches(before, after, handles, size)
+    return [math.dist(place, target) for place, target in zip(found, targets, strict=True)]
 
 
 class Missing(RuntimeError):

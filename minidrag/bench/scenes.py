@@ -8,12 +8,13 @@ Finished cases are kept: the same command goes on where it was stopped, and make
 import argparse
 import hashlib
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,35 +29,56 @@ from minidrag.bench.cases import (
     Edited,
     Editor,
     Learned,
+    SceneCase,
     learned_measures,
     make_cases,
     measure,
     references,
 )
 from minidrag.bench.metrics import Missing, fidelity_network
-from minidrag.bench.tables import mean_seconds, report, summarise
-from minidrag.edit import EditConfig, drag_edit
+from minidrag.bench.tables import EXPLAINED, Results, mean_seconds, report, summarise
+from minidrag.edit import EditConfig, check, check_config, drag_edit
 from minidrag.request import Request, configured
 from minidrag.runs import find_lora
 from minidrag.tiny import MODEL
 from minidrag.weights import Model, load_model
 
+T = TypeVar("T")
 CONFIGS = {"paper": EditConfig, "official": EditConfig.official}
 ACROSS, TILE = 3, 240  # cases side by side on the contact sheet, and how high they are
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is to be edited and how it is measured. settings: of a config, all that decides the results.
+
+    broken: how many cases could not be read.
+    """
+
+    model: Model
+    cases: Sequence[Case]
+    learned: Learned
+    settings: Callable[[EditConfig], dict[str, Any]]
+    broken: int = 0
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser)
+    add_scene_arguments(parser)
     parser.add_argument("--no-references", action="store_true", help="measure the edits alone")
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """What all measurements on scenes share."""
+def add_scene_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", default=MODEL, help="as for demo.py (default: the small one that ships)")
     add("--cases", type=count, default=60, help="how many (default: %(default)s)")
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
-    add("--seed", type=int, default=0, help="of cases and edits (default: %(default)s)")
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """What all measurements of edits share."""
+    add = parser.add_argument
+    add("--model", help="as for demo.py (default: tiny for scenes, sd15 for DragBench)")
+    add("--seed", type=int, default=0, help="of edits and rendered scenes (default: %(default)s)")
     add("--config", choices=CONFIGS, default="paper", help="paper, or official: the authors' program")
     add("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="any field of EditConfig")
     add("--out", type=Path, help="folder of the results (default: one under runs, by the settings)")
@@ -85,21 +107,24 @@ def read_config(args: argparse.Namespace) -> EditConfig:
         if not found:
             raise ValueError(f"--set {text}: give FIELD=VALUE")
         values[name] = value_of(value)
-    return configured(CONFIGS[args.config](), values)
+    config = configured(CONFIGS[args.config](), values)
+    check_config(config)
+    return config
 
 
 def editor(model: Model, config: EditConfig, seed: int) -> Editor:
     """Edits a case with a LoRA of its own, trained or kept from an earlier run."""
 
     def edit(case: Case) -> Edited:
-        drag, mask = case.drag, torch.from_numpy(case.mask.astype(np.float32))
-        pairs = list(zip(drag.handles, drag.targets, strict=True))
+        mask = torch.from_numpy(case.mask.astype(np.float32))
+        check(model, case.before.size, case.handles, case.targets, mask, config)  # before the long training
+        pairs = list(zip(case.handles, case.targets, strict=True))
         asked = Request(Path(f"{case.name}.png"), pairs, prompt=case.prompt, config=config, seed=seed)
         began = time.perf_counter()
         lora, origin = find_lora(model, case.before, asked)
         seconds = {"LoRA": time.perf_counter() - began} if origin.startswith("trained") else {}
         options: dict[str, Any] = {"mask": mask, "prompt": case.prompt, "config": config, "seed": seed}
-        edit = drag_edit(model, case.before, drag.handles, drag.targets, **options, trained=lora)
+        edit = drag_edit(model, case.before, case.handles, case.targets, **options, trained=lora)
         return Edited(edit.picture, edit.raw, seconds | edit.seconds)
 
     return edit
@@ -115,15 +140,16 @@ def run_case(
     rows = {"edit": measure(case, edited.picture, edited.raw, learned)}
     rows |= {name: measure(case, picture, picture, learned) for name, picture in others.items()}
     seconds = edited.seconds | {"measuring": time.perf_counter() - began}
-    result = {"case": case.name, "kind": case.kind, "drag": case.drag.name, "prompt": case.prompt}
+    result = {"case": case.name, "kind": case.kind, "drag": case.drags, "prompt": case.prompt}
     result |= {"rows": rows, "seconds": seconds}
-    marked = images.draw_drags(case.before, case.drag.handles, case.drag.targets, torch.from_numpy(case.mask))
-    shown = {"before": case.before, "drag": marked, "edit": edited.picture}
-    shown |= {"raw": edited.raw, "truth": case.truth}
+    marked = images.draw_drags(case.before, case.handles, case.targets, torch.from_numpy(case.mask))
+    shown = {"drag": marked, "edit": edited.picture, "raw": edited.raw}
+    shown |= {"truth": case.truth} if isinstance(case, SceneCase) else {}
+    case.before.save(folder / "before.png")
     for name, picture in (shown | others).items():
-        picture.save(folder / f"{name.replace(' ', '-')}.png")
-    text = json.dumps(result, indent=1) + "\n"
-    images.write_whole(folder / "result.json", lambda path: path.write_text(text, encoding="utf-8"))
+        if picture is not case.before:
+            picture.save(folder / f"{name.replace(' ', '-')}.png")
+    write_json(result, folder / "result.json")
 
 
 def run_cases(
@@ -134,36 +160,62 @@ def run_cases(
     model: Model | None = None,
     compare: bool = True,
 ) -> list[dict[str, Any]]:
-    """The results of all cases, those that are in `out` already read from there.
+    """Does this process's share of the cases that are not done yet; returns the results of all that are.
 
     model: for the reference rows that need one. compare: whether there are reference rows.
-    An edit whose numbers leave their range is told of and left out; the rest goes on.
+    An edit whose numbers leave their range, or for which memory is too small, is told of and left out.
     """
-    results = []
-    for case in tqdm(cases, desc="cases", mininterval=5):
+    rank, processes = place_among_processes()
+    for case in tqdm(cases[rank::processes], desc="cases", mininterval=5):
         folder = out / "cases" / case.name
-        if not (folder / "result.json").is_file():
-            try:
-                others = references(case, model) if compare else {}
-                run_case(case, edit, learned, others, folder)
-            except FloatingPointError as error:
-                print(f"minidrag: {case.name} failed: {error}", file=sys.stderr)
-                continue
-        results.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
-    return results
+        if (folder / "result.json").is_file():
+            continue
+        try:
+            run_case(case, edit, learned, references(case, model) if compare else {}, folder)
+        except (FloatingPointError, torch.cuda.OutOfMemoryError) as error:
+            print(f"minidrag: {case.name} failed: {' '.join(str(error).split())}", file=sys.stderr)
+    return results_of(cases, out)
+
+
+def place_among_processes() -> tuple[int, int]:
+    """The number of this process and how many there are, as torchrun says; alone it is 0 of 1."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def results_of(cases: Sequence[Case], out: Path) -> list[dict[str, Any]]:
+    """What is finished of the cases, by whichever process, in their order."""
+    files = [out / "cases" / case.name / "result.json" for case in cases]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+
+
+def write_until_all_are_seen(read: Callable[[], T], write: Callable[[T], str]) -> str:
+    """Writes tables of what was read, and again while other processes finish more cases.
+
+    So whoever writes last has seen all, and no process needs to wait for another.
+    """
+    results = read()
+    while True:
+        text, before = write(results), results
+        results = read()
+        if results == before:
+            return text
 
 
 def settings_of(
     model: Model, config: EditConfig, seed: int, compare: bool, network: nn.Module | None
 ) -> dict[str, Any]:
     """What decides the results of a case, the model by a few of its weights."""
+    measured = {"references": compare, "IF": network is not None}
+    return {"weights": fingerprint(model), "seed": seed, **measured, "config": asdict(config)}
+
+
+def fingerprint(model: Model) -> str:
+    """A few weights of every tensor, which tell two models apart."""
     digest = hashlib.sha256()
     for network in (model.unet, model.vae, model.text_encoder):
         for tensor in network.state_dict().values():
             digest.update(tensor.flatten()[:16].cpu().double().numpy().tobytes())
-    weights = digest.hexdigest()[:16]
-    measured = {"references": compare, "IF": network is not None}
-    return {"weights": weights, "seed": seed, **measured, "config": asdict(config)}
+    return digest.hexdigest()[:16]
 
 
 def open_out(out: Path | None, settings: dict[str, Any], name: str = "scenes") -> Path:
@@ -174,8 +226,17 @@ def open_out(out: Path | None, settings: dict[str, Any], name: str = "scenes") -
     if file.is_file() and file.read_text(encoding="utf-8") != text:
         raise ValueError(f"{out} holds results of other settings: give another --out, or delete it")
     out.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    write_text(text, file)
     return out
+
+
+def write_text(text: str, file: Path) -> None:
+    """Whole or not at all: other processes may read it, and write it too."""
+    images.write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def write_json(values: Any, file: Path) -> None:
+    write_text(json.dumps(values, indent=1) + "\n", file)
 
 
 def fidelity() -> nn.Module | None:
@@ -188,13 +249,18 @@ def fidelity() -> nn.Module | None:
 
 
 def write_report(results: list[dict[str, Any]], out: Path) -> str:
-    """Writes table.json, table.md, seconds.json and sheet.png; returns what is to be shown."""
+    """Writes all tables and sheet.png; returns what is to be shown."""
+    images.write_whole(out / "sheet.png", sheet(results, out).save)
+    return write_tables(results, out)
+
+
+def write_tables(results: Results, out: Path, explained: str = EXPLAINED) -> str:
+    """Writes table.json, table.md and seconds.json; returns what is to be shown."""
     summary, seconds = summarise(results), mean_seconds(results)
-    text = report(summary)
-    (out / "table.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    (out / "table.md").write_text(text + "\n", encoding="utf-8")
-    (out / "seconds.json").write_text(json.dumps(seconds, indent=1) + "\n", encoding="utf-8")
-    sheet(results, out).save(out / "sheet.png")
+    text = report(summary, explained)
+    write_json(summary, out / "table.json")
+    write_text(text + "\n", out / "table.md")
+    write_json(seconds, out / "seconds.json")
     times = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     return f"{text}\n\nSeconds per case: {times}"
 
@@ -220,24 +286,58 @@ def sheet(results: list[dict[str, Any]], out: Path) -> Image.Image:
 
 
 def load(args: argparse.Namespace) -> Model:
-    return load_model(MODEL if args.model == "tiny" else args.model)
+    return load_named(args.model or "tiny")
 
 
-def run(args: argparse.Namespace) -> int:
+def load_named(source: str) -> Model:
+    """A model in single precision, under torchrun on the GPU of this process's number."""
+    local, gpus = os.environ.get("LOCAL_RANK"), torch.cuda.device_count()
+    device = f"cuda:{int(local) % gpus}" if local and gpus else None
+    return load_model(MODEL if source == "tiny" else source, device=device)
+
+
+def finish(
+    cases: Sequence[Case], out: Path, write: Callable[[list[dict[str, Any]], Path], str], broken: int = 0
+) -> int:
+    """Writes the tables of what is done and shows them; returns the exit status."""
+    if results_of(cases, out):
+        print(write_until_all_are_seen(lambda: results_of(cases, out), lambda some: write(some, out)))
+        print(f"Written to {out}")
+    return exit_status(len(results_of(cases, out)), len(cases), broken)
+
+
+def exit_status(done: int, wanted: int, broken: int) -> int:
+    """1 if a case is left out; broken: how many could not even be read.
+
+    Under torchrun a process that returned 1 would stop those still at work, so none does before all is done.
+    """
+    if done < wanted and place_among_processes()[1] > 1:
+        print(f"{done} of {wanted} edits are done: other processes are at work on the rest, or it failed")
+        return 0
+    return int(done < wanted or broken > 0)
+
+
+def work(job: Callable[[], int]) -> int:
+    """The exit status of a job; 2 for what cannot be done and 130 for Ctrl-C, said in a sentence."""
     try:
-        config, compare = read_config(args), not args.no_references
-        model, network = load(args), fidelity()
-        out = open_out(args.out, settings_of(model, config, args.seed, compare, network))
-        cases = make_cases(args.cases, args.kinds, args.seed)
-        edit, learned = editor(model, config, args.seed), learned_measures(model, network)
-        results = run_cases(cases, edit, learned, out, model, compare)
-        if results:
-            print(write_report(results, out))
-            print(f"Written to {out}")
+        return job()
     except (ValueError, OSError) as error:
-        print(f"minidrag: {error}", file=sys.stderr)
+        print(f"minidrag: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("minidrag: stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    return int(len(results) < len(cases))
+
+
+def measure_scenes(args: argparse.Namespace) -> int:
+    config, compare = read_config(args), not args.no_references
+    model, network = load(args), fidelity()
+    out = open_out(args.out, settings_of(model, config, args.seed, compare, network))
+    cases = make_cases(args.cases, args.kinds, args.seed)
+    edit, learned = editor(model, config, args.seed), learned_measures(model, network)
+    run_cases(cases, edit, learned, out, model, compare)
+    return finish(cases, out, write_report)
+
+
+def run(args: argparse.Namespace) -> int:
+    return work(lambda: measure_scenes(args))

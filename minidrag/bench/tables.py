@@ -22,7 +22,7 @@ EXPLAINED = """\
 distance: from where the dragged thing was found to its target, in pixels of 128. share: of the way left, 0 at
 the target, 1 not moved. lost: share of cases in which nothing fits; distance and share are of the others.
 inside, outside: of the mask, against the true result. MD and IF as the paper defines them, MD by the features
-of this model, in pixels of 128. In brackets the 95 % interval of the mean."""
+of this model, in pixels of 128, the mean over all pairs. In brackets the 95 % interval of the mean."""
 # What the paper measures without the truth, and what of the truth that should follow.
 FOLLOWS = (("MD", "distance"), ("IF", "SSIM inside"))
 
@@ -41,10 +41,13 @@ def summarise(results: Results) -> Summary:
     correlations = {}
     for name, other in FOLLOWS:
         pairs = [(row.get(name), row.get(other)) for row in (result["rows"]["edit"] for result in results)]
-        known = [pair for pair in pairs if None not in pair]
-        correlations[f"{name} and {other}"] = rank_correlation(*zip(*known, strict=True)) if known else None
+        known = [(float(np.mean(one)), two) for one, two in pairs if one is not None and two is not None]
+        if any(two is not None for _, two in pairs):
+            value = rank_correlation(*zip(*known, strict=True)) if known else None
+            correlations[f"{name} and {other}"] = value
     return {
         "cases": len(results),
+        "cases of each kind": {kind: len(some) for kind, some in kinds.items()},
         "kinds": {
             kind: {row: means([result["rows"][row] for result in some]) for row in first["rows"]}
             for kind, some in kinds.items()
@@ -54,13 +57,17 @@ def summarise(results: Results) -> Summary:
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any] | None]:
-    """The mean of each measure over the rows that have it, with its interval; None where none has."""
+    """The mean of each measure over the rows that have it, with its interval; None where none has.
+
+    A row may have a list of values: they count one by one, so that MD is the mean over pairs, not pictures.
+    """
     found: dict[str, dict[str, Any] | None] = {}
     for name in MEASURES:
-        values = [float(row[name]) for row in rows if row.get(name) is not None]
-        if not values:
+        parts = [np.ravel(row[name]) for row in rows if row.get(name) is not None]
+        if not parts:
             found[name] = None
             continue
+        values = np.concatenate(parts).astype(float).tolist()
         low, high = bootstrap(values)
         found[name] = {"mean": float(np.mean(values)), "low": low, "high": high, "count": len(values)}
     return found
@@ -83,7 +90,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
-def report(summary: Summary) -> str:
+def report(summary: Summary, explained: str = EXPLAINED) -> str:
     """The whole summary in Markdown: the edits by kind, all rows over all kinds, the correlations."""
     shown = [name for name in MEASURES if any(row[name] for row in summary["kinds"]["all"].values())]
     kinds = [*(kind for kind in summary["kinds"] if kind != "all"), "all"]
@@ -91,13 +98,13 @@ def report(summary: Summary) -> str:
     def cells(row: dict[str, Any]) -> list[str]:
         return [entry(row[name], MEASURES[name]) for name in shown]
 
-    counts = {kind: summary["kinds"][kind]["edit"]["lost"] or {"count": 0} for kind in kinds}
-    by_kind = [[kind, str(counts[kind]["count"]), *cells(summary["kinds"][kind]["edit"])] for kind in kinds]
+    counts = summary["cases of each kind"]
+    by_kind = [[kind, str(counts[kind]), *cells(summary["kinds"][kind]["edit"])] for kind in kinds]
     rows = [[name, *cells(row)] for name, row in summary["kinds"]["all"].items()]
     parts = [markdown(["edits", "cases", *shown], by_kind), markdown(["all kinds", *shown], rows)]
     for name, value in summary["rank correlations over the edits"].items():
         parts.append(f"Rank correlation of {name} over the edits: {'-' if value is None else f'{value:.2f}'}")
-    return "\n\n".join([*parts, EXPLAINED])
+    return "\n\n".join([*parts, explained])
 
 
 def mean_seconds(results: Results) -> dict[str, float]:
