@@ -224,8 +224,8 @@ def features_page(
     }
     times = model.schedule.timesteps(CONFIG.steps)
     table = draw_table(frames, maps, [times[-step] for step in steps])
-    notes = ["Colours: first three principal components of the UNet's features, of both frames together."]
-    notes[0] += " Within a pair equal colours mean equal features."
+    notes = ["Colours: the first three principal components of both frames together."]
+    notes.append("Within a pair equal colours mean equal features.")
     if CONFIG.edited_step in steps and CONFIG.block in blocks:
         notes.append("Framed: the features that the method drags.")
     return draw_page(frames, table, notes)
