@@ -13,7 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from minidrag import images, lora_file
@@ -23,7 +25,7 @@ from minidrag.lora import LoRA
 from minidrag.request import Request, to_json
 from minidrag.weights import Model
 
-PACKAGES = ("minidrag", "torch", "safetensors", "numpy", "pillow", "tokenizers", "huggingface-hub")
+PACKAGES = ("minidrag", "safetensors", "numpy", "pillow", "tokenizers", "huggingface-hub")
 EVERY = 5  # steps of the drag between two frames of the animation
 
 
@@ -79,8 +81,8 @@ def find_lora(
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lora_file.write(trained, file, lora_notes(request))
-    except OSError as error:
-        return trained, f"trained, but not kept: {file} cannot be written ({error.strerror})"
+    except (OSError, SafetensorError) as error:  # the second for a full disk
+        return trained, f"trained, but not kept: {file} cannot be written ({getattr(error, "strerror", error)})"
     return trained, f"trained and kept in {file}"
 
 
@@ -114,7 +116,7 @@ def lora_notes(request: Request) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}  # CPU or CUDA build too
     for package in PACKAGES:
         with suppress(PackageNotFoundError):  # a checkout may be used without installing it
             found[package] = version(package)
@@ -134,11 +136,13 @@ def write(
     size = working_size(model, picture.size, request.config)
     handles, targets = (rescale(points, picture.size, size) for points in (request.handles, request.targets))
     original = images.draw_drags(images.resize(picture, size), handles, targets, mask)
+    asked = "original: red goes to blue" + (", dark stays" if mask is not None else "")
     shown = [original, images.resize(edit.reconstruction, size), images.resize(edit.picture, size)]
-    labels = ["original, from red to blue", "reconstruction", "edit"]
+    labels = [asked, "reconstruction, without the drag", "edit"]
     edit.picture.save(folder / "edited.png")
     images.side_by_side(shown, labels).save(folder / "comparison.png")
-    images.save_gif(frames(model, edit, targets, size, on_stage), folder / "process.gif")
+    animation = [images.side_by_side([original], [asked]), *frames(model, edit, targets, size, on_stage)]
+    images.save_gif(animation, folder / "process.gif")
     lora_file.write(edit.lora, folder / "lora.safetensors", lora_notes(request))
 
 
@@ -147,17 +151,18 @@ def frames(
 ) -> list[Image.Image]:
     """What the UNet foresaw at every few steps of the drag, with the handles' ways so far; then the edit.
 
-    targets: (x, y) at `size`, (width, height), which the frames have, or a multiple of it.
+    targets: (x, y) at `size`, (width, height), at which pictures are shown, small ones enlarged.
     """
     last, made = len(edit.clean) - 1, []
     shown = [*range(0, last, EVERY), last]
     for step in shown:
         trails = [rescale(path[: step + 1], edit.picture.size, size) for path in edit.paths]
         frame = images.resize(decode(model, edit.clean[step]), size)
-        made.append(images.draw_drags(frame, [trail[-1] for trail in trails], targets, trails=trails))
+        marked = images.draw_drags(frame, [trail[-1] for trail in trails], targets, trails=trails)
+        made.append(images.side_by_side([marked], [f"foreseen after {step} of {last} steps"]))
         if on_stage:
             on_stage("animation", len(made), len(shown))
-    return [*made, images.enlarge(images.resize(edit.picture, size))[0]]
+    return [*made, images.side_by_side([images.resize(edit.picture, size)], ["edit"])]
 
 
 def rescale(points: Sequence[Point], size: tuple[int, int], other: tuple[int, int]) -> list[Point]:

@@ -116,7 +116,7 @@ def test_a_run_writes_all_its_files_readable(
     assert edited.getpixel((2, 2)) == photo.getpixel((2, 2)), "outside the mask"
     comparison, animation = Image.open("new/out/comparison.png"), Image.open("new/out/process.gif")
     assert comparison.width > 3 * comparison.height
-    assert animation.n_frames == 3  # the first step, the last, and the edit
+    assert animation.n_frames == 4  # the original, the first step, the last, and the edit
     notes = lora_file.read_notes("new/out/lora.safetensors")
     assert notes["prompt"] == "a red ball" and notes["lora_steps"] == "2"
     said = capsys.readouterr().out
