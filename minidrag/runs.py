@@ -82,7 +82,8 @@ def find_lora(
         file.parent.mkdir(parents=True, exist_ok=True)
         lora_file.write(trained, file, lora_notes(request))
     except (OSError, SafetensorError) as error:  # the second for a full disk
-        return trained, f"trained, but not kept: {file} cannot be written ({getattr(error, "strerror", error)})"
+        reason = getattr(error, "strerror", error)
+        return trained, f"trained, but not kept: {file} cannot be written ({reason})"
     return trained, f"trained and kept in {file}"
 
 
