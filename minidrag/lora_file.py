@@ -3,6 +3,7 @@
 Layers go by their paths, `...attn1.to_q`, as in the official checkpoint. The method can be read without this.
 """
 
+import errno
 import json
 import math
 import os
@@ -110,7 +111,10 @@ def _open(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}): fetch it again, or, if it is a pickle, "
+            f"convert it with `python -m weights_convert safetensors {path} OUT`"
+        ) from None
 
 
 def _parse(key: str) -> tuple[str, str, str]:
@@ -163,12 +167,14 @@ def spell(lora: LoRA, style: str) -> dict[str, Tensor]:
 def write(lora: LoRA, path: str | Path, notes: Mapping[str, str] | None = None) -> None:
     """Writes the file that diffusers loads, whole or not at all; the same content makes the same bytes.
 
-    notes: whatever is to be kept with it; `read_notes` gives them back.
+    notes: whatever is to be kept with it; `read_notes` gives them back. Raises OSError where writing fails.
     """
     part = Path(path).with_name(f"{Path(path).name}.part")
     try:
         save_file(spell(lora, "peft"), part, {NOTES: json.dumps(dict(notes or {}), sort_keys=True)})
         os.replace(part, path)
+    except SafetensorError as error:  # a full disk, among others
+        raise OSError(errno.EIO, str(error), str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -84,9 +84,9 @@ def average_name(key: str) -> str:
 
 
 def vae_names(keys: Collection[str]) -> dict[str, str]:
-    """A VAE in any spelling: of a single-file checkpoint, of a file of its own, of a folder."""
+    """A VAE in any spelling: of a single-file checkpoint, of its own file, bare or as `vae.`, of a folder."""
     kept = [key for key in within(keys, VAE) if not key.startswith(("model_ema.", "loss."))]
-    return {rename(key.removeprefix(VAE), VAE_RULES): key for key in kept}
+    return {rename(key.removeprefix(VAE).removeprefix("vae."), VAE_RULES): key for key in kept}
 
 
 def text_names(keys: Collection[str]) -> dict[str, str]:

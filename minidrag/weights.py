@@ -20,9 +20,8 @@ DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 GONE = "runwayml/stable-diffusion-v1-5"  # where the model first was
 VOCABULARY = ["tokenizer/vocab.json", "tokenizer/merges.txt"]
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-SINGLE_FILE: dict[str, Any] = {
-    name: config() for name, config in CONFIGS.items()
-}  # SD 1.5, files tell no sizes
+# A single file tells no sizes; they are taken to be SD 1.5's.
+SINGLE_FILE: dict[str, Any] = {name: config() for name, config in CONFIGS.items()}
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -300,6 +301,24 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         lora.write(LoRA(made_up(tiny(), ATTENTION, 15), {}), tmp_path / "lora.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["lora.safetensors"]
+
+
+@pytest.fixture
+def disk_full() -> Iterator[None]:
+    """The system refuses to let a file grow beyond 1 MB: to whoever writes, the same as a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("disk_full")
+def test_a_full_disk_is_an_oserror_and_leaves_nothing(tmp_path: Path) -> None:
+    big = Factors(torch.zeros(20_000, 16), torch.zeros(16, 20_000), 1.0)
+    with pytest.raises(OSError) as caught:
+        lora.write(LoRA({"to_q": big}, {}), tmp_path / "lora.safetensors")
+    assert caught.value.filename == str(tmp_path / "lora.safetensors") and caught.value.strerror
+    assert not list(tmp_path.iterdir())
 
 
 # ---- what is refused ------------------------------------------------------------------------------------

@@ -59,12 +59,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here may ask the hub: one that does fails."""
-
-    def refuse(*args: object, **options: object) -> str:
-        raise AssertionError("asked the hub")
-
-    monkeypatch.setattr("minidrag.hub.snapshot_download", refuse)
+    """No test here may ask the hub: one that does fails, whatever the loader makes of exceptions."""
+    monkeypatch.setattr("minidrag.hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
 
 
 # --- folders ---
@@ -309,6 +305,7 @@ VAE_FILES: dict[str, Callable[[Tensors], Tensors]] = {
     "LDM, bare, with what only training needs": lambda vae: (
         checkpoints.ldm_vae(vae, "") | {"loss.discriminator.main.0.weight": torch.zeros(3)}
     ),
+    "LDM, with the prefix of later models": lambda vae: checkpoints.ldm_vae(vae, "vae."),
     "diffusers": lambda vae: vae,
     "diffusers, legacy": checkpoints.legacy_vae,
 }
@@ -360,6 +357,11 @@ def test_full_size_names_and_shapes_in_every_spelling() -> None:
                 assert shape == wanted[ours] or shape == [*wanted[ours], 1, 1]
     for name, rule in {"unet": unet_names, "vae": vae_names, "text_encoder": text_names}.items():
         assert rule(checkpoints.listed(name)) == {key: key for key in checkpoints.listed(name)}
+
+
+def test_the_vae_is_renamed_in_its_attention_alone() -> None:
+    other = ["encoder.key.weight", "query.weight", "decoder.up_blocks.0.attentions.0.value.weight"]
+    assert vae_names(other) == {key: key for key in other}
 
 
 def test_full_size_ema_names_are_unique() -> None:
@@ -478,10 +480,12 @@ def test_folder_with_pickles_only(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin", ".pth"])
-def test_pickles_are_not_opened(tmp_path: Path, suffix: str) -> None:
-    file = tmp_path / f"model{suffix}"
-    file.write_bytes(b"cos\nsystem\n(S'touch /tmp/opened'\ntR.")
+def test_pickles_are_not_opened(tmp_path: Path, clean: Path, suffix: str) -> None:
+    file = tmp_path / f"model.vae{suffix}"
+    file.write_bytes(f"cos\nmkdir\n(S'{tmp_path / 'opened'}'\ntR.".encode())
     assert "python -m weights_convert safetensors" in error(ValueError, file)
+    assert "python -m weights_convert safetensors" in error(ValueError, clean, vae=file)
+    assert not (tmp_path / "opened").exists()
 
 
 def test_tensors_missing_left_over_or_of_another_shape(folder: Path, tensors: dict[str, Tensors]) -> None:
@@ -516,6 +520,7 @@ def test_unets_with_more_input_channels(
 
 FOREIGN = {
     "SDXL": ["model.diffusion_model.label_emb.0.0.weight", "conditioner.embedders.0.transformer.x"],
+    "Stable Diffusion 3": ["model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight"],
     "Stable Diffusion 2.x": ["model.diffusion_model.out.0.weight", "cond_stage_model.model.ln_final.weight"],
     "LoRA": ["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"],
     "no whole checkpoint": ["conv_in.weight", "encoder.conv_in.weight"],
