@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 import weights_convert
+import weights_convert.convert as convert_module
 from minidrag import weights
 from minidrag.checkpoint import CONFIGS
 from minidrag.weights import load_model
@@ -27,8 +28,9 @@ from weights_convert.configs import JSON
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Single files tell no sizes: takes them to be those of the small models."""
+    """Single files tell no sizes: takes them to be the small models'. Nothing here may ask the hub."""
     monkeypatch.setattr(weights, "SINGLE_FILE", checkpoints.SMALL)
+    monkeypatch.setattr("minidrag.hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +258,9 @@ def test_lora_between_spellings(tmp_path: Path, style: str) -> None:
     file = checkpoints.write(tmp_path / "lora.safetensors", keys)
     assert convert("lora", file, tmp_path / "out.safetensors", "--to", style) == 0
     assert convert("lora", tmp_path / "out.safetensors", tmp_path / "back.safetensors", "--to", "peft") == 0
+    torch.save(keys, tmp_path / "lora.bin")
+    assert convert("safetensors", tmp_path / "lora.bin", tmp_path / "unpickled.safetensors") == 0
+    assert load_file(tmp_path / "unpickled.safetensors").keys() == keys.keys()
     back = load_file(tmp_path / "back.safetensors")
     assert torch.equal(back[f"unet.{layer}.lora_A.weight"], down)
     assert torch.equal(back[f"unet.{layer}.lora_B.weight"], up)
@@ -271,6 +276,31 @@ def test_lora_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 # --- targets that cannot be written ---
+
+
+def test_ctrl_c_leaves_nothing(
+    single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, save = sorted(tmp_path.iterdir()), convert_module.save
+
+    def stop(tensors: Tensors, file: Path) -> None:
+        save(tensors, file)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert_module, "save", stop)
+    assert convert("folder", single, tmp_path / "out") == 130
+    assert "stopped" in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before
+
+
+def test_sources_of_another_kind(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert "is a folder already" in refused(capsys, "folder", folder, out)
+    (tmp_path / "x.ckpt").write_bytes(b"")
+    assert "weights_convert safetensors" in refused(capsys, "folder", tmp_path / "x.ckpt", out)
+    assert "give that file" in refused(capsys, "safetensors", tmp_path, out)
+    assert "nothing to convert" in refused(capsys, "safetensors", folder / "unet/config.json", out)
+    assert "No such file" in refused(capsys, "half", tmp_path / "nothing.safetensors", out)
+    assert not out.exists()
 
 
 def test_targets_that_are_taken_or_nowhere(
@@ -365,6 +395,20 @@ def test_check_of_a_folder(
     ):
         assert line in out, line
     assert code == 0
+    load_model(folder, device="cpu")
+
+
+def test_check_of_surplus_layers_and_float16_under_plain_names(
+    folder: Path, tensors: dict[str, Tensors], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = folder / "text_encoder/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 2}))
+    half = {key: tensor.half() for key, tensor in tensors["unet"].items()}
+    checkpoints.write(folder / checkpoints.FILES["unet"], half)
+    code, out = checked(capsys, folder)
+    assert code == 0 and out.count("float16 under a name that promises float32") == 1
+    assert "text_encoder: more layers than config.json wants" in out
+    assert len(load_model(folder, device="cpu").text_encoder.text_model.encoder.layers) == 2
 
 
 def test_check_of_single_files(
@@ -389,29 +433,116 @@ def test_check_of_a_vae_folder(clean: Path, capsys: pytest.CaptureFixture[str]) 
     assert code == 0 and "vae: 248 tensors" in out and "with vae=" in out
 
 
-UNLOADABLE = ["missing tensors", "cut short", "pickles", "no tokenizer", "nothing", "empty"]
+Spoil = Callable[[Path, dict[str, Tensors]], Path]  # a model's folder and its tensors -> what to check
+
+
+def damaged(name: str, change: Callable[[bytes], bytes]) -> Spoil:
+    def spoil(folder: Path, _: dict[str, Tensors]) -> Path:
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+        return folder
+
+    return spoil
+
+
+def lacking(name: str) -> Spoil:
+    def spoil(folder: Path, _: dict[str, Tensors]) -> Path:
+        (folder / name).unlink()
+        return folder
+
+    return spoil
+
+
+def unet_with(change: Callable[[Tensors], Tensors], single: bool = False) -> Spoil:
+    def spoil(folder: Path, tensors: dict[str, Tensors]) -> Path:
+        unet = change(tensors["unet"])
+        if single:
+            return checkpoints.write(folder / "x.safetensors", checkpoints.emaonly(tensors | {"unet": unet}))
+        checkpoints.write(folder / checkpoints.FILES["unet"], unet)
+        return folder
+
+    return spoil
+
+
+def channels(count: int) -> Callable[[Tensors], Tensors]:
+    return lambda unet: unet | {"conv_in.weight": torch.zeros(32, count, 3, 3)}
+
+
+def file_of(*names: str) -> Spoil:
+    return lambda folder, _: checkpoints.write(folder / "x.safetensors", {n: torch.zeros(1) for n in names})
+
+
+def file_with(content: bytes, name: str) -> Spoil:
+    def spoil(folder: Path, _: dict[str, Tensors]) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return spoil
+
+
+def pickled(folder: Path, _: dict[str, Tensors]) -> Path:
+    to_pickles(folder)
+    return folder
+
+
+def new_folder(folder: Path, _: dict[str, Tensors]) -> Path:
+    (folder / "new").mkdir()
+    return folder / "new"
+
+
+LORA, OUT = "lora_unet_down_blocks_0_attentions_0_proj_in", "model.diffusion_model.out.0.weight"
+UNLOADABLE: dict[str, tuple[Spoil, str]] = {
+    "nothing": (lambda folder, _: folder / "nothing", "does not exist"),
+    "empty folder": (new_folder, "config.json is missing"),
+    "cut short in a folder": (damaged(checkpoints.FILES["vae"], lambda data: data[:-1]), "is cut short"),
+    "empty in a folder": (damaged(checkpoints.FILES["unet"], lambda data: b""), "is cut short"),
+    "empty file": (file_with(b"", "x.safetensors"), "is cut short or no safetensors file"),
+    "web page": (file_with(b"<!DOCTYPE html><html>", "x.safetensors"), "is cut short or no safetensors"),
+    "pickle": (file_with(b"PK\x03\x04", "x.ckpt"), "is a pickle"),
+    "pickle by another name": (file_with(b"PK\x03\x04", "x.safetensors"), "is a pickle"),
+    "Git LFS pointer": (file_with(b"version https://git-lfs.github.com", "x.safetensors"), "git lfs pull"),
+    "folder of pickles": (pickled, "has pickles only"),
+    "no config": (lacking("unet/config.json"), "unet/config.json is missing"),
+    "no weights": (lacking(checkpoints.FILES["text_encoder"]), "model.safetensors is missing"),
+    "no vocabulary": (lacking("tokenizer/vocab.json"), "no vocab.json"),
+    "no merges": (lacking("tokenizer/merges.txt"), "merges.txt is missing"),
+    "tensors missing": (
+        unet_with(lambda unet: {key: t for key, t in unet.items() if "mid_block.attentions" not in key}),
+        "26 tensors missing (mid_block.attentions.0.",
+    ),
+    "tensors left over": (
+        unet_with(lambda unet: unet | {"x": torch.zeros(1)}),
+        "1 tensors not known (x)",
+    ),
+    "tensors of another shape": (
+        unet_with(lambda unet: unet | {"conv_out.bias": torch.zeros(5)}),
+        "1 tensors of another shape (conv_out.bias [5], not [4])",
+    ),
+    "inpainting folder": (unet_with(channels(9)), "an inpainting model"),
+    "inpainting file": (unet_with(channels(9), single=True), "an inpainting model"),
+    "InstructPix2Pix folder": (unet_with(channels(8)), "an InstructPix2Pix model"),
+    "InstructPix2Pix file": (unet_with(channels(8), single=True), "an InstructPix2Pix model"),
+    "SDXL": (file_of(OUT, "conditioner.embedders.0.transformer.x"), "an SDXL checkpoint"),
+    "SD 2.x": (file_of(OUT, "cond_stage_model.model.ln_final.weight"), "a Stable Diffusion 2.x checkpoint"),
+    "SD 3": (file_of("model.diffusion_model.joint_blocks.0.x"), "a Stable Diffusion 3 checkpoint"),
+    "UNet alone": (lambda folder, _: folder / checkpoints.FILES["unet"], "give the model's folder"),
+    "text encoder alone": (lambda folder, _: folder / checkpoints.FILES["text_encoder"], "model's folder"),
+    "LoHa": (file_of(f"{LORA}.hada_w1_a"), "this is LoHa"),
+    "LoKr": (file_of(f"{LORA}.lokr_w1"), "this is LoKr"),
+    "DoRA": (file_of(f"{LORA}.dora_scale"), "this is DoRA"),
+}
 
 
 @pytest.mark.parametrize("kind", UNLOADABLE)
 def test_check_of_what_does_not_load(
     folder: Path, tensors: dict[str, Tensors], capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    unet = folder / checkpoints.FILES["unet"]
-    if kind == "missing tensors":
-        checkpoints.write(unet, {key: t for key, t in tensors["unet"].items() if "mid_block" not in key})
-    elif kind == "cut short":
-        unet.write_bytes(unet.read_bytes()[:-1])
-    elif kind == "pickles":
-        to_pickles(folder)
-    elif kind == "no tokenizer":
-        shutil.rmtree(folder / "tokenizer")
-    elif kind == "nothing":
-        folder = folder / "nothing"
-    else:
-        folder = folder / "empty"
-        folder.mkdir()
-    code, out = checked(capsys, folder)
-    assert code == 1 and "minidrag cannot load it: " in out.splitlines()[-1]
+    spoil, sentence = UNLOADABLE[kind]
+    source = spoil(folder, tensors)
+    code, out = checked(capsys, source)
+    last = out.splitlines()[-1]
+    assert code == 1 and last.startswith("minidrag cannot load it: ") and sentence in last
+    with pytest.raises((ValueError, FileNotFoundError)):
+        load_model(source, device="cpu")
 
 
 def official_shapes() -> dict[str, dict[str, list[int]]]:
@@ -448,4 +579,19 @@ def test_help_and_the_command_line_as_a_process() -> None:
     code = [sys.executable, "-m", "weights_convert", "--help"]
     root = str(Path(weights_convert.__file__).parents[1])
     done = subprocess.run(code, capture_output=True, text=True, cwd=root, check=True)
-    assert all(command in done.stdout for command in ("folder", "safetensors", "half", "lora", "check"))
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+COMMANDS = {"check": 1, "folder": 2, "safetensors": 2, "half": 2, "lora": 2}  # how many paths each is given
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_and_wants_its_paths(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given, code in (([command, "--help"], 0), ([command], 2)):
+        with pytest.raises(SystemExit) as caught:
+            main(given)
+        printed = capsys.readouterr()
+        assert caught.value.code == code
+        assert ("OUT" in printed.out + printed.err) == (COMMANDS[command] == 2)

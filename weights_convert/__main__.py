@@ -1,7 +1,4 @@
-"""The command line: `python -m weights_convert COMMAND ...`.
-
-Exit codes: 0 done, 1 `check` found that minidrag cannot load it, 2 an error, told in a sentence.
-"""
+"""The command line, `python -m weights_convert COMMAND ...`."""
 
 import argparse
 import sys
@@ -12,35 +9,47 @@ from weights_convert.check import check, read_lora
 from weights_convert.convert import to_folder, to_half, to_safetensors
 from weights_convert.files import save, written_whole
 
+EXAMPLES = """examples:
+  python -m weights_convert check v1-5-pruned.safetensors
+  python -m weights_convert folder v1-5-pruned.safetensors sd15 --tokenizer other-model/tokenizer
+  python -m weights_convert safetensors model-with-bin-files model
+  python -m weights_convert safetensors anything.ckpt anything.safetensors
+  python -m weights_convert half sd15 sd15-half
+  python -m weights_convert lora lora.safetensors pytorch_lora_weights.safetensors --to peft
+
+Nothing is ever overwritten, and an OUT that fails leaves nothing behind.
+Exit status: 0 done; 1 from check: minidrag cannot load it; 2 not done, for the reason told."""
+
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        "python -m weights_convert", description="Bring model files into the form that minidrag loads."
+        "python -m weights_convert",
+        description="Bring model files into the form that minidrag loads, or tell what they are.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    folder = commands.add_parser("folder", help="single-file checkpoint (SD 1.x) to a model folder")
-    folder.add_argument("source", type=Path, metavar="FILE")
-    folder.add_argument("out", type=Path, metavar="OUT")
-    folder.add_argument("--tokenizer", type=Path, help="folder with vocab.json and merges.txt")
+    def command(name: str, text: str, source: str, out: str | None = None) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added.add_argument("source", type=Path, metavar="SOURCE", help=source)
+        if out:
+            added.add_argument("out", type=Path, metavar="OUT", help=f"{out} to write; must not exist yet")
+        return added
 
-    tensors = commands.add_parser(
-        "safetensors", help=".bin, .ckpt or .pt, or a folder of them, to safetensors"
+    command("check", "tell what a file or folder is, and whether minidrag loads it", "file or folder")
+    folder = command(
+        "folder", "single-file checkpoint of SD 1.x to a model folder", ".safetensors file", "folder"
     )
-    tensors.add_argument("source", type=Path, metavar="FILE_OR_FOLDER")
-    tensors.add_argument("out", type=Path, metavar="OUT")
-
-    half = commands.add_parser("half", help="float32 weights, a file or a folder, to float16")
-    half.add_argument("source", type=Path, metavar="SRC")
-    half.add_argument("out", type=Path, metavar="OUT")
-
-    lora = commands.add_parser("lora", help="LoRA file of any spelling to another one")
-    lora.add_argument("source", type=Path, metavar="FILE")
-    lora.add_argument("out", type=Path, metavar="OUT")
-    lora.add_argument("--to", choices=list(lora_file.STYLES), required=True)
-
-    inspect = commands.add_parser("check", help="tell what a file or folder is and whether it loads")
-    inspect.add_argument("source", type=Path, metavar="SOURCE")
+    words = "folder with vocab.json and merges.txt (default: beside the file, or its folder tokenizer)"
+    folder.add_argument("--tokenizer", type=Path, metavar="FOLDER", help=words)
+    pickles = ".bin, .ckpt, .pt or .pth file, or model folder"
+    command("safetensors", "pickles to safetensors, with no code in them run", pickles, "file or folder")
+    command("half", "float32 weights to float16", ".safetensors file or model folder", "file or folder")
+    lora = command("lora", "LoRA file in any spelling to another one", "LoRA of SD 1.x", ".safetensors file")
+    lora.add_argument(
+        "--to", choices=list(lora_file.STYLES), required=True, help="peft: what today's diffusers writes"
+    )
     return top
 
 
@@ -76,8 +85,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(options)
     except (OSError, ValueError) as error:
-        print(f"weights_convert: {error}", file=sys.stderr)
+        print(f"minidrag: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"minidrag: stopped, nothing of {options.out} is left", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -20,9 +20,9 @@ from minidrag.tokenizer import Tokenizer, read_json
 
 PREFIXES = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
 OFFICIAL = {  # bytes of the files of stable-diffusion-v1-5/stable-diffusion-v1-5, and of a few others
-    "unet": {3_438_167_540: "float32", 1_719_125_304: "float16", 3_463_726_498: "SD 2.1, float32"},
+    "unet": {3_438_167_540: "float32", 1_719_125_304: "float16", 3_463_726_498: "SD 2.1 float32"},
     "vae": {334_643_276: "float32", 167_335_342: "float16", 334_641_190: "vae-ft-mse-840000"},
-    "text_encoder": {492_265_874: "float32", 246_144_864: "float16", 1_361_597_018: "SD 2.1, float32"},
+    "text_encoder": {492_265_874: "float32", 246_144_864: "float16", 1_361_597_018: "SD 2.1 float32"},
     "checkpoint": {4_265_146_304: "v1-5-pruned-emaonly", 7_703_324_286: "v1-5-pruned"},
 }
 
@@ -107,6 +107,9 @@ def check_network_folder(folder: Path, name: str) -> Iterator[str]:
 def network(name: str, header: Header) -> Iterator[str]:
     """How many parameters a file has of a network, and what is odd about its names and dtypes."""
     keys, names = within(header.shapes, PREFIXES[name]), NAMES[name](header.shapes)
+    if not names:
+        yield f"{name}: none"
+        return
     count = sum(prod(header.shapes[key]) for key in names.values())
     kinds = sorted({header.dtypes[key] for key in names.values()})
     yield f"{name}: {len(names)} tensors, {count:,} parameters, {' and '.join(kinds)}"
@@ -133,14 +136,21 @@ def text_quirks(keys: list[str], header: Header) -> Iterator[str]:
         yield "other parts of CLIP than the text encoder: ignored"
 
 
+PARTS = {"time_embedding.": "UNet", "text_model.": "text encoder", "embeddings.": "text encoder"}
+
+
 def check_file(file: Path) -> Iterator[str]:
     header = Header.read(file)
+    alone = [part for start, part in PARTS.items() if any(key.startswith(start) for key in header.shapes)]
     if any("lora" in key for key in header.shapes):
-        yield f"{file}: a LoRA file, {len(header.shapes)} tensors"
+        yield f"{file}: a LoRA file, {len(header.shapes)} tensors, held against Stable Diffusion 1.x"
         read_lora(file)
         yield "minidrag can load it as a LoRA"
     elif any(key.startswith(UNET) for key in header.shapes):
         yield from check_checkpoint(header)
+    elif alone:
+        yield f"{file}: the {alone[0]} of a model, {len(header.shapes)} tensors"
+        raise ValueError(f"a {alone[0]} is loaded with the rest of its model: give the model's folder")
     else:
         yield f"{file}: no whole checkpoint, so it can only be a VAE"
         find_part("vae", file, weights.SINGLE_FILE["vae"])
@@ -165,7 +175,7 @@ def check_checkpoint(header: Header) -> Iterator[str]:
 
 
 def read_lora(file: Path) -> lora_file.LoRA:
-    """Reads a LoRA for a model of SD 1.5's sizes."""
+    """Reads a LoRA for a model of SD 1.5's sizes: a LoRA's file does not tell what it is for."""
     with torch.device("meta"):
         unet = NETWORKS["unet"](weights.SINGLE_FILE["unet"])
         text_encoder = NETWORKS["text_encoder"](weights.SINGLE_FILE["text_encoder"])

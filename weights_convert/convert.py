@@ -24,6 +24,8 @@ def to_folder(file: Path, out: Path, tokenizer: Path | None = None) -> bool:
     Of two copies of the UNet the averaged one (EMA) is kept; numbers keep their dtypes. tokenizer: a folder.
     Returns whether a tokenizer was found, there or beside the file: without one the folder is not complete.
     """
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder already: give a single-file checkpoint")
     parts = weights.single_file_parts(file, list(weights.STEMS))
     words = find_tokenizer(file, tokenizer)
     with written_whole(out) as folder:
@@ -65,7 +67,10 @@ def to_safetensors(source: Path, out: Path) -> None:
     if source.is_dir():
         pickles, done = network_files(source, "*.bin"), network_files(source, "*.safetensors")
         if not pickles + done:
-            raise FileNotFoundError(f"{source} has no weights, neither .bin nor .safetensors")
+            raise FileNotFoundError(
+                f"{source} has no weights of a model folder, neither .bin nor .safetensors: "
+                "for a single-file checkpoint in it give that file"
+            )
         with written_whole(out) as folder:
             copy_small(source, folder)
             for file in done:
