@@ -21,7 +21,6 @@ from minidrag.bench.scenes import (
     add_common_arguments,
     add_scene_arguments,
     editor,
-    exit_status,
     fidelity,
     load,
     open_out,
@@ -29,6 +28,7 @@ from minidrag.bench.scenes import (
     results_of,
     run_cases,
     settings_of,
+    tell,
     value_of,
     work,
     write_json,
@@ -162,11 +162,10 @@ def ablate(args: argparse.Namespace) -> int:
         edit = editor(task.model, config, args.seed)
         run_cases(task.cases, edit, task.learned, folders[value], compare=False)
         write(field, table_of(results()), out)
-    print(write_until_all_are_seen(results, lambda some: write(field, table_of(some), out)))
+    text = write_until_all_are_seen(results, lambda some: write(field, table_of(some), out))
     write_plot(field, table_of(results()), out)
-    print(f"Written to {out}")
     done = sum(map(len, results().values()))
-    return exit_status(done, len(task.cases) * len(folders), task.broken)
+    return tell(text, out, done, len(task.cases) * len(folders), task.broken)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -300,20 +300,22 @@ def finish(
     cases: Sequence[Case], out: Path, write: Callable[[list[dict[str, Any]], Path], str], broken: int = 0
 ) -> int:
     """Writes the tables of what is done and shows them; returns the exit status."""
+    text = "no case is done"
     if results_of(cases, out):
-        print(write_until_all_are_seen(lambda: results_of(cases, out), lambda some: write(some, out)))
-        print(f"Written to {out}")
-    return exit_status(len(results_of(cases, out)), len(cases), broken)
+        text = write_until_all_are_seen(lambda: results_of(cases, out), lambda some: write(some, out))
+    return tell(text, out, len(results_of(cases, out)), len(cases), broken)
 
 
-def exit_status(done: int, wanted: int, broken: int) -> int:
-    """1 if a case is left out; broken: how many could not even be read.
+def tell(text: str, out: Path, done: int, wanted: int, broken: int) -> int:
+    """Shows the tables once they are whole; returns the exit status: 1 if a case is left out.
 
-    Under torchrun a process that returned 1 would stop those still at work, so none does before all is done.
+    broken: how many could not even be read. Under torchrun a process that returned 1 would stop those still
+    at work, so that none does before all is done.
     """
     if done < wanted and place_among_processes()[1] > 1:
         print(f"{done} of {wanted} edits are done: other processes are at work on the rest, or it failed")
         return 0
+    print(f"{text}\nWritten to {out}")
     return int(done < wanted or broken > 0)
 
 
