@@ -86,10 +86,10 @@ class TransformerBlock(nn.Module):
 
     def forward(self, tokens: Tensor, text: Tensor, key_value: KeyValue | None) -> tuple[Tensor, KeyValue]:
         normed = self.norm1(tokens)
-        mixed, key_value = self.attn1(normed, normed, key_value)
+        mixed, used = self.attn1(normed, normed, key_value)
         tokens = tokens + mixed
         tokens = tokens + self.attn2(self.norm2(tokens), text)[0]
-        return tokens + self.ff(self.norm3(tokens)), key_value
+        return tokens + self.ff(self.norm3(tokens)), used
 
 
 class SpatialTransformer(nn.Module):
@@ -114,11 +114,11 @@ class SpatialTransformer(nn.Module):
         tokens = normed.flatten(2).transpose(1, 2).contiguous()  # (B, C, H, W) -> (B, H W, C)
         if linear:
             tokens = self.proj_in(tokens)
-        tokens, key_value = self.transformer_blocks[0](tokens, text, key_value)
+        tokens, used = self.transformer_blocks[0](tokens, text, key_value)
         if linear:
             tokens = self.proj_out(tokens)
         output = tokens.transpose(1, 2).unflatten(2, hidden.shape[2:])  # (B, H W, C) -> (B, C, H, W)
-        return hidden + (output if linear else self.proj_out(output.contiguous())), key_value
+        return hidden + (output if linear else self.proj_out(output.contiguous())), used
 
 
 class ResnetBlock(nn.Module):

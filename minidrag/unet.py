@@ -63,28 +63,19 @@ class UNetConfig:
                 )
         channels = tuple(values.get("block_out_channels", cls.block_out_channels))
         heads = values.get("num_attention_heads") or values.get("attention_head_dim", 8)
+        heads = (heads,) * 4 if isinstance(heads, int) else tuple(heads)
         down = values.get("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",))
         up = values.get("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
         attention = tuple(kind == "CrossAttnDownBlock2D" for kind in down)
         mirrored = tuple(kind == "CrossAttnUpBlock2D" for kind in reversed(up))
         known = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
-        if (
-            not known.issuperset((*down, *up))
-            or attention != mirrored
-            or len(channels) != 4
-            or len(down) != 4
-        ):
+        four = len(channels) == len(heads) == len(down) == 4
+        if not four or attention != mirrored or not known.issuperset((*down, *up)):
             raise ValueError(
                 "the UNet's config.json does not describe Stable Diffusion's four mirrored levels"
             )
-        plain = ("in_channels", "out_channels", "layers_per_block", "cross_attention_dim")
-        plain += ("norm_num_groups", "norm_eps", "use_linear_projection", "sample_size")
-        return cls(
-            block_out_channels=channels,
-            attention=attention,
-            heads=(heads,) * 4 if isinstance(heads, int) else tuple(heads),
-            **{key: values[key] for key in plain if key in values},
-        )
+        sizes = {key: values[key] for key in cls.__dataclass_fields__ if key in values}
+        return cls(**sizes | {"block_out_channels": channels, "attention": attention, "heads": heads})
 
 
 class UNetOutput(NamedTuple):
@@ -157,7 +148,7 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([Upsample(width)] if level > 0 else [])
 
     def forward(
-        self, hidden: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, given: list[KeyValue] | None
+        self, hidden: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, given: list[KeyValue]
     ) -> tuple[Tensor, list[KeyValue]]:
         """skips: one per ResNet block, used from the last on; one more tells the size to grow to."""
         used = []
@@ -204,13 +195,14 @@ class UNet(nn.Module):
         for block in self.down_blocks:
             skips += self._run(block, skips[-1], time, text)
         hidden = self._run(self.mid_block, skips[-1], time, text)
-        features, used, given = [], [], list(keys_values or [])
+        features, used, given = [], [], keys_values or []
         for level, block in enumerate(self.up_blocks):
-            wanted = len(block.attentions) if level >= 2 else 0
-            hidden, block_used = self._run(block, hidden, skips, time, text, given[:wanted])
-            skips, given = skips[: -len(block.resnets)], given[wanted:]
+            controlled = level >= 2  # their self-attentions are the official code's "layers 10 to 15"
+            hidden, own = self._run(block, hidden, skips, time, text, given if controlled else [])
+            skips = skips[: -self.config.layers_per_block - 1]
             features.append(hidden)
-            used += block_used if level >= 2 else []
+            if controlled:
+                used, given = used + own, given[len(own) :]
         noise = self.conv_out(silu(self.conv_norm_out(hidden)))
         return UNetOutput(noise, features, used)
 

@@ -52,9 +52,9 @@ class VAEConfig:
                 raise ValueError(
                     f"the VAE's config.json has {key} = {values[key]!r}; minidrag knows {fixed!r} only"
                 )
-        plain = ("layers_per_block", "latent_channels", "norm_num_groups", "scaling_factor")
-        channels = tuple(values.get("block_out_channels", cls.block_out_channels))
-        return cls(block_out_channels=channels, **{key: values[key] for key in plain if key in values})
+        sizes = {key: values[key] for key in cls.__dataclass_fields__ if key in values}
+        sizes["block_out_channels"] = tuple(sizes.get("block_out_channels", cls.block_out_channels))
+        return cls(**sizes)
 
 
 class VAEAttention(Attention):
@@ -105,12 +105,13 @@ class Encoder(nn.Module):
         super().__init__()
         widths, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList(
+        levels = [
             Level(before, width, config.layers_per_block, groups)
             for before, width in zip((widths[0], *widths), widths, strict=False)
-        )
-        for level, width in zip(self.down_blocks[:-1], widths, strict=False):
+        ]
+        for level, width in zip(levels[:-1], widths, strict=False):
             level.downsamplers.append(Downsample(width, symmetric=False))
+        self.down_blocks = nn.ModuleList(levels)
         self.mid_block = MidBlock(widths[-1], groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
@@ -128,12 +129,13 @@ class Decoder(nn.Module):
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = MidBlock(widths[0], groups)
-        self.up_blocks = nn.ModuleList(
+        levels = [
             Level(before, width, config.layers_per_block + 1, groups)
             for before, width in zip((widths[0], *widths), widths, strict=False)
-        )
-        for level, width in zip(self.up_blocks[:-1], widths, strict=False):
+        ]
+        for level, width in zip(levels[:-1], widths, strict=False):
             level.upsamplers.append(Upsample(width))
+        self.up_blocks = nn.ModuleList(levels)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 

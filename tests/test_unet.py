@@ -262,6 +262,7 @@ def test_the_official_config_gives_the_default_sizes() -> None:
         ("down_block_types", ["DownBlock2D"] * 4),
         ("up_block_types", ["CrossAttnUpBlock2D"] * 4),
         ("block_out_channels", [320, 640, 1280]),
+        ("attention_head_dim", [5, 10, 20]),
     ],
 )
 def test_a_config_of_another_network_is_refused(key: str, value: Any) -> None:

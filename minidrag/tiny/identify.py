@@ -137,7 +137,8 @@ def identify(picture: Image.Image) -> Seen:
     """Names what a picture of a scene shows, however it came about. picture: RGB, square."""
     small, middle = shrunk(picture, SMALL), shrunk(picture, MIDDLE)
     possible = product(AIRS, GROUNDS, HORIZONS.tolist())
-    rough = min((backdrop(small, *choice) for choice in possible), key=lambda drop: drop.cost(()))
+    drops = (backdrop(small, time, ground, horizon) for time, ground, horizon in possible)
+    rough = min(drops, key=lambda drop: drop.cost(()))
     fine = backdrop(middle, rough.time, rough.ground, rough.horizon)
     things: tuple[Object, ...] = ()
     while len(things) < MOST:
