@@ -27,13 +27,25 @@ INDEX = {
 }
 
 
+def must_be_free(out: Path) -> None:
+    """Raises ValueError for a path with something else than a model, which `write` would replace."""
+    if out.exists() and not (out / "model_index.json").is_file() and not (out.is_dir() and empty(out)):
+        raise ValueError(f"{out} exists and is no model: give another folder, or delete it")
+
+
+def empty(folder: Path) -> bool:
+    return next(folder.iterdir(), None) is None
+
+
 def write(
     out: Path, unet: UNet, vae: VAE, text_encoder: CLIPTextEncoder, tokenizer: Path, made: dict
 ) -> None:
     """Writes the three networks in float16 with configs, the tokenizer's files, and how all was made.
 
-    The folder appears under its name when it is complete; one that was there before is replaced.
+    The folder appears under its name when it is complete; a model that was there before is replaced.
+    Raises ValueError where there is anything else.
     """
+    must_be_free(out)
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
