@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ UNET_CONFIG = UNetConfig(
     cross_attention_dim=128,
     norm_num_groups=16,
 )
-TEXT_WIDTHS = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4}
+TEXT_CONFIG = CLIPConfig(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Trainer:
     """Steps of AdamW with warm-up, cool-down, running averages and a checkpoint to resume from."""
 
     def __init__(self, networks: nn.ModuleDict, rate: float, steps: int, config: TrainConfig, path: Path):
-        self.networks = networks.to(config.device, memory_format=torch.channels_last)
+        self.networks = networks.to(config.device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.networks).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             networks.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01
@@ -96,7 +96,10 @@ class Trainer:
         part.replace(self.path)
 
     def run(self, loss_of: Callable[[int], Tensor], name: str) -> None:
-        """loss_of: step -> the loss of that step's batch, a function of the step's number alone."""
+        """Trains to the last step and leaves the averages in the networks.
+
+        loss_of: step -> the loss of that step's batch, a function of the step's number alone.
+        """
         bar = tqdm(
             range(self.done, self.steps), initial=self.done, total=self.steps, desc=name, mininterval=10
         )
@@ -116,11 +119,14 @@ class Trainer:
             bar.set_postfix(loss=f"{smooth:.5f}", refresh=False)
             if self.done % self.config.save_every == 0 or self.done == self.steps:
                 self.save()
+        self.networks.load_state_dict(self.average.state_dict())
+        self.networks.requires_grad_(False)
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
         """Moves the running averages a little towards the weights."""
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.networks.parameters()), 1 - decay)
+        for average, weight in zip(self.average.parameters(), self.networks.parameters(), strict=True):
+            average.lerp_(weight, 1 - decay)
 
 
 def unusable(path: Path, error: Exception) -> ValueError:
@@ -151,10 +157,8 @@ def pictures(config: TrainConfig, start: int, count: int) -> Tensor:
 def train_vae(config: TrainConfig, work: Path) -> VAE:
     """Trains the autoencoder, on new pictures at every step; returns its running average."""
     torch.manual_seed(config.seed)
-    trainer = Trainer(
-        nn.ModuleDict({"vae": VAE(VAE_CONFIG)}), config.vae_rate, config.vae_steps, config, work / "vae.pt"
-    )
-    vae, scale = trainer.networks["vae"], VAE_CONFIG.scaling_factor
+    vae, scale = VAE(VAE_CONFIG), VAE_CONFIG.scaling_factor
+    trainer = Trainer(nn.ModuleDict({"vae": vae}), config.vae_rate, config.vae_steps, config, work / "vae.pt")
 
     def loss_of(step: int) -> Tensor:
         batch = pictures(config, step * config.vae_batch, config.vae_batch)
@@ -165,7 +169,6 @@ def train_vae(config: TrainConfig, work: Path) -> VAE:
         return error.abs().mean() + error.square().mean() + config.kl_weight * divergence
 
     trainer.run(loss_of, "autoencoder")
-    vae = trainer.average["vae"]
     normalise(vae, encode(vae, config, 0, 256)[0])
     return vae
 
@@ -180,6 +183,7 @@ def normalise(vae: VAE, means: Tensor) -> None:
     scale = vae.config.scaling_factor
     shift, spread = means.mean((0, 2, 3)) / scale, means.std((0, 2, 3))
     entry, leave, count = vae.quant_conv, vae.post_quant_conv, len(shift)
+    assert entry.bias is not None and leave.bias is not None
     leave.bias += (leave.weight[:, :, 0, 0] @ shift[:, None])[:, 0]
     leave.weight *= spread[None, :, None, None]
     entry.bias[:count] = (entry.bias[:count] - shift) / spread
@@ -209,14 +213,13 @@ def train_unet(
     captions = [caption(scene) for scene in scenes(config, 0, config.scenes)]
     if start is None:
         tokenizer = vocabulary.train(captions, config.vocab_size, work / "tokenizer")
-        text_config = CLIPConfig(vocab_size=tokenizer.eos + 1, **TEXT_WIDTHS)
-        pair = {"unet": UNet(UNET_CONFIG), "text_encoder": CLIPTextEncoder(text_config)}
+        text_config = replace(TEXT_CONFIG, vocab_size=tokenizer.eos + 1)
+        unet, text_encoder = UNet(UNET_CONFIG), CLIPTextEncoder(text_config)
     else:
         shutil.copytree(Path(start.source) / "tokenizer", work / "tokenizer", dirs_exist_ok=True)
-        tokenizer, pair = start.tokenizer, {"unet": start.unet, "text_encoder": start.text_encoder}
-    networks = nn.ModuleDict(pair).requires_grad_(True)
+        tokenizer, unet, text_encoder = start.tokenizer, start.unet, start.text_encoder
+    networks = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).requires_grad_(True)
     trainer = Trainer(networks, config.rate, config.steps, config, work / "unet.pt")
-    unet, text_encoder = trainer.networks["unet"], trainer.networks["text_encoder"]
     if trainer.done < config.steps:
         means, deviations = latents(vae, config, work)
     tokens, empty, schedule = tokenizer(captions), tokenizer(""), Schedule()
@@ -238,7 +241,7 @@ def train_unet(
         return (weights[timestep].to(config.device) * error).mean()
 
     trainer.run(loss_of, "UNet")
-    return trainer.average["unet"], trainer.average["text_encoder"]
+    return unet, text_encoder
 
 
 def latents(vae: VAE, config: TrainConfig, work: Path) -> tuple[Tensor, Tensor]:
@@ -291,7 +294,7 @@ def train(config: TrainConfig, out: Path, work: Path, start: str | None = None) 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m minidrag.tiny.train", description=__doc__.splitlines()[0]
+        prog="python -m minidrag.tiny.train", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("out", type=Path, help="folder that the model is written to")
     parser.add_argument(
