@@ -1,6 +1,6 @@
 """Draws the UNet's features of two frames as colours, over time steps and blocks.
 
-    python -m minidrag.bench features [--steps 10 20 35 50] [--blocks 1 2 3 4] [ONE.png OTHER.png]
+    python -m minidrag.bench features [ONE.png OTHER.png] [--steps 10 20 35 50] [--blocks 1 2 3 4]
 
 What the method stands on: features tell which thing a place belongs to, and go along when the thing moves.
 The colours are the first three principal components of both frames together, so that within a pair equal
