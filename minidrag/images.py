@@ -20,6 +20,7 @@ Point = tuple[float, float]
 Color = tuple[int, int, int]
 
 MOST_PIXELS = 64_000_000  # above this a picture is a mistake or an attack
+MOST_WORKING = 16_000_000  # of the picture that a model works on; Stable Diffusion 1.5 is made for 262,144
 LEAST_SIDE = 64
 RED, BLUE, WHITE, BLACK = (226, 32, 44), (36, 92, 240), (255, 255, 255), (0, 0, 0)
 SMOOTH = 3  # times larger marks are drawn than they are shown
@@ -59,10 +60,11 @@ def read(path: Path, ground: Color) -> Image.Image:
     if not path.is_file():
         raise ValueError(f"{path} is a folder" if path.is_dir() else f"there is no file {path}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
-        with image:
+        # Not by its path: then Pillow maps a plain TIFF into memory, and scrambles it if it is to be turned.
+        with path.open("rb") as file:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                image = Image.open(file)
             if image.width * image.height > MOST_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
             return flatten(ImageOps.exif_transpose(image), ground)
@@ -102,10 +104,20 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def working_size(width: int, height: int, short_side: int, multiple: int) -> tuple[int, int]:
-    """The size nearest to the picture's shape with about this shorter side and both sides whole multiples."""
+    """The size nearest to the picture's shape with about this shorter side and both sides whole multiples.
+
+    Raises ValueError for more pixels than any memory holds the networks' features of: many systems end a
+    program that asks for too much without a word.
+    """
     scale = short_side / min(width, height)
-    fitted = (max(multiple, multiple * math.floor(side * scale / multiple + 0.5)) for side in (width, height))
-    return next(fitted), next(fitted)
+    fitted = [max(multiple, multiple * math.floor(side * scale / multiple + 0.5)) for side in (width, height)]
+    if math.prod(fitted) > MOST_WORKING:
+        found = f"{fitted[0]}x{fitted[1]}"
+        raise ValueError(
+            f"the working size {found} is too large, more than {MOST_WORKING:,} pixels: "
+            "choose a smaller --size"
+        )
+    return fitted[0], fitted[1]
 
 
 def resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -1,6 +1,8 @@
 """Pictures of every mode and kinds of damage in; points and masks to the grid; drawings and whole files."""
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +97,47 @@ def test_sixteen_bits_are_scaled_and_not_cut(tmp_path: Path, name: str) -> None:
     got = np.asarray(load_picture(tmp_path / name))
     assert (got[0, 0].tolist(), got[-1, -1].tolist()) == ([0, 0, 0], [255, 255, 255])
     assert np.array_equal(got[..., 0], np.rint(levels.astype(np.uint16) / 257))
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_sixteen_bit_png_of_every_kind(tmp_path: Path, kind: int, channels: int) -> None:
+    """Grey, colour, and both with alpha, written here as Pillow writes 16 bits in grey only."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    levels = np.linspace(0, 65535, HEIGHT * WIDTH * channels).reshape(HEIGHT, WIDTH, channels).astype(">u2")
+    if channels in (2, 4):
+        levels[..., -1] = 65535
+    rows = b"".join(b"\0" + row.tobytes() for row in levels)
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, kind, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    got = np.asarray(load_picture(tmp_path / "picture.png")).astype(float)
+    want = levels[..., : 3 if channels > 2 else 1] / 257
+    assert got.shape == (HEIGHT, WIDTH, 3) and np.abs(got - want).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [(mode, "png") for mode in ("I;16", "L", "1", "P", "LA", "RGBA")]
+    + [(mode, "tif") for mode in ("I;16", "L", "CMYK", "RGBA")],
+)
+def test_every_mode_is_turned_upright(tmp_path: Path, mode: str, suffix: str) -> None:
+    image = Image.new("RGB", (WIDTH, HEIGHT), (255, 255, 255))
+    image.paste((0, 0, 0), (0, 0, 30, 20))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    path = tmp_path / f"picture.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    (image if mode == "I;16" else image.convert(mode)).save(path, exif=exif)
+    got = load_picture(path)
+    assert got.size == (HEIGHT, WIDTH)
+    dark = np.argwhere(np.asarray(got)[..., 0] < 128)
+    assert dark.min(axis=0).tolist() == [0, HEIGHT - 20] and dark.max(axis=0).tolist() == [29, HEIGHT - 1]
 
 
 def test_transparency_becomes_white(tmp_path: Path) -> None:
@@ -350,6 +393,16 @@ def test_mask_to_any_grid(grid: tuple[int, int]) -> None:
 )
 def test_working_size(size: tuple[int, int], short_side: int, multiple: int, want: tuple[int, int]) -> None:
     assert working_size(*size, short_side, multiple) == want
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side"), [((4096, 4096), 4096), ((64, 512), 2048), ((64, 64), 100_000)]
+)
+def test_working_size_has_a_limit(size: tuple[int, int], short_side: int) -> None:
+    with pytest.raises(
+        ValueError, match="is too large, more than 16,000,000 pixels: choose a smaller --size"
+    ):
+        working_size(*size, short_side, 8)
 
 
 def test_picture_to_tensor_and_back_is_exact() -> None:
