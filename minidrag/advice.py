@@ -36,7 +36,10 @@ def after(edit: Edit, request: Request) -> list[str]:
     """How an edit went, and what to try where it went badly."""
     found = []
     for number, (way, left) in enumerate(zip(edit.distances, edit.remaining, strict=True), 1):
-        came = f"came {way - left:.1f} of {way:.1f} pixels nearer to its target, {left:.1f} are left"
+        if left > way:
+            came = f"had {way:.1f} pixels to go and went away from its target, {left:.1f} are left"
+        else:
+            came = f"came {way - left:.1f} of {way:.1f} pixels nearer to its target, {left:.1f} are left"
         found.append(f"handle {number}: {came}")
     done = len(edit.losses)
     ends = {

@@ -1,26 +1,33 @@
-"""What is asked of a run, and its form in JSON.
+"""What is asked of a run: as options on the command line, as JSON, and whether it makes sense.
 
-One form serves for all: a finished run writes it and can be repeated from it, and a person may write as
-little of it as a picture and drags. The method can be read without this.
+One form of JSON serves for all: a finished run writes it and can be repeated from it, and a person may write
+as little of it as a picture and drags. Of the checks, those of pictures and masks are in `images.py`, those
+of points and settings in `edit.py`, as they hold for every caller. The method can be read without this.
 """
 
+import argparse
 import hashlib
 import json
 import math
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from PIL import Image
+from torch import Tensor
 
+from minidrag import images
 from minidrag.drag import Point
-from minidrag.edit import EditConfig
+from minidrag.edit import EditConfig, check_config, check_points
 from minidrag.weights import default_device
 
 Drag = tuple[Point, Point]  # handle and target
 
 DTYPES = {"cpu": "float32", "cuda": "float16", "mps": "float32"}  # each kind of device's default
+CONFIGS = {"paper": EditConfig(), "official": EditConfig.official()}
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 NAMED = ("sd15", "tiny")  # models that go by a name
 FILES = ("picture", "mask", "lora")
@@ -38,6 +45,28 @@ KINDS: dict[str, Any] = {  # what the keys of a request hold in JSON
     "dtype": str | None,
 }
 EXTRAS = {"sha256": dict, "versions": dict, "result": dict, "scene": dict}  # keys that ask for nothing
+
+HELP = {  # every field of EditConfig
+    "steps": "DDIM steps from noise to picture",
+    "edited_step": "how many steps up from the picture lies the latent that is dragged: more, freer",
+    "block": "the UNet's up block that the features are from, 1 to 4",
+    "drag_steps": "steps of the drag at most: more for far drags",
+    "drag_rate": "how much a step changes: more is faster and rougher",
+    "motion_radius": "radius of the patch that is pulled, in grid units of 2 pixels at working size",
+    "track_radius": "radius in which a handle is looked for again, in grid units",
+    "mask_weight": "how strongly the outside of the mask is held",
+    "tolerance": "how near a handle must come to its target, in grid units",
+    "motion_loss": "sum or mean over the patch's features",
+    "lora_rank": "the LoRA's rank",
+    "lora_targets": "projections of the attention that get one: qk, qkv or qkvo",
+    "lora_steps": "training steps: fewer are faster and keep the picture less well",
+    "lora_batch": "samples in a step: fewer need less memory",
+    "lora_rate": "its learning rate",
+    "control_from": "denoising step from which on the edit looks at the original's keys and values",
+    "size": "shorter side that the model works at, in pixels (default: what it was trained on)",
+    "keep_outside": "keep the original's own pixels outside the mask",
+    "checkpointing": "need less memory and more time",
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +98,102 @@ class Request:
         return [target for _, target in self.drags]
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (--help lists all options)")
+
+
+def build_parser(description: str | None = None) -> Parser:
+    # SUPPRESS: what was not given is not there, and does not override what --from says.
+    parser = Parser("demo.py", "demo.py [PHOTO] [options]", description, allow_abbrev=False)
+    parser.formatter_class, parser.argument_default = argparse.RawDescriptionHelpFormatter, argparse.SUPPRESS
+    add = parser.add_argument_group("what to do").add_argument
+    add("picture", nargs="?", metavar="PHOTO", help="a picture; without one, one that comes along")
+    add("--drag", action="append", metavar="X,Y:X,Y", help="from where to where, in pixels; once per handle")
+    add("--points", type=path, metavar="FILE.json", help="drags from a file in the form of run.json")
+    add("--mask", type=path, metavar="MASK.png", help="white where it may change; none: everywhere")
+    add("--prompt", help="what the picture shows")
+    add("--from", dest="base", type=path, metavar="run.json", help="repeat a run; other options change it")
+    add("--out", type=path, metavar="DIR", help="folder for the results (default: a new one in runs)")
+    add = parser.add_argument_group("the model").add_argument
+    add("--model", help="sd15, tiny, a folder, a .safetensors file or a hub id (default for a PHOTO: sd15)")
+    add("--vae", help="folder, file or hub id of another VAE; none: the model's own")
+    add("--lora", type=path, metavar="FILE", help="a LoRA to use in place of training one; none: train")
+    add("--device", help="cpu, cuda or mps (default: the best there is)")
+    add("--dtype", help=f"{', '.join(FLOATS)} (default: float16 on cuda, else float32)")
+    add("--seed", type=int, help="of the LoRA's training (default: 0)")
+    add_settings(parser)
+    return parser
+
+
+def add_settings(parser: Parser) -> None:
+    """An option for every field of EditConfig."""
+    everything = parser.add_argument_group("all settings at once")
+    everything.add_argument("--config", choices=CONFIGS, help="paper, or official: the authors' program")
+    groups = {"lora": parser.add_argument_group("the LoRA, which is trained on the picture")}
+    rest = parser.add_argument_group("the edit")
+    for entry in fields(EditConfig):
+        name, text = "--" + entry.name.replace("_", "-"), HELP[entry.name]
+        paper, official = (getattr(config, entry.name) for config in CONFIGS.values())
+        if paper is not None:
+            text += f" ({paper})" if paper == official else f" (paper {paper}, official {official})"
+        add = groups.get(entry.name.partition("_")[0], rest).add_argument
+        if entry.type is bool:
+            add(name, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            kind = entry.type if entry.type in (float, str) else int
+            add(name, type=kind, metavar=kind.__name__.upper(), help=text)
+
+
+def path(text: str) -> Path:
+    """A path on the command line; refuses an empty one, which would mean the folder that one is in."""
+    if not text:
+        raise ValueError("the name of a file is empty")
+    return Path(os.path.expanduser(text))
+
+
+def read_request(given: dict[str, Any]) -> Request:
+    """Puts together what the options, or else the run to repeat, or else the defaults say.
+
+    given: the options by name, those that were not given left out. Raises ValueError, one sentence.
+    """
+    own = {name: value for name, value in given.items() if name in KINDS and name != "config"}
+    own |= (
+        {"picture": path(own["picture"])} if "picture" in own else {}
+    )  # argparse would convert its absence too
+    own |= {name: None for name in ("mask", "vae", "lora") if str(own.get(name)) == "none"}
+    values = read(given["base"], replaced=own) if "base" in given else {}
+    drags = [parse_drag(text) for text in given.get("drag", [])]
+    if "points" in given:
+        drags += read(given["points"], replaced=FILES).get("drags", [])
+    values |= own | ({"drags": drags} if "points" in given or drags else {})
+    config = CONFIGS[given["config"]] if "config" in given else values.get("config", EditConfig())
+    settings = {entry.name: given[entry.name] for entry in fields(EditConfig) if entry.name in given}
+    values["config"] = replace(config, **settings)
+    if "picture" not in values:
+        raise ValueError(f"{given.get('base', 'the command')} names no picture: give one")
+    if not values.get("drags"):
+        raise ValueError("no drag: give at least one --drag X,Y:X,Y, from where to where in pixels")
+    if not 0 <= values.get("seed", 0) < 2**63:
+        raise ValueError(f"--seed {values['seed']} is not possible: choose 0 to 2**63 - 1")
+    values["device"], values["dtype"] = choose_device(values.get("device"), values.get("dtype"))
+    return Request(**values)
+
+
+def open_input(asked: Request) -> tuple[Image.Image, Tensor | None]:
+    """The picture and its mask; all that can be checked before a model is loaded is checked.
+
+    Raises ValueError, one sentence.
+    """
+    picture = images.load_picture(asked.picture)
+    mask = images.load_mask(asked.mask, picture.size) if asked.mask else None
+    check_points(picture.size, asked.handles, asked.targets, mask)
+    check_config(asked.config)
+    if asked.lora and not asked.lora.is_file():
+        raise ValueError(f"there is no LoRA file {asked.lora}")
+    return picture, mask
+
+
 def parse_drag(text: str) -> Drag:
     """Reads "X,Y:X,Y"."""
     try:
@@ -94,7 +219,7 @@ def read(path: Path, replaced: Collection[str] = ()) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last for very deep brackets
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     try:
         check_kinds(values)
@@ -144,9 +269,10 @@ def convert(name: str, value: Any, folder: Path) -> Any:
 def drag_of(entry: Any) -> Drag:
     """A drag out of {"handle": [x, y], "target": [x, y]}."""
     try:
-        if set(entry) == {"handle", "target"}:
+        numbers = [type(number) in (int, float) for name in ("handle", "target") for number in entry[name]]
+        if len(entry) == 2 and all(numbers):
             return point(entry["handle"]), point(entry["target"])
-    except (ValueError, TypeError, OverflowError):  # the last for an absurdly long number
+    except (LookupError, ValueError, TypeError, OverflowError):  # the last for an absurdly long number
         pass
     form = '{"handle": [x, y], "target": [x, y]}'
     raise ValueError(f"{shown(entry)} is no drag: write {form}, in pixels")

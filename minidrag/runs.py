@@ -156,6 +156,8 @@ def frames(
     """
     last, made = len(edit.clean) - 1, []
     shown = [*range(0, last, EVERY), last]
+    if on_stage:
+        on_stage("animation", 0, len(shown))
     for step in shown:
         trails = [rescale(path[: step + 1], edit.picture.size, size) for path in edit.paths]
         frame = images.resize(decode(model, edit.clean[step]), size)

@@ -1,19 +1,23 @@
 """The command: what it writes, that runs repeat, and one sentence for everything that cannot be done."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minidrag import advice, images, lora_file, request, runs, tiny
@@ -235,8 +239,8 @@ def test_every_setting_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         demo.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert end.value.code == 0 and len(demo.HELP) == len(fields(EditConfig))
-    assert all(" ".join(help.split()) in text for help in demo.HELP.values())
+    assert end.value.code == 0 and len(request.HELP) == len(fields(EditConfig))
+    assert all(" ".join(help.split()) in text for help in request.HELP.values())
     assert "(paper sum, official mean)" in text
 
 
@@ -312,6 +316,16 @@ def test_where_no_lora_can_be_kept_the_run_goes_on(
     assert Path("out/lora.safetensors").exists()
 
 
+def test_where_the_disk_is_full_the_run_goes_on_without_keeping_the_lora(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, picture = load_model(model, device="cpu"), images.load_picture(Path("photo.png"))
+    asked = Request(Path("photo.png"), [], config=EditConfig(size=64, lora_steps=1, lora_batch=1))
+    monkeypatch.setattr(lora_file, "save_file", raising(SafetensorError("No space left on device")))
+    trained, origin = runs.find_lora(loaded, picture, asked)
+    assert trained.unet and origin.startswith("trained, but not kept") and "No space left" in origin
+
+
 # --- advice ---
 
 
@@ -343,6 +357,24 @@ def test_advice_after_a_run(start: Callable[..., int], capsys: pytest.CaptureFix
     assert "every handle has arrived, after 0 steps" in said and "nothing was dragged" in said
 
 
+def test_a_handle_that_went_away_is_said() -> None:
+    result = {"distances": [1.5, 9.0], "remaining": [5.0, 2.0], "paths": [[(0, 0), (3, 3)]] * 2}
+    edit: Any = SimpleNamespace(**result, losses=[1.0], reason="steps")
+    said = advice.after(edit, Request(Path("photo.png"), []))
+    assert said[0] == "handle 1: had 1.5 pixels to go and went away from its target, 5.0 are left"
+    assert said[1] == "handle 2: came 7.0 of 9.0 pixels nearer to its target, 2.0 are left"
+
+
+def test_a_long_prompt_is_cut_and_said(start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    long, longer = "ball " * 80, "ball " * 80 + "snow"
+    assert start(*PHOTO, "--prompt", long, "--out", "long") == 0
+    assert "tokens and was cut to the 77 that the model reads" in capsys.readouterr().out
+    assert start(*PHOTO, "--prompt", longer, "--out", "longer") == 0
+    assert "LoRA: reused" in capsys.readouterr().out
+    edits = [Path(name, "edited.png").read_bytes() for name in ("long", "longer")]
+    assert edits[0] == edits[1], "what is cut off has no effect"
+
+
 def test_an_empty_mask_is_said(start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("L", (96, 80)).save("black.png")
     assert start("photo.png", *DRAG, "--mask", "black.png", "--out", "out") == 0
@@ -355,6 +387,10 @@ def test_an_empty_mask_is_said(start: Callable[..., int], capsys: pytest.Capture
 def bad_files(place: Path) -> None:
     """Files of all the kinds that are refused."""
     (place / "notes.txt").write_text("not a picture")
+    Image.effect_noise((96, 80), 99).save(place / "whole.png")
+    whole = (place / "whole.png").read_bytes()
+    (place / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (place / "bomb.pbm").write_bytes(b"P4 90000 90000 0")  # a header that announces far more than there is
     Image.new("RGB", (63, 90)).save(place / "small.png")
     Image.new("RGB", (1000, 70)).save(place / "strip.png")
     Image.new("L", (95, 80), 255).save(place / "other.png")
@@ -369,6 +405,10 @@ def bad_files(place: Path) -> None:
         "word": '{"drags": [{"handle": [1, 2], "target": ["three", 4]}]}',
         "long": '{"drags": [{"handle": [1, 2], "target": [1, %s]}]}' % ("9" * 400),
         "number": '{"drags": [3]}',
+        "text": '{"drags": [{"handle": "12", "target": [3, 4]}]}',
+        "yes": '{"drags": [{"handle": [true, 4], "target": [3, 4]}]}',
+        "more": '{"drags": [{"handle": [1, 2], "target": [3, 4], "mask": 1}]}',
+        "deep": "[" * 100_000,
         "none": '{"drags": []}',
         "setting": '{"picture": "photo.png", "config": {"drag_step": 3}}',
         "value": '{"picture": "photo.png", "config": {"drag_steps": 2.5}}',
@@ -386,7 +426,12 @@ BAD = {  # options -> words of the complaint
     "a folder": ([".", *DRAG], "is a folder"),
     "not a picture": (["notes.txt", *DRAG], "no picture of a known format"),
     "too small": (["small.png", *DRAG], "63x90 pixels"),
+    "cut short": (["cut.png", *DRAG], "cut.png cannot be read: image file is truncated"),
     "too large": (["large.png", *DRAG], "too large"),
+    "far too large": (["bomb.pbm", *DRAG], "too large"),
+    "picture without a name": (["", *DRAG], "the name of a file is empty"),
+    "mask without a name": ([*PHOTO, "--mask", ""], "--mask: invalid path value: ''"),
+    "out without a name": ([*PHOTO, "--out", ""], "--out: invalid path value: ''"),
     "a strip": (["strip.png", *DRAG], "crop it"),
     "no drag": (["photo.png"], "at least one --drag"),
     "handle outside": (["photo.png", "--drag", "96,40:48,42"], "handle 96,40 lies outside the picture"),
@@ -401,6 +446,7 @@ BAD = {  # options -> words of the complaint
     "mask of another size": ([*PHOTO, "--mask", "other.png"], "95x80 pixels and the picture 96x80"),
     "no mask there": ([*PHOTO, "--mask", "gone.png"], "there is no file gone.png"),
     "mask unreadable": ([*PHOTO, "--mask", "notes.txt"], "no picture of a known format"),
+    "mask cut short": ([*PHOTO, "--mask", "cut.png"], "cut.png cannot be read: image file is truncated"),
     "mask without white": ([*PHOTO, "--mask", "dark.png"], "has no white"),
     "unknown model": ([*PHOTO, "--model", "sd16"], "sd16 does not exist"),
     "no model": ([*PHOTO, "--model", "."], "config.json is missing"),
@@ -414,6 +460,7 @@ BAD = {  # options -> words of the complaint
     "rate not a number": ([*PHOTO, "--drag-rate", "nan"], "drag_rate nan is not possible"),
     "unknown targets": ([*PHOTO, "--lora-targets", "qv"], "qk, qkv, qkvo"),
     "huge size": ([*PHOTO, "--size", "9" * 30], "size 9"),
+    "large size": ([*PHOTO, "--size", "100000"], "working size 120000x100000 is too large"),
     "huge seed": ([*PHOTO, "--seed", "9" * 30], "--seed 9"),
     "unknown dtype": ([*PHOTO, "--dtype", "float8"], "float8 is no dtype"),
     "unknown device": ([*PHOTO, "--device", "gpu"], "gpu is no device"),
@@ -438,6 +485,10 @@ BAD = {  # options -> words of the complaint
     "points not numbers": (["photo.png", "--points", "word.json"], "is no drag"),
     "points too long": (["photo.png", "--points", "long.json"], "is no drag"),
     "points flat": (["photo.png", "--points", "number.json"], "3 is no drag"),
+    "points of text": (["photo.png", "--points", "text.json"], '"12", "target": [3, 4]} is no drag'),
+    "points of truth": (["photo.png", "--points", "yes.json"], "is no drag"),
+    "points and more": (["photo.png", "--points", "more.json"], "is no drag"),
+    "points without end": (["photo.png", "--points", "deep.json"], "cannot be read as JSON"),
     "points none": (["photo.png", "--points", "none.json"], "at least one --drag"),
 }
 
@@ -458,14 +509,30 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(
     assert listing(here) == before and not (here.parent / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("v-prediction", "no Stable Diffusion 1.x model"), ("inpainting", "is an inpainting model")],
+)
 def test_a_model_of_another_kind(
-    start: Callable[..., int], model: Path, here: Path, capsys: pytest.CaptureFixture[str]
+    start: Callable[..., int],
+    model: Path,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    words: str,
 ) -> None:
     other = Path(shutil.copytree(model, here.parent / "other"))
-    file = other / "scheduler/scheduler_config.json"
-    file.write_text(file.read_text().replace('"epsilon"', '"v_prediction"'))
+    if kind == "v-prediction":
+        file = other / "scheduler/scheduler_config.json"
+        file.write_text(file.read_text().replace('"epsilon"', '"v_prediction"'))
+    else:
+        file = other / "unet/config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"in_channels": 9}))
+        tensors = load_file(other / "unet/diffusion_pytorch_model.safetensors")
+        tensors["conv_in.weight"] = torch.zeros(len(tensors["conv_in.weight"]), 9, 3, 3)
+        save_file(tensors, other / "unet/diffusion_pytorch_model.safetensors")
     assert start(*PHOTO, "--model", other) == 2
-    assert "no Stable Diffusion 1.x model" in complaint(capsys)
+    assert words in complaint(capsys)
     assert not Path("runs").exists()
 
 
@@ -519,6 +586,20 @@ def test_numbers_out_of_range_stop_with_stage_and_step(
     assert not Path("runs").exists() and not (here.parent / "cache").exists()
 
 
+def test_numbers_out_of_range_in_a_lora_stop_the_inversion(
+    start: Callable[..., int], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(*PHOTO, "--out", "first") == 0
+    file = here / "first/lora.safetensors"
+    save_file(
+        {name: tensor * torch.nan for name, tensor in load_file(file).items()}, here / "nan.safetensors"
+    )
+    before = listing(here)
+    assert start(*PHOTO, "--lora", "nan.safetensors") == 2
+    assert "inversion: a number is no longer finite in step 1 of 3" in complaint(capsys)
+    assert listing(here) == before
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -541,6 +622,14 @@ def test_out_of_memory_names_what_lowers_it(
         option in sentence for option in ("--size", "--dtype float16", "--checkpointing", "--lora-batch")
     )
     assert not Path("runs").exists()
+
+
+def test_the_allocators_own_words_are_known(
+    start: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "fit_lora", lambda *arguments: torch.empty(2**50))
+    assert start(*PHOTO) == 2
+    assert "out of memory: try --dtype float16" in complaint(capsys)
 
 
 def raising(error: BaseException) -> Callable[..., None]:
@@ -568,15 +657,62 @@ def test_ctrl_c_keeps_a_finished_lora(
     with monkeypatch.context() as patch:
         patch.setattr(runs, "fit_lora", raising(KeyboardInterrupt()))
         assert start(*PHOTO) == 130
-        assert complaint(capsys) == "minidrag: stopped"
+        assert complaint(capsys) == "minidrag: stopped: nothing was finished"
         patch.undo()
     with monkeypatch.context() as patch:
         patch.setenv("MINIDRAG_CACHE", str(here.parent / "cache"))
         patch.setattr(runs, "write", raising(KeyboardInterrupt()))
         assert start(*PHOTO) == 130
-        assert "stopped; the LoRA was trained and kept in " in complaint(capsys)
+        assert "stopped: the LoRA was trained and kept in " in complaint(capsys)
     (kept,) = (here.parent / "cache/lora").iterdir()
     assert kept.suffix == ".safetensors" and not Path("runs").exists()
+
+
+INTERRUPTED = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import demo
+
+class Progress(demo.Progress):
+    def __call__(self, name, done, total):
+        super().__call__(name, done, total)
+        if name == "drag":
+            os.kill(os.getpid(), signal.SIGINT)
+
+demo.Progress = Progress
+sys.exit(demo.main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_in_the_drag_keeps_the_lora(
+    start: Callable[..., int], model: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*FAST, *PHOTO, "--model", model]
+    command = [sys.executable, "-c", INTERRUPTED, *map(str, options)]
+    done = subprocess.run(
+        command, cwd=here, env=dict(os.environ), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("minidrag: stopped: the LoRA was trained and kept in ")
+    assert not Path("runs").exists() and len(list((here.parent / "cache/lora").iterdir())) == 1
+    assert start(*PHOTO) == 0
+    assert "LoRA: reused from " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", ["LoRA", "inversion", "denoising", "animation"])
+def test_a_signal_in_any_stage_leaves_no_folder(
+    start: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    class Progress(demo.Progress):
+        def __call__(self, name: str, done: int, total: int) -> None:
+            if name == stage:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(demo, "Progress", Progress)
+    assert start(*PHOTO) == 130
+    kept = "nothing was finished" if stage == "LoRA" else "the LoRA was trained and kept in "
+    assert f"stopped: {kept}" in complaint(capsys)
+    assert not Path("runs").exists()
 
 
 def test_a_full_disk_leaves_nothing(
