@@ -21,7 +21,7 @@ from references import (
 )
 from torch import nn
 
-from minidrag.clip import CLIPConfig
+from minidrag.clip import ACTIVATIONS, CLIPConfig
 
 PADDING = {"padded with the end": None, "padded with id 0": 0}  # SD 1.x; SD 2.x
 
@@ -92,6 +92,12 @@ def test_sd_2_1_is_the_same_class_by_configuration_alone() -> None:
 
 def test_the_official_config_gives_the_default_sizes() -> None:
     assert CLIPConfig.from_json(SD15_TEXT) == CLIPConfig()
+
+
+def test_worked_numbers_of_the_two_activations() -> None:
+    """At -1; the tanh form of the exact one would be -0.158808."""
+    for name, value in {"quick_gelu": -0.154204, "gelu": -0.158655}.items():
+        assert abs(ACTIVATIONS[name](torch.tensor(-1.0, dtype=torch.float64)).item() - value) < 1e-6
 
 
 def test_a_config_with_an_unknown_activation_is_refused() -> None:

@@ -411,6 +411,14 @@ def test_check_of_surplus_layers_and_float16_under_plain_names(
     assert len(load_model(folder, device="cpu").text_encoder.text_model.encoder.layers) == 2
 
 
+def test_check_of_another_prediction(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scheduler = folder / "scheduler/scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction"}))
+    code, out = checked(capsys, folder)
+    assert code == 0 and "the UNet tells v_prediction, not noise" in out
+    assert load_model(folder, device="cpu").prediction == "v_prediction"
+
+
 def test_check_of_single_files(
     single: Path, tensors: dict[str, Tensors], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ from references import (
 )
 from torch import Tensor, nn
 
+from minidrag.layers import TimestepEmbedding
 from minidrag.unet import UNetConfig, UNetOutput
 
 SIZES = {"non-square": (16, 24), "odd": (16, 13), "odd twice": (9, 7)}  # of the latent: height, width
@@ -69,6 +70,27 @@ def test_a_timestep_may_be_a_number_a_scalar_tensor_or_one_per_sample(compare: C
         expected = reference(latent, torch.tensor([1, 981]), text).sample
     assert torch.equal(number, scalar)
     compare("UNet SD 1.5, a timestep per sample", each, expected)
+
+
+def test_worked_numbers_of_the_time_embedding() -> None:
+    """The first cosines and sines of time step 681 in SD 1.5, past linear layers that change nothing."""
+    embedding = TimestepEmbedding(320, 320)
+    for linear in (embedding.linear_1, embedding.linear_2):
+        nn.init.eye_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    with torch.no_grad():
+        [found] = embedding(torch.tensor([681]), torch.float32)
+    worked = torch.tensor([-0.748098, -0.434748, 0.663589, 0.900552])
+    expected = worked / (1 + (-worked).exp())  # the SiLU between the two layers
+    torch.testing.assert_close(found[[0, 1, 160, 161]], expected, atol=1e-6, rtol=0)
+
+
+def test_feature_sizes_of_a_latent_that_does_not_halve_evenly() -> None:
+    (ours, _), (latent, text) = networks("SD 1.5"), inputs("SD 1.5", (16, 13))
+    with torch.no_grad():
+        output = ours(latent, 681, text)
+    assert [tuple(f.shape[2:]) for f in output.features] == [(4, 4), (8, 7), (16, 13), (16, 13)]
+    assert [k.shape[1] for k, _ in output.keys_values] == [8 * 7] * 3 + [16 * 13] * 3
 
 
 def feature_loss(output: UNetOutput) -> Tensor:

@@ -43,6 +43,14 @@ def test_encoding_and_decoding_equal_diffusers(kind: str, size: str, compare: Ca
         compare(f"VAE {kind}, {name}", *pair)
 
 
+def test_sides_are_rounded_down_to_whole_latents() -> None:
+    ours, _ = networks("three halvings")
+    with torch.no_grad():
+        mean, _ = ours.encode(random(1, 3, 68, 47, seed=1))
+        picture = ours.decode(mean)
+    assert tuple(mean.shape[2:]) == (8, 5) and tuple(picture.shape[2:]) == (64, 40)
+
+
 @pytest.mark.parametrize("kind", VAES)
 def test_gradients_of_encoding_and_decoding_equal_diffusers(kind: str, compare: Callable) -> None:
     ours, reference = networks(kind)
