@@ -12,30 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from minidrag.config import EditConfig
 from minidrag.ddim import Predictor, Schedule
 
 Point = tuple[float, float]
 OnStep = Callable[[int, float], None]  # called with the number of steps done and the loss of the last
-
-
-@dataclass(frozen=True)
-class DragConfig:
-    """The drag's constants, as the paper has them; "code" is its authors' program where that differs."""
-
-    steps: int = 50  # of DDIM, from pure noise to picture (paper section 4)
-    edited_step: int = 35  # so many steps up from the picture lies the latent that is edited: t = 681
-    block: int = 3  # which up block's features, 1 to 4; the third has 640 channels at 64x64 (section 4)
-    drag_steps: int = 80  # at most (section 4)
-    drag_rate: float = 0.01  # Adam's, on the latent (section 4)
-    motion_radius: int = 1  # r_1: supervised patches are 3x3 (section 4)
-    track_radius: int = 3  # r_2: handles are looked for in 7x7 (section 4)
-    mask_weight: float = 0.1  # lambda, of the change outside the mask (section 4)
-    tolerance: float = (
-        2.0  # grid units from its target at which a handle has arrived (code; paper: "reached")
-    )
-    motion_loss: str = (
-        "sum"  # over channels and patch (eq. 3); "mean": over both, times the patch's area (code)
-    )
 
 
 @dataclass(frozen=True)
@@ -64,7 +45,7 @@ def optimise(
     targets: Sequence[Point],
     mask: Tensor | None,
     grid: tuple[int, int],
-    config: DragConfig,
+    config: EditConfig,
     on_step: OnStep | None = None,
 ) -> Drag:
     """Changes one latent until what lies under the handles lies at the targets (paper section 3.3).
@@ -114,7 +95,7 @@ def optimise(
 
 
 def motion(
-    features: Tensor, handles: Sequence[Point], targets: Sequence[Point], config: DragConfig
+    features: Tensor, handles: Sequence[Point], targets: Sequence[Point], config: EditConfig
 ) -> Tensor:
     """Motion supervision: what is at q now shall be one grid unit nearer to the target (paper eq. 3).
 

@@ -1,70 +1,21 @@
 """DragDiffusion (arXiv 2306.14435) from picture to picture; `drag_edit` reads like the paper's figure 3."""
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
 from minidrag import images, lora
+from minidrag.checks import check
+from minidrag.config import EditConfig
 from minidrag.ddim import denoise, invert
-from minidrag.drag import DragConfig, Point, optimise
+from minidrag.drag import Point, optimise
 from minidrag.lora import LoRA
-from minidrag.unet import UNet
+from minidrag.stages import OnStage, checkpointing, must_be_finite, set_aside, stage, wearing
 from minidrag.weights import Model
-
-OnStage = Callable[[str, int, int], None]  # called with a stage's name, its steps done, and all its steps
-
-LONGEST = 8  # times its shorter side: a longer picture would take very much memory
-MOST = 1_000_000  # that a field of EditConfig may be; no sensible value comes near
-LEAST = {  # that it may be
-    "steps": 1,
-    "drag_steps": 0,
-    "drag_rate": 0,
-    "motion_radius": 0,
-    "track_radius": 0,
-    "mask_weight": 0,
-    "tolerance": 0,
-    "lora_rank": 1,
-    "lora_steps": 0,
-    "lora_batch": 1,
-    "lora_rate": 0,
-    "control_from": 0,
-    "size": 8,
-}
-
-
-@dataclass(frozen=True)
-class EditConfig(DragConfig):
-    """All constants of an edit; the defaults are the paper's."""
-
-    lora_rank: int = 16  # (section 4)
-    lora_targets: str = (
-        "qk"  # projections of all attention modules; the paper's text adds v, its code v and o
-    )
-    lora_steps: int = 80  # (section 4)
-    lora_batch: int = 4  # (section 4)
-    lora_rate: float = 5e-4  # AdamW's (section 4)
-    control_from: int = 0  # denoising step from which on the original's keys and values are read (code)
-    size: int | None = (
-        None  # shorter side that the model works at; None: what it was trained on, 512 for SD 1.5
-    )
-    keep_outside: bool = True  # the original's own pixels outside the mask; not part of the paper
-    checkpointing: bool = False  # less memory for more time; not part of the paper
-
-    @classmethod
-    def official(cls) -> "EditConfig":
-        """What the authors' program does where that is not what the paper says."""
-        return cls(
-            lora_targets="qkvo",  # value and output projections as well
-            motion_loss="mean",  # hundreds of times smaller than eq. 3, so the mask weighs far more
-            keep_outside=False,  # shows what comes out of the decoder
-        )
 
 
 @dataclass(frozen=True)
@@ -226,118 +177,3 @@ def paste(edited: Image.Image, original: Image.Image, mask: Tensor) -> Image.Ima
     blurred = hard.filter(ImageFilter.GaussianBlur(max(1, min(hard.size) // 128)))
     soft = blurred.point([max(0, 2 * level - 255) for level in range(256)])  # 0 at the edge, 255 well inside
     return Image.composite(edited, original, ImageChops.multiply(soft, hard))
-
-
-@contextmanager
-def wearing(model: Model, trained: LoRA, config: EditConfig) -> Iterator[None]:
-    """Within it the model wears the LoRA, and its UNet saves memory if so configured."""
-    lora.attach(model.unet, trained, model.text_encoder)
-    try:
-        with checkpointing(model.unet, config.checkpointing):
-            yield
-    finally:
-        lora.remove(model.unet)
-        lora.remove(model.text_encoder)
-
-
-@contextmanager
-def checkpointing(unet: UNet, wanted: bool) -> Iterator[None]:
-    """Within it the UNet recomputes its blocks in the backward pass, or does not, whatever it did before."""
-    before, unet.checkpointing = unet.checkpointing, wanted
-    try:
-        yield
-    finally:
-        unet.checkpointing = before
-
-
-@contextmanager
-def set_aside(model: Model) -> Iterator[None]:
-    """Within it only the UNet is on the device: the other networks would fill its memory for nothing."""
-    networks, device = (model.vae, model.text_encoder), model.device
-    for network in networks:
-        network.to("cpu")
-    try:
-        yield
-    finally:
-        for network in networks:
-            network.to(device)
-
-
-@contextmanager
-def stage(
-    name: str, total: int, seconds: dict[str, float], on_stage: OnStage | None
-) -> Iterator[Callable[[int, Any], None]]:
-    """Times a stage; yields what to call after each step, with the step's number and its latent or loss."""
-
-    def on_step(done: int, value: Tensor | float) -> None:
-        must_be_finite(value, name, f" in step {done} of {total}")
-        if on_stage:
-            on_stage(name, done, total)
-
-    began = time.perf_counter()
-    yield on_step
-    seconds[name] = time.perf_counter() - began
-
-
-def must_be_finite(numbers: Tensor | float, name: str, place: str = "") -> None:
-    """Raises FloatingPointError, with a stage's name and a place in it, for infinity and not-a-number."""
-    if not torch.as_tensor(numbers).isfinite().all():
-        raise FloatingPointError(f"{name}: a number is no longer finite{place}")
-
-
-def check(
-    model: Model,
-    size: tuple[int, int],
-    handles: Sequence[Point],
-    targets: Sequence[Point],
-    mask: Tensor | None,
-    config: EditConfig,
-) -> None:
-    """Raises ValueError, saying what to do, for what cannot be edited."""
-    check_points(size, handles, targets, mask)
-    check_config(config)
-    model.schedule.pairs(min(config.steps, model.schedule.num_train_timesteps))
-    unet = model.unet.config
-    if model.prediction != "epsilon" or unet.in_channels != 4 or unet.use_linear_projection:
-        raise ValueError(f"{model.source} is no Stable Diffusion 1.x model: give one, or a fine-tuned one")
-
-
-def check_points(
-    size: tuple[int, int], handles: Sequence[Point], targets: Sequence[Point], mask: Tensor | None
-) -> None:
-    """The part of `check` that needs no model, about a picture of `size` (width, height)."""
-    width, height = size
-    if max(size) > LONGEST * min(size):
-        raise ValueError(f"the picture is {width}x{height} pixels, which is too long a strip: crop it")
-    if len(handles) != len(targets) or not handles:
-        raise ValueError(f"{len(handles)} handles and {len(targets)} targets: give at least one pair")
-    for name, points in (("handle", handles), ("target", targets)):
-        for x, y in points:
-            if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
-                raise ValueError(
-                    f"the {name} {x:g},{y:g} lies outside the picture of {width}x{height} pixels"
-                )
-    if mask is None:
-        return
-    if mask.shape != (height, width):
-        raise ValueError(f"the mask is {mask.shape[1]}x{mask.shape[0]} pixels, the picture {width}x{height}")
-    for x, y in handles:
-        if mask[min(round(y), height - 1), min(round(x), width - 1)] < 0.5:
-            raise ValueError(f"the handle {x:g},{y:g} lies outside the mask: mark what it shall move as well")
-
-
-def check_config(config: EditConfig) -> None:
-    """The part of `check` that is about the constants alone."""
-    for name, least in LEAST.items():
-        value = getattr(config, name)
-        if value is not None and not least <= value <= MOST:
-            raise ValueError(f"{name} {value} is not possible: choose {least} to {MOST}")
-    if not 1 <= config.edited_step <= config.steps:
-        raise ValueError(f"edited_step {config.edited_step} is not possible: choose 1 to {config.steps}")
-    if not 1 <= config.block <= 4:
-        raise ValueError(f"block {config.block} is not possible: choose 1 to 4")
-    if config.motion_loss not in ("sum", "mean"):
-        raise ValueError(f"motion_loss {config.motion_loss!r} is not known: choose sum or mean")
-    if config.lora_targets not in lora.TARGETS:
-        known = ", ".join(lora.TARGETS)
-        raise ValueError(f"lora_targets {config.lora_targets!r} is not known: choose one of {known}")

@@ -1,0 +1,70 @@
+"""The constants of an edit, each with where it comes from.
+
+"Paper" is arXiv 2306.14435; "code" is its authors' program, which is followed where the paper says nothing.
+"""
+
+from dataclasses import dataclass
+
+MOST = 1_000_000  # that a number may be; no sensible value comes near
+LEAST = {
+    "steps": 1,
+    "drag_steps": 0,
+    "drag_rate": 0,
+    "motion_radius": 0,
+    "track_radius": 0,
+    "mask_weight": 0,
+    "tolerance": 0,
+    "lora_rank": 1,
+    "lora_steps": 0,
+    "lora_batch": 1,
+    "lora_rate": 0,
+    "control_from": 0,
+    "size": 8,
+}
+CHOICES = {"motion_loss": ("sum", "mean"), "lora_targets": ("qk", "qkv", "qkvo")}
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """All constants of an edit; the defaults are the paper's. Raises ValueError for what makes no sense."""
+
+    steps: int = 50  # of DDIM, from pure noise to picture (paper section 4)
+    edited_step: int = 35  # so many steps up from the picture lies the latent that is edited: t = 681
+    block: int = 3  # which up block's features, 1 to 4; the third has 640 channels at 64x64 (section 4)
+    drag_steps: int = 80  # at most (section 4)
+    drag_rate: float = 0.01  # Adam's, on the latent (section 4)
+    motion_radius: int = 1  # r_1: supervised patches are 3x3 (section 4)
+    track_radius: int = 3  # r_2: handles are looked for in 7x7 (section 4)
+    mask_weight: float = 0.1  # lambda, of the change outside the mask (section 4)
+    tolerance: float = 2.0  # grid units at which a handle has arrived (code; paper: "reached")
+    motion_loss: str = "sum"  # over channels and patch (eq. 3); "mean": over both, times the area (code)
+    lora_rank: int = 16  # (section 4)
+    lora_targets: str = "qk"  # projections of all attentions; the paper's text adds v, its code v and o
+    lora_steps: int = 80  # (section 4)
+    lora_batch: int = 4  # (section 4)
+    lora_rate: float = 5e-4  # AdamW's (section 4)
+    control_from: int = 0  # denoising step from which on the original's keys and values are read (code)
+    size: int | None = None  # shorter side to work at; None: what the model was trained on, SD 1.5: 512
+    keep_outside: bool = True  # the original's own pixels outside the mask; not part of the paper
+    checkpointing: bool = False  # less memory for more time; not part of the paper
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= MOST:
+                raise ValueError(f"{name} {value} is not possible: choose {least} to {MOST}")
+        for name, most in (("edited_step", self.steps), ("block", 4)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} {getattr(self, name)} is not possible: choose 1 to {most}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not known: choose {' or '.join(known)}")
+
+    @classmethod
+    def official(cls) -> "EditConfig":
+        """What the authors' program does where that is not what the paper says."""
+        return cls(
+            lora_targets="qkvo",  # value and output projections as well
+            motion_loss="mean",  # hundreds of times smaller than eq. 3, so the mask weighs far more
+            keep_outside=False,  # shows what comes out of the decoder
+        )
