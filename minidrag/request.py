@@ -20,8 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from minidrag import images
+from minidrag.checks import check_points
+from minidrag.config import EditConfig
 from minidrag.drag import Point
-from minidrag.edit import EditConfig, check_config, check_points
 from minidrag.weights import default_device
 
 Drag = tuple[Point, Point]  # handle and target
@@ -188,7 +189,6 @@ def open_input(asked: Request) -> tuple[Image.Image, Tensor | None]:
     picture = images.load_picture(asked.picture)
     mask = images.load_mask(asked.mask, picture.size) if asked.mask else None
     check_points(picture.size, asked.handles, asked.targets, mask)
-    check_config(asked.config)
     if asked.lora and not asked.lora.is_file():
         raise ValueError(f"there is no LoRA file {asked.lora}")
     return picture, mask

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from minidrag import images, lora_file
 from minidrag.drag import Point
-from minidrag.edit import Edit, OnStage, decode, fit_lora, working_size
+from minidrag.edit import Edit, decode, fit_lora, working_size
 from minidrag.lora import LoRA
 from minidrag.request import Request, to_json
+from minidrag.stages import OnStage
 from minidrag.weights import Model
 
 PACKAGES = ("minidrag", "safetensors", "numpy", "pillow", "tokenizers", "huggingface-hub")

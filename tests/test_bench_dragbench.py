@@ -25,7 +25,7 @@ from minidrag.bench import __main__ as bench
 from minidrag.bench import ablate, cases, dragbench, metrics, scenes, tables
 from minidrag.bench.cases import Case, Edited, make_case
 from minidrag.bench.instructions import find_cases, read_case
-from minidrag.edit import EditConfig
+from minidrag.config import EditConfig
 from minidrag.weights import load_model
 
 FAST = ["--model", "tiny", "--metric-model", "tiny"]

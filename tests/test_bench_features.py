@@ -12,8 +12,9 @@ from torch import Tensor
 from minidrag import images
 from minidrag.bench import features
 from minidrag.bench.__main__ import main
+from minidrag.config import EditConfig
 from minidrag.ddim import invert
-from minidrag.edit import EditConfig, encode
+from minidrag.edit import encode
 from minidrag.tiny import MODEL
 from minidrag.weights import Model, load_model
 

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from minidrag.bench import ablate, cases, metrics, scenes, tables
 from minidrag.bench.cases import KINDS, Case, Edited, make_case, make_cases, measure, pasted
-from minidrag.edit import EditConfig
+from minidrag.config import EditConfig
 from minidrag.tiny.fit import place
 from minidrag.tiny.scenes import SIDE, render
 

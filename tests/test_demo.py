@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from minidrag import advice, images, lora_file, request, runs, tiny
 from minidrag.clip import CLIPConfig, CLIPTextEncoder
-from minidrag.edit import EditConfig
+from minidrag.config import EditConfig
 from minidrag.lora_file import Factors, LoRA
 from minidrag.request import Request
 from minidrag.tiny import folder, vocabulary

@@ -11,8 +11,9 @@ from torch.nn.functional import interpolate
 from torch.testing import assert_close
 
 from minidrag import drag
+from minidrag.config import EditConfig
 from minidrag.ddim import KeysValues, Schedule
-from minidrag.drag import DragConfig, Point, change_outside, motion, optimise, patch, sample, track
+from minidrag.drag import Point, change_outside, motion, optimise, patch, sample, track
 from minidrag.unet import UNet, UNetConfig
 
 SCHEDULE = Schedule()
@@ -56,7 +57,7 @@ def slow_patch(center: Point, radius: int, height: int, width: int) -> list[tupl
 
 
 def slow_motion(
-    features: Tensor, handles: Sequence[Point], targets: Sequence[Point], config: DragConfig
+    features: Tensor, handles: Sequence[Point], targets: Sequence[Point], config: EditConfig
 ) -> tuple[float, Tensor]:
     """Equation 3's first sum, and its gradient, in which nothing comes from F_q itself."""
     (channels, height, width), total, gradient = features.shape, 0.0, torch.zeros_like(features)
@@ -110,7 +111,7 @@ def slow_drag(
     handles: list[Point],
     targets: list[Point],
     mask: Tensor | None,
-    config: DragConfig,
+    config: EditConfig,
     steps: int,
 ) -> tuple[Tensor, list[list[Point]], list[float], list[Tensor]]:
     """So many steps of algorithm and optimiser (Adam, arXiv 1412.6980, algorithm 1); last the gradients."""
@@ -220,7 +221,7 @@ def run(unet: Any, latent: Tensor, handles: list[Point], targets: list[Point], *
     """`optimise` on a grid of the latent's own size, unless told."""
     mask, grid = told.pop("mask", None), told.pop("grid", tuple(latent.shape[2:]))
     on_step = told.pop("on_step", None)
-    config = DragConfig(**told)
+    config = EditConfig(**told)
     return optimise(unet, SCHEDULE, latent, TEXT, handles, targets, mask, grid, config, on_step)
 
 
@@ -281,7 +282,7 @@ PLACES: dict[str, tuple[list[Point], list[Point]]] = {  # on a map of 6 x 7
 def test_motion_loss_and_gradient_are_those_of_the_equation(place: str, kind: str) -> None:
     (handles, targets), features = PLACES[place], random(4, 6, 7, seed=3).requires_grad_()
     for radius in (0, 1, 2):
-        config = DragConfig(motion_radius=radius, motion_loss=kind)
+        config = EditConfig(motion_radius=radius, motion_loss=kind)
         loss = motion(features, handles, targets, config)
         wanted, gradient = slow_motion(features.detach(), handles, targets, config)
         exactly(loss, wanted)
@@ -292,7 +293,7 @@ def test_the_two_motion_losses_differ_by_channels_inside_and_by_less_at_a_border
     features = random(5, 9, 9)
 
     def ratio(handle: Point) -> float:
-        configs = DragConfig(motion_loss="sum"), DragConfig(motion_loss="mean")
+        configs = EditConfig(motion_loss="sum"), EditConfig(motion_loss="mean")
         whole, mean = (motion(features, [handle], [(4, 20)], config) for config in configs)
         return (whole / mean).item()
 
@@ -304,15 +305,15 @@ def test_the_two_motion_losses_differ_by_channels_inside_and_by_less_at_a_border
 def test_a_step_is_one_grid_unit_long_however_far_the_target() -> None:
     ramp = torch.arange(12.0).double().expand(1, 12, 12)  # the feature is the column
     for far in (2.0, 3.5, 100.0):
-        loss = motion(ramp, [(5, 4)], [(5, 4 + far)], DragConfig())
+        loss = motion(ramp, [(5, 4)], [(5, 4 + far)], EditConfig())
         exactly(loss, 9)
-    slanted = motion(ramp, [(5, 4)], [(5 + 30, 4 + 40)], DragConfig())
+    slanted = motion(ramp, [(5, 4)], [(5 + 30, 4 + 40)], EditConfig())
     exactly(slanted, 9 * 0.8)
 
 
 def test_what_is_at_the_handle_is_held_and_only_what_lies_ahead_follows() -> None:
     features = random(2, 9, 9).requires_grad_()
-    loss = motion(features, [(4, 3)], [(4, 8)], DragConfig(motion_radius=0))
+    loss = motion(features, [(4, 3)], [(4, 8)], EditConfig(motion_radius=0))
     (gradient,) = torch.autograd.grad(loss, features)
     assert gradient[:, 4, 4].abs().eq(1).all()
     gradient[:, 4, 4] = 0
@@ -322,7 +323,7 @@ def test_what_is_at_the_handle_is_held_and_only_what_lies_ahead_follows() -> Non
 @pytest.mark.parametrize("distance", [0.0, 5e-324, 1e-300, 1e-9])
 def test_no_distance_is_divided_by_zero_without_a_tolerance(distance: float) -> None:
     features = random(2, 5, 5).requires_grad_()
-    loss = motion(features, [(0, 0)], [(0, distance)], DragConfig(tolerance=0))
+    loss = motion(features, [(0, 0)], [(0, distance)], EditConfig(tolerance=0))
     (gradient,) = torch.autograd.grad(loss, features)
     assert loss.isfinite() and gradient.isfinite().all()
     assert bool(loss) == bool(gradient.any()) == (distance > 0)
@@ -386,7 +387,7 @@ def test_steps_equal_a_hand_computation(kind: str, masked: bool, block: int) -> 
     config = {"motion_loss": kind, "block": block, "drag_rate": 0.05, "mask_weight": 0.1}
     made = run(fake, latent, handles, targets, mask=mask, grid=grid, drag_steps=6, **config)
     wanted, paths, losses, _ = slow_drag(
-        fake.look(block, grid), latent, handles, targets, mask, DragConfig(**config), 6
+        fake.look(block, grid), latent, handles, targets, mask, EditConfig(**config), 6
     )
     assert_close(made.latent, wanted, rtol=0, atol=1e-10)
     assert_close(made.losses, losses, rtol=0, atol=1e-10)
@@ -395,7 +396,7 @@ def test_steps_equal_a_hand_computation(kind: str, masked: bool, block: int) -> 
 
 def test_the_first_step_is_the_rate_along_the_sign_of_the_gradient() -> None:
     fake, latent = Linear(), random(1, 4, 6, 6)
-    config = DragConfig(drag_rate=0.01)
+    config = EditConfig(drag_rate=0.01)
     made = run(fake, latent, [(2, 2)], [(5, 5)], drag_steps=1)
     *_, gradients = slow_drag(fake.look(3, (6, 6)), latent, [(2, 2)], [(5, 5)], None, config, 1)
     wanted = -0.01 * gradients[0] / (gradients[0].abs() + 1e-8)
@@ -411,7 +412,7 @@ def test_steps_on_a_real_unet_equal_the_equations(masked: bool) -> None:
     told = mask if masked else None
     made = run(unet, latent, handles, targets, mask=told, grid=grid, drag_steps=3)
     wanted, paths, losses, gradients = slow_drag(
-        look_at(unet, 3, grid), latent, handles, targets, told, DragConfig(), 3
+        look_at(unet, 3, grid), latent, handles, targets, told, EditConfig(), 3
     )
     assert_close(made.latent, wanted, rtol=0, atol=1e-9)
     assert_close(made.losses, losses, rtol=0, atol=1e-9)
@@ -473,7 +474,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, ways: list[list[Point]]) -> list[l
     monkeypatch.setattr(drag, "track", lambda *given: next(found))
     real = drag.motion
 
-    def note(features: Tensor, handles: list[Point], targets: list[Point], config: DragConfig) -> Tensor:
+    def note(features: Tensor, handles: list[Point], targets: list[Point], config: EditConfig) -> Tensor:
         far = [math.dist(*pair) >= config.tolerance for pair in zip(handles, targets, strict=True)]
         seen.append([handle for handle, counts in zip(handles, far, strict=True) if counts])
         return real(features, handles, targets, config)

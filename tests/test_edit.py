@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minidrag import edit, lora
+from minidrag import edit, lora, stages
 from minidrag.clip import CLIPConfig, CLIPTextEncoder
+from minidrag.config import EditConfig
 from minidrag.ddim import denoise, invert
-from minidrag.drag import Drag, DragConfig, optimise
-from minidrag.edit import Edit, EditConfig, drag_edit, fit_lora
+from minidrag.drag import Drag, optimise
+from minidrag.edit import Edit, drag_edit, fit_lora
 from minidrag.lora_file import Factors, LoRA, wearers
 from minidrag.tiny import MODEL, folder, vocabulary
 from minidrag.tiny.fit import Placement, place
@@ -396,21 +397,21 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {  # sentence that tells it; wh
     "mask of another size": ("mask is 97x131 pixels, the picture 131x97", {"mask": MASK.T}),
     "handle outside the mask": ("handle 90,80 lies outside the mask", {"handles": [(90, 80)], "mask": MASK}),
     "empty mask": ("lies outside the mask", {"mask": 0 * MASK}),
-    "no steps": ("steps 0 is not possible", {"config": replace(QUICK, steps=0)}),
-    "too many steps": ("steps are not possible", {"config": replace(QUICK, steps=2000)}),
+    "no steps": ("steps 0 is not possible", {"settings": {"steps": 0}}),
+    "too many steps": ("steps are not possible", {"settings": {"steps": 2000}}),
     "edited step 0": (
         "edited_step 0 is not possible: choose 1 to 10",
-        {"config": replace(QUICK, edited_step=0)},
+        {"settings": {"edited_step": 0}},
     ),
-    "edited step 11": ("edited_step 11 is not possible", {"config": replace(QUICK, edited_step=11)}),
-    "block 0": ("block 0 is not possible: choose 1 to 4", {"config": replace(QUICK, block=0)}),
-    "block 5": ("block 5 is not possible", {"config": replace(QUICK, block=5)}),
-    "motion loss": ("motion_loss 'max' is not known", {"config": replace(QUICK, motion_loss="max")}),
-    "LoRA targets": ("lora_targets 'q' is not known", {"config": replace(QUICK, lora_targets="q")}),
-    "LoRA rank": ("lora_rank 0 is not possible", {"config": replace(QUICK, lora_rank=0)}),
-    "drag rate": ("drag_rate nan is not possible", {"config": replace(QUICK, drag_rate=math.nan)}),
-    "track radius": ("track_radius -1 is not possible", {"config": replace(QUICK, track_radius=-1)}),
-    "size": ("size 7 is not possible", {"config": replace(QUICK, size=7)}),
+    "edited step 11": ("edited_step 11 is not possible", {"settings": {"edited_step": 11}}),
+    "block 0": ("block 0 is not possible: choose 1 to 4", {"settings": {"block": 0}}),
+    "block 5": ("block 5 is not possible", {"settings": {"block": 5}}),
+    "motion loss": ("motion_loss 'max' is not known", {"settings": {"motion_loss": "max"}}),
+    "LoRA targets": ("lora_targets 'q' is not known", {"settings": {"lora_targets": "q"}}),
+    "LoRA rank": ("lora_rank 0 is not possible", {"settings": {"lora_rank": 0}}),
+    "drag rate": ("drag_rate nan is not possible", {"settings": {"drag_rate": math.nan}}),
+    "track radius": ("track_radius -1 is not possible", {"settings": {"track_radius": -1}}),
+    "size": ("size 7 is not possible", {"settings": {"size": 7}}),
     "long strip": ("too long a strip", {"size": (1200, 100), "handles": [(1, 1)], "targets": [(2, 2)]}),
 }
 
@@ -418,10 +419,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {  # sentence that tells it; wh
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_makes_no_sense_is_refused_before_anything_is_done(model: Model, case: str) -> None:
     sentence, told = REFUSED[case]
-    stages: list[tuple] = []
+    asked = {key: value for key, value in told.items() if key != "settings"}
+    done: list[tuple] = []
     with pytest.raises(ValueError, match=sentence):
-        run(model, **told, on_stage=lambda *step: stages.append(step))
-    assert stages == []
+        config = replace(QUICK, **told.get("settings", {}))
+        run(model, config, **asked, on_stage=lambda *step: done.append(step))
+    assert done == []
 
 
 def test_models_of_other_kinds_are_refused(shared: Model) -> None:
@@ -501,7 +504,7 @@ def test_half_precision_keeps_latent_and_loss_exact_and_gradients_near(
     latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     made, points = [], ([(10.0, 10.0)], [(20.0, 24.0)])
     for model in (shared, load_model(shipped, device="cpu", dtype=dtype)):
-        config, text = DragConfig(drag_steps=1, motion_loss=kind), model.encode_text("a red ball")
+        config, text = EditConfig(drag_steps=1, motion_loss=kind), model.encode_text("a red ball")
         made.append(optimise(model.unet, model.schedule, latent, text, *points, None, (32, 32), config))
     exact, half = made
     assert half.latent.dtype == torch.float32 and all(x.dtype == torch.float32 for x in half.clean)
@@ -621,7 +624,7 @@ def test_training_a_lora_lowers_the_error_about_its_picture(trained: Model, move
         drawn = lora.draw(trained.schedule, *told, 32, parts)
         text, errors = trained.encode_text(caption(move.scene)), []
         for worn in (LoRA({}, {}), move.edit.lora):
-            with edit.wearing(trained, worn, LEARNED), torch.no_grad():
+            with stages.wearing(trained, worn, LEARNED), torch.no_grad():
                 errors.append(lora.noise_loss(trained.unet, trained.schedule, *drawn, text).item())
         ratios.append(errors[1] / errors[0])
     assert median(ratios) <= MOST_ERROR and max(ratios) < 1
@@ -642,7 +645,7 @@ def test_inversion_then_denoising_returns_the_picture(trained: Model, moves: lis
 def test_reference_latent_control_keeps_what_the_mask_keeps(trained: Model, moves: list[Move]) -> None:
     ratios = []
     for move in moves:
-        with edit.wearing(trained, move.edit.lora, LEARNED):
+        with stages.wearing(trained, move.edit.lora, LEARNED):
             pair = [move.edit.inverted, move.edit.dragged]
             text, steps, taken = trained.encode_text(caption(move.scene)), LEARNED.steps, LEARNED.edited_step
             *_, free = denoise(trained.unet, trained.schedule, pair, text, steps, taken, control_from=taken)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from minidrag import edit
-from minidrag.edit import EditConfig
+from minidrag.config import EditConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

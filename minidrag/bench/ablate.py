@@ -36,7 +36,7 @@ from minidrag.bench.scenes import (
     write_until_all_are_seen,
 )
 from minidrag.bench.tables import MEASURES, entry, markdown, summarise
-from minidrag.edit import EditConfig, check_config
+from minidrag.config import EditConfig
 from minidrag.images import write_whole
 from minidrag.request import configured
 
@@ -146,8 +146,6 @@ def ablate(args: argparse.Namespace) -> int:
     """Runs all values; returns the exit status."""
     field, base = args.over, read_config(args)
     configs = {str(value): configured(base, {field: value}) for value in chosen_values(field, args.values)}
-    for config in configs.values():
-        check_config(config)
     task = dragbench.task_of(args, args.dragbench) if args.dragbench else scene_task(args)
     out = open_out(args.out, task.settings(base), "ablate")
     folders = {NO_EDIT: out / NO_EDIT.replace(" ", "-")}

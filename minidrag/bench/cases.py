@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 from minidrag.bench.metrics import distances, image_fidelity, picture_features, psnr, ssim
-from minidrag.edit import EditConfig, decode, encode
+from minidrag.config import EditConfig
+from minidrag.edit import decode, encode
 from minidrag.images import Point, resize
 from minidrag.tiny.fit import Moving, place
 from minidrag.tiny.picture import SIDE, layers, owners

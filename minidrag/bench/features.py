@@ -20,8 +20,11 @@ from torch import Tensor
 
 from minidrag import images
 from minidrag.bench.cases import KINDS, make_case
+from minidrag.checks import check
+from minidrag.config import EditConfig
 from minidrag.ddim import invert
-from minidrag.edit import EditConfig, check, encode, must_be_finite
+from minidrag.edit import encode
+from minidrag.stages import must_be_finite
 from minidrag.tiny import MODEL
 from minidrag.weights import Model, load_model
 

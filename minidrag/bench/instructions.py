@@ -19,7 +19,7 @@ import torch
 
 from minidrag import images
 from minidrag.bench.cases import Case
-from minidrag.edit import check_points
+from minidrag.checks import check_points
 from minidrag.images import Point
 from minidrag.request import point
 from minidrag.tokenizer import read_json

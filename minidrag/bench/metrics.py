@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from minidrag.edit import EditConfig, encode
+from minidrag.config import EditConfig
+from minidrag.edit import encode
 from minidrag.images import Point, to_tensor
 from minidrag.weights import Model
 

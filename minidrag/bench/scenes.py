@@ -37,7 +37,9 @@ from minidrag.bench.cases import (
 )
 from minidrag.bench.metrics import Missing, fidelity_network
 from minidrag.bench.tables import EXPLAINED, Results, mean_seconds, report, summarise
-from minidrag.edit import EditConfig, check, check_config, drag_edit
+from minidrag.checks import check
+from minidrag.config import EditConfig
+from minidrag.edit import drag_edit
 from minidrag.request import Request, configured
 from minidrag.runs import find_lora
 from minidrag.tiny import MODEL
@@ -107,9 +109,7 @@ def read_config(args: argparse.Namespace) -> EditConfig:
         if not found:
             raise ValueError(f"--set {text}: give FIELD=VALUE")
         values[name] = value_of(value)
-    config = configured(CONFIGS[args.config](), values)
-    check_config(config)
-    return config
+    return configured(CONFIGS[args.config](), values)
 
 
 def editor(model: Model, config: EditConfig, seed: int) -> Editor:
