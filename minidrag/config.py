@@ -58,7 +58,7 @@ class EditConfig:
                 raise ValueError(f"{name} {getattr(self, name)} is not possible: choose 1 to {most}")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not known: choose {' or '.join(known)}")
+                raise ValueError(f"{name} {getattr(self, name)!r} is not known: choose one of {', '.join(known)}")
 
     @classmethod
     def official(cls) -> "EditConfig":

@@ -225,13 +225,14 @@ def test_in_a_process_of_its_own(model: Path, here: Path) -> None:
 
 
 def test_every_setting_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
-    other: dict[Any, str] = {int: "7", float: "0.25", int | None: "96"}
+    other: dict[Any, str] = {int: "7", float: "0.25", int | None: "96", "steps": "60", "block": "2"}
     for field in fields(EditConfig):
         name = "--" + field.name.replace("_", "-")
         if field.type is bool:
             options = [f"--no-{name[2:]}" if field.default else name]
         else:
-            options = [name, other.get(field.type, "qkvo" if "targets" in name else "mean")]
+            usual = other.get(field.type, "qkvo" if "targets" in name else "mean")
+            options = [name, other.get(field.name, usual)]
         given = vars(demo.build_parser().parse_args(["photo.png", *DRAG, *options]))
         config = demo.read_request(given).config
         changed = {key for key, value in asdict(config).items() if value != getattr(EditConfig(), key)}
