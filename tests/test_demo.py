@@ -673,6 +673,7 @@ INTERRUPTED = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 import demo
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests run in the background do not have
 
 class Progress(demo.Progress):
     def __call__(self, name, done, total):
@@ -710,7 +711,11 @@ def test_a_signal_in_any_stage_leaves_no_folder(
                 signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(demo, "Progress", Progress)
-    assert start(*PHOTO) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by tests in the background
+    try:
+        assert start(*PHOTO) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     kept = "nothing was finished" if stage == "LoRA" else "the LoRA was trained and kept in "
     assert f"stopped: {kept}" in complaint(capsys)
     assert not Path("runs").exists()
