@@ -1,8 +1,8 @@
 """What is asked of a run: as options on the command line, as JSON, and whether it makes sense.
 
 One form of JSON serves for all: a finished run writes it and can be repeated from it, and a person may write
-as little of it as a picture and drags. Of the checks, those of pictures and masks are in `images.py`, those
-of points and settings in `edit.py`, as they hold for every caller. The method can be read without this.
+as little of it as a picture and drags. Checks that hold for every caller are elsewhere: of pictures and masks
+in `images.py`, of points in `checks.py`, of settings in `config.py`. The method can be read without this.
 """
 
 import argparse
