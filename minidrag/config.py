@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 
 MOST = 1_000_000  # that a number may be; no sensible value comes near
+MOST_BATCH = 1000  # that lora_batch may be: the system ends a process that asks for far too much memory
 LEAST = {
     "steps": 1,
     "drag_steps": 0,
@@ -50,15 +51,17 @@ class EditConfig:
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= MOST:
-                raise ValueError(f"{name} {value} is not possible: choose {least} to {MOST}")
+            value, most = getattr(self, name), MOST_BATCH if name == "lora_batch" else MOST
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"{name} {value} is not possible: choose {least} to {most}")
         for name, most in (("edited_step", self.steps), ("block", 4)):
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} {getattr(self, name)} is not possible: choose 1 to {most}")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not known: choose one of {', '.join(known)}")
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} is not known: choose one of {', '.join(known)}"
+                )
 
     @classmethod
     def official(cls) -> "EditConfig":

@@ -64,6 +64,8 @@ def stage(
             on_stage(name, done, total)
 
     began = time.perf_counter()
+    if on_stage:
+        on_stage(name, 0, total)  # a first step can take long: what is under way shows at once
     yield on_step
     seconds[name] = time.perf_counter() - began
 
