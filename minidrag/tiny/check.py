@@ -167,7 +167,8 @@ def check_parity(model: Model, text: str) -> Line:
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(model.source)
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
-    theirs = pipeline.to(model.device)(text, latents=given, **options).images[0]
+    # The dtype too: else transformers keeps the file's half precision while diffusers widens it.
+    theirs = pipeline.to(model.device, model.dtype)(text, latents=given, **options).images[0]
     mine = (model.vae.decode(ours)[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu().numpy()
     found = float(np.abs(mine - theirs).max() * 255)
     return Line(name, f"{found:.4f}", aim, found <= 1)
