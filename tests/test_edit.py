@@ -557,15 +557,15 @@ def test_control_reaches_the_edit_and_not_the_reconstruction(model: Model) -> No
 # What the model that ships has learned: moves of things in scenes whose true result is known.
 
 CASES = 4  # scenes, each with one thing that moves, and a mask; `python -m minidrag.bench scenes` takes more
-LEARNED = EditConfig()
+LEARNED = EditConfig(motion_loss="mean", tolerance=1.0)  # as the picture that comes along; it measures best
 MOST_LEFT = 0.3  # of the way, the median over the scenes: what is aimed at
 MOST_LOST = 2  # scenes after whose edit the thing is not to be found
 MOST_ERROR = 0.98  # of the noise, after LoRA training over before, on the same picture; measured 0.93 to 0.97
 MOST_AWAY = 2.0  # levels of 255, from the reconstruction to the round trip; measured 0.45 to 0.68
 MOST_ROUND = 4.0  # levels of 255, from a picture to its round trip through the autoencoder
-# Change outside the mask with reference-latent-control over that without. 0.9 was aimed at and is missed: the
-# first three scenes give 1.15, 0.88 and 0.93 with the model trained for 2,700 steps.
-MOST_CHANGED = 1.0
+# How far the result is from the reconstruction outside the mask, with reference-latent-control over without;
+# measured 0.79, 0.98, 0.74 and 0.88.
+MOST_CHANGED = 0.95
 
 learned = pytest.mark.skipif(not (MODEL / "unet").is_dir(), reason="the small model is not trained yet")
 
@@ -607,14 +607,14 @@ def moves(trained: Model) -> list[Move]:
 
 
 def outside(move: Move, image: Image.Image) -> float:
-    """How far a picture is from the scene's where the mask forbids a change, in levels of 255."""
-    apart = np.abs(np.asarray(image, float) - np.asarray(render(move.scene), float))
+    """How far a picture is from the reconstruction where the mask forbids a change, in levels of 255."""
+    apart = np.abs(np.asarray(image, float) - np.asarray(move.edit.reconstruction, float))
     return float(apart[np.array(move.drag.mask) == 0].mean())
 
 
 @learned
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the small model is not trained for long enough yet: measured 0.99", strict=False)
+@pytest.mark.xfail(reason="aimed at and missed: 0.73 measured, two of the four lost", strict=False)
 def test_things_arrive_where_they_are_dragged(moves: list[Move]) -> None:
     found: list[Placement] = [place(move.edit.raw, move.scene, move.drag) for move in moves]
     assert sum(one.lost for one in found) <= MOST_LOST
