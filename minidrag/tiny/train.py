@@ -69,7 +69,10 @@ class Trainer:
     """Steps of AdamW with warm-up, cool-down, running averages and a checkpoint to resume from."""
 
     def __init__(self, networks: nn.ModuleDict, rate: float, steps: int, config: TrainConfig, path: Path):
-        self.networks = networks.to(config.device).to(memory_format=torch.channels_last)
+        self.networks = networks.to(config.device)
+        for weight in networks.parameters():
+            if weight.dim() == 4:  # convolutions; Module.to does the same, but older torch has no type for it
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.networks).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             networks.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01
