@@ -5,22 +5,21 @@
 
 from dataclasses import dataclass
 
-MOST = 1_000_000  # that a number may be; no sensible value comes near
-MOST_BATCH = 1000  # that lora_batch may be: the system ends a process that asks for far too much memory
-LEAST = {
-    "steps": 1,
-    "drag_steps": 0,
-    "drag_rate": 0,
-    "motion_radius": 0,
-    "track_radius": 0,
-    "mask_weight": 0,
-    "tolerance": 0,
-    "lora_rank": 1,
-    "lora_steps": 0,
-    "lora_batch": 1,
-    "lora_rate": 0,
-    "control_from": 0,
-    "size": 8,
+MOST = 1_000_000  # no sensible value comes near
+BOUNDS = {  # the least and the most that a number may be
+    "steps": (1, MOST),
+    "drag_steps": (0, MOST),
+    "drag_rate": (0, MOST),
+    "motion_radius": (0, MOST),
+    "track_radius": (0, MOST),
+    "mask_weight": (0, MOST),
+    "tolerance": (0, MOST),
+    "lora_rank": (1, MOST),
+    "lora_steps": (0, MOST),
+    "lora_batch": (1, 1000),  # the system ends a process that asks for far too much memory
+    "lora_rate": (0, MOST),
+    "control_from": (0, MOST),
+    "size": (8, MOST),
 }
 CHOICES = {"motion_loss": ("sum", "mean"), "lora_targets": ("qk", "qkv", "qkvo")}
 
@@ -50,8 +49,8 @@ class EditConfig:
     checkpointing: bool = False  # less memory for more time; not part of the paper
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            value, most = getattr(self, name), MOST_BATCH if name == "lora_batch" else MOST
+        for name, (least, most) in BOUNDS.items():
+            value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise ValueError(f"{name} {value} is not possible: choose {least} to {most}")
         for name, most in (("edited_step", self.steps), ("block", 4)):

@@ -159,9 +159,8 @@ def read_request(given: dict[str, Any]) -> Request:
     given: the options by name, those that were not given left out. Raises ValueError, one sentence.
     """
     own = {name: value for name, value in given.items() if name in KINDS and name != "config"}
-    own |= (
-        {"picture": path(own["picture"])} if "picture" in own else {}
-    )  # argparse would convert its absence too
+    if "picture" in own:
+        own["picture"] = path(own["picture"])  # here, as argparse would convert its absence too
     own |= {name: None for name in ("mask", "vae", "lora") if str(own.get(name)) == "none"}
     values = read(given["base"], replaced=own) if "base" in given else {}
     drags = [parse_drag(text) for text in given.get("drag", [])]

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from minidrag import images, lora_file
@@ -82,9 +81,8 @@ def find_lora(
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lora_file.write(trained, file, lora_notes(request))
-    except (OSError, SafetensorError) as error:  # the second for a full disk
-        reason = getattr(error, "strerror", error)
-        return trained, f"trained, but not kept: {file} cannot be written ({reason})"
+    except OSError as error:
+        return trained, f"trained, but not kept: {file} cannot be written ({error.strerror})"
     return trained, f"trained and kept in {file}"
 
 

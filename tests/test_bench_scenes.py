@@ -141,9 +141,8 @@ def test_matches_beside_loops(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mean_distance_without_an_edit_is_the_length_of_the_drags() -> None:
     features = torch.randn(6, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     handles, targets = [(10.0, 20.0), (30.2, 5.0)], [(13.0, 24.0), (30.0, 5.0)]
-    nobody: Any = None  # the features are there, so that no model is asked
-    found = metrics.mean_distance(nobody, features, features, handles, targets, "", (40, 40))
-    assert found == pytest.approx((5 + 0) / 2)
+    found = metrics.distances(features, features, handles, targets, (40, 40))
+    assert np.mean(found) == pytest.approx((5 + 0) / 2)
 
 
 def test_picture_features_are_the_mean_over_eight_draws_of_noise() -> None:

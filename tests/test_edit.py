@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minidrag import edit, lora, stages
 from minidrag.clip import CLIPConfig, CLIPTextEncoder
-from minidrag.config import EditConfig
+from minidrag.config import CHOICES, EditConfig
 from minidrag.ddim import denoise, invert
 from minidrag.drag import Drag, optimise
 from minidrag.edit import Edit, drag_edit, fit_lora
@@ -380,6 +380,7 @@ OFFICIAL = PAPER | {"lora_targets": "qkvo", "motion_loss": "mean", "keep_outside
 def test_the_constants_are_those_of_the_paper_and_of_its_code() -> None:
     assert asdict(EditConfig()) == PAPER
     assert asdict(EditConfig.official()) == OFFICIAL
+    assert CHOICES["lora_targets"] == tuple(lora.TARGETS)
     with pytest.raises(FrozenInstanceError):
         EditConfig().steps = 3  # type: ignore[misc]
 

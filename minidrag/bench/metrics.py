@@ -107,26 +107,6 @@ def matches(
     return [(place % width, place // width) for place in places]
 
 
-def mean_distance(
-    model: Model,
-    before: Image.Image | Tensor,
-    after: Image.Image | Tensor,
-    handles: Sequence[Point],
-    targets: Sequence[Point],
-    prompt: str,
-    size: tuple[int, int],
-) -> float:
-    """MD: how far from its target each handle's content is in the edited picture, the mean in pixels.
-
-    before, after: pictures of `size`, or their `picture_features`.
-    """
-    found = [
-        picture if isinstance(picture, Tensor) else picture_features(model, picture, prompt)
-        for picture in (before, after)
-    ]
-    return float(np.mean(distances(found[0], found[1], handles, targets, size)))
-
-
 def distances(
     before: Tensor, after: Tensor, handles: Sequence[Point], targets: Sequence[Point], size: tuple[int, int]
 ) -> list[float]:

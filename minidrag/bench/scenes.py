@@ -40,13 +40,12 @@ from minidrag.bench.tables import EXPLAINED, Results, mean_seconds, report, summ
 from minidrag.checks import check
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
-from minidrag.request import Request, configured
+from minidrag.request import CONFIGS, Request, configured
 from minidrag.runs import find_lora
 from minidrag.tiny import MODEL
 from minidrag.weights import Model, load_model
 
 T = TypeVar("T")
-CONFIGS = {"paper": EditConfig, "official": EditConfig.official}
 ACROSS, TILE = 3, 240  # cases side by side on the contact sheet, and how high they are
 
 
@@ -111,7 +110,7 @@ def read_config(args: argparse.Namespace) -> EditConfig:
         if not found:
             raise ValueError(f"--set {text}: give FIELD=VALUE")
         values[name] = value_of(value)
-    return configured(CONFIGS[args.config](), values)
+    return configured(CONFIGS[args.config], values)
 
 
 def editor(model: Model, config: EditConfig, seed: int) -> Editor:
