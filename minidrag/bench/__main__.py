@@ -10,6 +10,7 @@ import sys
 
 SUBCOMMANDS = {
     "networks": "minidrag.bench.networks",
+    "memory": "minidrag.bench.memory",
     "scenes": "minidrag.bench.scenes",
     "dragbench": "minidrag.bench.dragbench",
     "ablate": "minidrag.bench.ablate",

@@ -80,11 +80,16 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", help="as for demo.py (default: tiny for scenes, sd15 for DragBench)")
     add("--seed", type=int, default=0, help="of edits and rendered scenes (default: %(default)s)")
+    add_config_arguments(parser)
+    add("--out", type=Path, help="folder of the results (default: one under runs, by the settings)")
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--config", choices=CONFIGS, default="paper", help="paper, or official: the authors' program")
     add(
         "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="any field of EditConfig"
     )
-    add("--out", type=Path, help="folder of the results (default: one under runs, by the settings)")
 
 
 def count(text: str) -> int:

@@ -1,0 +1,164 @@
+"""The memory that an edit's stages need on a device, counted without one.
+
+    python -m minidrag.bench memory [--dtype float16] [--set size=512 checkpointing=true]
+
+The stages run on tensors that have a shape and no numbers, and the most bytes alive at once are told, weights
+included. What a device's libraries take beside them is not counted: CUDA's context, the workspaces of its
+convolutions, the gaps in its allocator.
+"""
+
+import argparse
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import interpolate
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from minidrag import drag, lora
+from minidrag.bench.scenes import add_config_arguments, read_config, work
+from minidrag.clip import CLIPConfig, CLIPTextEncoder
+from minidrag.config import EditConfig
+from minidrag.ddim import Schedule
+from minidrag.stages import checkpointing
+from minidrag.unet import UNet, UNetConfig
+from minidrag.vae import VAE, VAEConfig
+
+N = TypeVar("N", bound=nn.Module)
+GB = 1e9
+
+
+class Counter(TorchDispatchMode):
+    """Counts the tensors made within it, views of one as one. alive, peak: bytes now, and the most so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(results):
+            if isinstance(tensor, Tensor) and not tensor.is_meta:
+                self.add(tensor.untyped_storage())
+        return results
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.sizes:
+            self.sizes[key] = storage.nbytes()
+            self.alive += storage.nbytes()
+            self.peak = max(self.peak, self.alive)
+            weakref.finalize(storage, self.drop, key)
+
+    def drop(self, key: int) -> None:
+        self.alive -= self.sizes.pop(key)
+
+
+def peak(job: Callable[[], Any]) -> int:
+    """The most bytes of tensors alive at once in a job, which must not look at a number."""
+    with FakeTensorMode(), Counter() as counter:
+        job()
+    return counter.peak
+
+
+def build(network: Callable[[Any], N], config: Any, dtype: torch.dtype) -> N:
+    """A network for inference, its weights unset."""
+    with torch.device("meta"):
+        module = network(config)
+    weights = {name: torch.empty(weight.shape, dtype=dtype) for name, weight in module.state_dict().items()}
+    module.load_state_dict(weights, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """One step of each stage of an edit, without its looks at numbers; each makes its own networks.
+
+    size: sides, in pixels, of the picture that the model works on. The networks are Stable Diffusion 1.5's
+    unless told.
+    """
+
+    config: EditConfig
+    dtype: torch.dtype
+    size: int
+    unet: UNetConfig = UNetConfig()
+    vae: VAEConfig = VAEConfig()
+    text: CLIPConfig = CLIPConfig()
+
+    def inputs(self) -> tuple[UNet, Schedule, Tensor, Tensor]:
+        side = self.size // self.vae.factor
+        text = torch.zeros(1, 77, self.unet.cross_attention_dim, dtype=self.dtype)
+        return build(UNet, self.unet, self.dtype), Schedule(), torch.zeros(1, 4, side, side), text
+
+    def fit(self) -> None:
+        """As in `lora.fit`."""
+        unet, schedule, mean, text = self.inputs()
+        lora.add(unet, self.config.lora_rank, self.config.lora_targets, torch.Generator())
+        with checkpointing(unet, self.config.checkpointing), lora.trainable(unet) as chosen:
+            drawn = lora.draw(schedule, mean, mean, self.config.lora_batch, torch.Generator())
+            loss = lora.noise_loss(unet, schedule, *drawn, text)
+            for parameter, gradient in zip(chosen, torch.autograd.grad(loss, chosen), strict=True):
+                parameter.grad = gradient
+            torch.optim.AdamW(chosen).step()
+
+    def optimise(self) -> None:
+        """As in `drag.optimise`, with one handle in the middle."""
+        unet, schedule, edited, text = self.inputs()
+        grid, middle = (self.size // 2, self.size // 2), self.size / 4
+        edited.requires_grad_()
+        with checkpointing(unet, self.config.checkpointing):
+            noise, features, _ = unet(edited, 681, text)
+            map_ = interpolate(features[self.config.block - 1].float(), size=grid, mode="bilinear")[0]
+            lower = schedule.move(edited, noise, 681, 661)
+            loss = drag.motion(map_, [(middle, middle)], [(middle, 0.0)], self.config)
+            loss = loss + drag.change_outside(lower, lower.detach(), torch.zeros(edited.shape[2:]))
+            (edited.grad,) = torch.autograd.grad(loss, edited)
+        torch.optim.Adam([edited]).step()
+
+    @torch.no_grad()
+    def denoise(self) -> None:
+        """As in `ddim.denoise`, of which `ddim.invert` is a part."""
+        unet, _, latent, text = self.inputs()
+        _, _, given = unet(latent, 681, text)
+        unet(latent, 681, text, given)
+
+    @torch.no_grad()
+    def pictures(self) -> None:
+        """Into the autoencoder and out of it, with all networks on the device."""
+        unet, _, latent, _ = self.inputs()
+        others = build(VAE, self.vae, self.dtype), build(CLIPTextEncoder, self.text, self.dtype), unet
+        others[0].encode(torch.zeros(1, 3, self.size, self.size, dtype=self.dtype))
+        others[0].decode(latent.to(self.dtype))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = ("float32", "float16", "bfloat16")
+    parser.add_argument("--dtype", choices=kinds, default="float16", help="default: %(default)s")
+    add_config_arguments(parser)
+
+
+def report(args: argparse.Namespace) -> int:
+    config = read_config(args)
+    size = config.size or 512
+    if size % 8:
+        raise ValueError(f"size {size} is not possible: choose a multiple of 8")
+    print(f"Stable Diffusion 1.5 at {size}x{size} in {args.dtype}: most GB of tensors, weights included")
+    stages = Stages(config, getattr(torch, args.dtype), size)
+    for name, job in {
+        "LoRA": stages.fit,
+        "inversion, denoising": stages.denoise,
+        "drag": stages.optimise,
+        "encoding, decoding": stages.pictures,
+    }.items():
+        print(f"{name:22}{peak(job) / GB:6.2f}", flush=True)
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    return work(lambda: report(args))
