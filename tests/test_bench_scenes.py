@@ -259,7 +259,7 @@ def test_no_edit_by_hand() -> None:
     ways = [math.dist(*pair) for pair in zip(case.drag.handles, case.drag.targets, strict=True)]
     before, truth = (np.asarray(some, float)[case.mask] for some in (case.before, case.truth))
     assert row["distance"] == pytest.approx(ways[0], abs=0.2)
-    assert row["share"] == pytest.approx(1, abs=0.02) and row["lost"] is False
+    assert row["share"] == pytest.approx(1, abs=0.02) and not row["lost"] and not row["arrived"]
     assert row["PSNR inside"] == pytest.approx(10 * math.log10(255**2 / ((before - truth) ** 2).mean()))
     assert row["PSNR outside"] == metrics.SAME and row["SSIM outside"] == pytest.approx(1, abs=1e-3)
 
@@ -272,6 +272,7 @@ def test_outside_the_mask_the_decoders_own_picture_counts() -> None:
     assert row["PSNR outside"] == pytest.approx(metrics.psnr(grey, case.truth, ~case.mask))
     lost = measure(case, grey, grey, learned)
     assert lost["lost"] is True and lost["distance"] is None and lost["share"] is None
+    assert not lost["arrived"] and measure(case, case.truth, grey, learned)["arrived"]
 
 
 # Runs
@@ -437,4 +438,4 @@ def test_the_plot_draws_the_tables_numbers(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pyplot, "close", close)
         ablate.plot("block", table, tmp_path / "plot.png")
-    assert drawn == {name: [0, 1.5, 3.0] for name in ("MD", "IF", "distance", "lost")}
+    assert drawn == {name: [0, 1.5, 3.0] for name in ("MD", "IF", "distance", "arrived")}

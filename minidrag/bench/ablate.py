@@ -50,8 +50,8 @@ VALUES: dict[str, tuple[Any, ...]] = {  # the paper's, and what users ask for
     "drag_steps": (20, 40, 80, 160),
     "motion_loss": ("sum", "mean"),
 }
-SHOWN = ("MD", "IF", "distance", "share", "lost", "PSNR inside", "SSIM inside")
-PANELS = (("MD", "IF"), ("distance", "lost"))  # of the plot: what its left and its right axis show
+SHOWN = ("MD", "IF", "distance", "share", "lost", "arrived", "PSNR inside", "SSIM inside")
+PANELS = (("MD", "IF"), ("distance", "arrived"))  # of the plot: what its left and its right axis show
 NO_EDIT = "no edit"
 
 Table = dict[str, dict[str, dict[str, Any] | None]]  # value -> measure -> mean, low, high, count

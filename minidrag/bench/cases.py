@@ -29,6 +29,7 @@ KINDS = {  # kind of case -> the first words of the drags' names; "keep" has a s
     "keep": (),
 }
 DISC = 8  # pixels: what is cut out around a handle where a thing does not move as a whole
+ARRIVED = 0.3  # of the way left, or less
 Measures = dict[str, float | bool | list[float] | None]  # a list: one value for each pair of points
 Learned = Callable[["Case", Image.Image], Measures]
 
@@ -174,6 +175,7 @@ def measure(case: Case, picture: Image.Image, raw: Image.Image, learned: Learned
         "distance": None if placed.lost else placed.distance,
         "share": None if placed.lost else placed.share,
         "lost": placed.lost,
+        "arrived": not placed.lost and placed.share <= ARRIVED,
         "PSNR inside": psnr(picture, case.truth, case.mask),
         "SSIM inside": ssim(picture, case.truth, case.mask),
         "PSNR outside": psnr(raw, case.truth, ~case.mask),
