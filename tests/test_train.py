@@ -136,7 +136,7 @@ class Off(nn.Module):
 def test_the_loss_counts_each_noise_level_by_its_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """min(SNR, 5) / SNR with SNR = alpha-bar / (1 - alpha-bar) (arXiv 2303.09556, for noise prediction)."""
+    """SNR^(-1/2), SNR = alpha-bar / (1 - alpha-bar), with mean 1 (arXiv 2310.08442); levels evenly spread."""
     losses: list[float] = []
 
     def record(trainer: Trainer, loss_of: Callable[[int], Tensor], name: str) -> None:
@@ -149,10 +149,13 @@ def test_the_loss_counts_each_noise_level_by_its_weight(
     unet, _ = train.train_unet(FEW, tmp_path, VAE(train.VAE_CONFIG), None)
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     signal = np.cumprod(1 - betas)
-    ratio = signal / (1 - signal)
-    expected = [np.mean(np.minimum(ratio[asked], 5) / ratio[asked]) for asked in unet.asked]
-    assert min(expected) < 0.9 < max(expected) and len(losses) == 8
+    weights = (signal / (1 - signal)) ** -0.5
+    expected = [np.mean(weights[asked] / weights.mean()) for asked in unet.asked]
+    assert max(expected) > 1.05 * min(expected) and len(losses) == 8
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    for asked in unet.asked:
+        gaps = np.diff(np.sort(asked), append=np.min(asked) + 1000)
+        assert len(gaps) == FEW.batch and gaps.max() - gaps.min() <= 1
 
 
 def test_normalised_latents_and_the_same_round_trip() -> None:
