@@ -28,7 +28,7 @@ from minidrag.weights import default_device
 Drag = tuple[Point, Point]  # handle and target
 
 DTYPES = {"cpu": "float32", "cuda": "float16", "mps": "float32"}  # each kind of device's default
-CONFIGS = {"paper": EditConfig(), "official": EditConfig.official()}
+CONFIGS = {"paper": EditConfig.paper(), "official": EditConfig.official()}
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 NAMED = ("sd15", "tiny")  # models that go by a name
 FILES = ("picture", "mask", "lora")
@@ -130,14 +130,16 @@ def build_parser(description: str | None = None) -> Parser:
 def add_settings(parser: Parser) -> None:
     """An option for every field of EditConfig."""
     everything = parser.add_argument_group("all settings at once")
-    everything.add_argument("--config", choices=CONFIGS, help="paper, or official: the authors' program")
+    text = "paper: to its letter; official: the authors' program"
+    everything.add_argument("--config", choices=CONFIGS, help=text)
     groups = {"lora": parser.add_argument_group("the LoRA, which is trained on the picture")}
     rest = parser.add_argument_group("the edit")
     for entry in fields(EditConfig):
         name, text = "--" + entry.name.replace("_", "-"), HELP[entry.name]
-        paper, official = (getattr(config, entry.name) for config in CONFIGS.values())
-        if paper is not None:
-            text += f" ({paper})" if paper == official else f" (paper {paper}, official {official})"
+        values = {which: getattr(config, entry.name) for which, config in CONFIGS.items()}
+        others = [f"; {which} {value}" for which, value in values.items() if value != entry.default]
+        if entry.default is not None:
+            text += f" ({entry.default}{''.join(others)})"
         add = groups.get(entry.name.partition("_")[0], rest).add_argument
         if entry.type is bool:
             add(name, action=argparse.BooleanOptionalAction, help=text)

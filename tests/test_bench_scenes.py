@@ -378,7 +378,9 @@ def test_settings_from_the_command_line() -> None:
         arguments("--config", "official", "--set", "lora_steps=40", "mask_weight=0.5", "lora_targets=qkv")
     )
     assert (config.lora_steps, config.mask_weight, config.lora_targets) == (40, 0.5, "qkv")
-    assert config.motion_loss == EditConfig.official().motion_loss
+    assert config.keep_outside == EditConfig.official().keep_outside
+    assert scenes.read_config(arguments("--config", "paper")) == EditConfig.paper()
+    assert scenes.read_config(arguments()) == EditConfig()
     for wrong in ("lora_stepps=3", "lora_steps=many", "lora_steps"):
         with pytest.raises(ValueError, match=wrong.partition("=")[0]):
             scenes.read_config(arguments("--set", wrong))

@@ -231,7 +231,7 @@ def test_every_setting_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
         if field.type is bool:
             options = [f"--no-{name[2:]}" if field.default else name]
         else:
-            usual = other.get(field.type, "qkvo" if "targets" in name else "mean")
+            usual = other.get(field.type, "qkvo" if "targets" in name else "sum")
             options = [name, other.get(field.name, usual)]
         given = vars(demo.build_parser().parse_args(["photo.png", *DRAG, *options]))
         config = demo.read_request(given).config
@@ -242,7 +242,7 @@ def test_every_setting_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0 and len(request.HELP) == len(fields(EditConfig))
     assert all(" ".join(help.split()) in text for help in request.HELP.values())
-    assert "(paper sum, official mean)" in text
+    assert "(mean; paper sum)" in text and "(qk; official qkvo)" in text
 
 
 def test_official_settings_are_a_starting_point() -> None:
@@ -251,6 +251,7 @@ def test_official_settings_are_a_starting_point() -> None:
 
     assert config() == EditConfig()
     assert config("--config", "official") == EditConfig.official()
+    assert config("--config", "paper") == EditConfig.paper()
     settings = ("--config", "official", "--lora-targets", "qkv")
     assert config(*settings) == replace(EditConfig.official(), lora_targets="qkv")
 

@@ -86,7 +86,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", choices=CONFIGS, default="paper", help="paper, or official: the authors' program")
+    add("--config", choices=CONFIGS, help="paper: to its letter; official: the authors' program")
     add(
         "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="any field of EditConfig"
     )
@@ -115,7 +115,7 @@ def read_config(args: argparse.Namespace) -> EditConfig:
         if not found:
             raise ValueError(f"--set {text}: give FIELD=VALUE")
         values[name] = value_of(value)
-    return configured(CONFIGS[args.config], values)
+    return configured(CONFIGS.get(args.config, EditConfig()), values)
 
 
 def editor(model: Model, config: EditConfig, seed: int) -> Editor:
