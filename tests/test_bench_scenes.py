@@ -440,4 +440,9 @@ def test_the_plot_draws_the_tables_numbers(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pyplot, "close", close)
         ablate.plot("block", table, tmp_path / "plot.png")
-    assert drawn == {name: [0, 1.5, 3.0] for name in ("MD", "IF", "distance", "arrived")}
+        assert drawn == {name: [0, 1.5, 3.0] for name in ("MD", "IF", "distance", "arrived")}
+        drawn.clear()
+        ablate.plot(
+            "block", {value: row | {"IF": None} for value, row in table.items()}, tmp_path / "less.png"
+        )
+    assert drawn == {name: [0, 1.5, 3.0] for name in ("MD", "distance", "arrived")}

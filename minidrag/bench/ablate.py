@@ -99,11 +99,13 @@ def plot(field: str, table: Table, path: Path) -> None:
         1, len(panels), figsize=(5 * len(panels), 3.4), layout="constrained", squeeze=False
     )
     for left, names in zip(axes[0], panels, strict=True):
-        for axis, name, color in zip((left, left.twinx()), names, ("tab:blue", "tab:orange"), strict=True):
-            values, means = curve(table, name)
-            axis.plot(values, means, "o-", color=color)
-            axis.set_ylabel(name, color=color)
         left.set_xlabel(field)
+        for i, (name, color) in enumerate(zip(names, ("tab:blue", "tab:orange"), strict=True)):
+            values, means = curve(table, name)
+            if values:  # no axis for what was not measured
+                axis = left.twinx() if i else left
+                axis.plot(values, means, "o-", color=color)
+                axis.set_ylabel(name, color=color)
     write_whole(path, lambda file: figure.savefig(file, dpi=150, metadata={"Software": None}))
     pyplot.close(figure)
 
