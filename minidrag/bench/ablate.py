@@ -106,6 +106,7 @@ def plot(field: str, table: Table, path: Path) -> None:
                 axis = left.twinx() if i else left
                 axis.plot(values, means, "o-", color=color)
                 axis.set_ylabel(name, color=color)
+                axis.set_ylim(bottom=0)  # else a difference of nothing fills the panel
     write_whole(path, lambda file: figure.savefig(file, dpi=150, metadata={"Software": None}))
     pyplot.close(figure)
 
