@@ -313,7 +313,7 @@ def test_a_step_is_one_grid_unit_long_however_far_the_target() -> None:
 
 def test_what_is_at_the_handle_is_held_and_only_what_lies_ahead_follows() -> None:
     features = random(2, 9, 9).requires_grad_()
-    loss = motion(features, [(4, 3)], [(4, 8)], EditConfig(motion_radius=0))
+    loss = motion(features, [(4, 3)], [(4, 8)], EditConfig(motion_radius=0, motion_loss="sum"))
     (gradient,) = torch.autograd.grad(loss, features)
     assert gradient[:, 4, 4].abs().eq(1).all()
     gradient[:, 4, 4] = 0
