@@ -29,6 +29,7 @@ Drag = tuple[Point, Point]  # handle and target
 
 DTYPES = {"cpu": "float32", "cuda": "float16", "mps": "float32"}  # each kind of device's default
 CONFIGS = {"paper": EditConfig.paper(), "official": EditConfig.official()}
+CONFIG_HELP = "paper: to its letter; official: the authors' program"
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 NAMED = ("sd15", "tiny")  # models that go by a name
 FILES = ("picture", "mask", "lora")
@@ -130,8 +131,7 @@ def build_parser(description: str | None = None) -> Parser:
 def add_settings(parser: Parser) -> None:
     """An option for every field of EditConfig."""
     everything = parser.add_argument_group("all settings at once")
-    text = "paper: to its letter; official: the authors' program"
-    everything.add_argument("--config", choices=CONFIGS, help=text)
+    everything.add_argument("--config", choices=CONFIGS, help=CONFIG_HELP)
     groups = {"lora": parser.add_argument_group("the LoRA, which is trained on the picture")}
     rest = parser.add_argument_group("the edit")
     for entry in fields(EditConfig):

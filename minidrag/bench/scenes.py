@@ -40,7 +40,7 @@ from minidrag.bench.tables import EXPLAINED, Results, mean_seconds, report, summ
 from minidrag.checks import check
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
-from minidrag.request import CONFIGS, Request, configured
+from minidrag.request import CONFIG_HELP, CONFIGS, Request, configured
 from minidrag.runs import find_lora
 from minidrag.tiny import MODEL
 from minidrag.weights import Model, load_model
@@ -86,7 +86,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", choices=CONFIGS, help="paper: to its letter; official: the authors' program")
+    add("--config", choices=CONFIGS, help=CONFIG_HELP)
     add(
         "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="any field of EditConfig"
     )
