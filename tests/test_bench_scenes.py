@@ -259,7 +259,7 @@ def test_no_edit_by_hand() -> None:
     ways = [math.dist(*pair) for pair in zip(case.drag.handles, case.drag.targets, strict=True)]
     before, truth = (np.asarray(some, float)[case.mask] for some in (case.before, case.truth))
     assert row["distance"] == pytest.approx(ways[0], abs=0.2)
-    assert row["share"] == pytest.approx(1, abs=0.02) and not row["lost"] and not row["arrived"]
+    assert row["share"] == pytest.approx(1, abs=0.02) and row["lost"] is False and row["arrived"] is False
     assert row["PSNR inside"] == pytest.approx(10 * math.log10(255**2 / ((before - truth) ** 2).mean()))
     assert row["PSNR outside"] == metrics.SAME and row["SSIM outside"] == pytest.approx(1, abs=1e-3)
 
@@ -272,7 +272,7 @@ def test_outside_the_mask_the_decoders_own_picture_counts() -> None:
     assert row["PSNR outside"] == pytest.approx(metrics.psnr(grey, case.truth, ~case.mask))
     lost = measure(case, grey, grey, learned)
     assert lost["lost"] is True and lost["distance"] is None and lost["share"] is None
-    assert not lost["arrived"] and measure(case, case.truth, grey, learned)["arrived"]
+    assert lost["arrived"] is False and measure(case, case.truth, grey, learned)["arrived"] is True
 
 
 # Runs
@@ -378,6 +378,7 @@ def test_settings_from_the_command_line() -> None:
         arguments("--config", "official", "--set", "lora_steps=40", "mask_weight=0.5", "lora_targets=qkv")
     )
     assert (config.lora_steps, config.mask_weight, config.lora_targets) == (40, 0.5, "qkv")
+    assert config.motion_loss == EditConfig.official().motion_loss
     assert config.keep_outside == EditConfig.official().keep_outside
     assert scenes.read_config(arguments("--config", "paper")) == EditConfig.paper()
     assert scenes.read_config(arguments()) == EditConfig()
