@@ -48,9 +48,8 @@ def run(asked: Request, out: Path) -> None:
     with runs.output(out) as folder, closing(Progress()) as progress:
         say(f"model: {asked.model}, {asked.dtype} on {asked.device}")
         with stage("model", 1, seconds, None):
-            source = tiny.MODEL if asked.model == "tiny" else asked.model
             dtype = getattr(torch, str(asked.dtype))
-            model = load_model(source, vae=asked.vae, device=asked.device, dtype=dtype)
+            model = load_model(asked.model, vae=asked.vae, device=asked.device, dtype=dtype)
         check(model, picture.size, asked.handles, asked.targets, mask, asked.config)
         say(*(f"note: {caution}" for caution in advice.before(model, picture, mask, asked)))
         with stage("LoRA", 1, seconds, None):

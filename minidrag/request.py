@@ -75,8 +75,8 @@ HELP = {  # every field of EditConfig
 class Request:
     """All that decides what comes out of a run.
 
-    drags: (x, y) in the picture's pixels. mask: None: everything may change. model: "tiny", or what
-    `load_model` takes, as for vae. lora: a file, None: train one. device, dtype: as for `choose_device`.
+    drags: (x, y) in the picture's pixels. mask: None: everything may change. model, vae: as for
+    `load_model`. lora: a file, None: train one. device, dtype: as for `choose_device`.
     """
 
     picture: Path

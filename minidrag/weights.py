@@ -12,6 +12,7 @@ from minidrag.checkpoint import CONFIGS, PICKLES, Part, fill, find_part, read_sh
 from minidrag.clip import CLIPTextEncoder
 from minidrag.ddim import Schedule
 from minidrag.hub import fetch
+from minidrag.tiny import MODEL
 from minidrag.tokenizer import Tokenizer, read_json
 from minidrag.unet import UNet, UNetConfig
 from minidrag.vae import VAE
@@ -69,14 +70,15 @@ def load_model(
     """Reads a model from a folder, a single file or the hub.
 
     source: a folder in the official layout, a single .safetensors file in the original one (SD 1.x only), or
-    a hub id; None and "sd15" are Stable Diffusion 1.5. vae: folder, file or hub id of a VAE to use instead.
-    device: by default CUDA's or Apple's GPU where there is one. dtype: by default float32; a half one fetches
-    the files of half the size. tokenizer: a folder with vocab.json and merges.txt to use instead.
+    a hub id; None and "sd15" are Stable Diffusion 1.5, "tiny" is the small model that comes along.
+    vae: folder, file or hub id of a VAE to use instead. device: by default CUDA's or Apple's GPU where there
+    is one. dtype: by default float32; a half one fetches the files of half the size. tokenizer: a folder with
+    vocab.json and merges.txt to use instead.
     A path never touches the network, but for the tokenizer of a single file that has none beside it.
     Raises FileNotFoundError or ValueError, saying what is wrong and what to do, before any weights are read.
     """
     device, dtype = torch.device(device or default_device()), dtype or torch.float32
-    source = DEFAULT if source is None else source
+    source = {None: DEFAULT, "tiny": MODEL}.get(source, source)
     names = [name for name in CONFIGS if name != "vae" or vae is None]
     path = local_path(source) or fetch_model(str(source), names, dtype)
     parts = folder_parts(path, names, dtype) if path.is_dir() else single_file_parts(path, names)

@@ -15,13 +15,12 @@ from minidrag.bench.__main__ import main
 from minidrag.config import EditConfig
 from minidrag.ddim import invert
 from minidrag.edit import encode
-from minidrag.tiny import MODEL
 from minidrag.weights import Model, load_model
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return load_model(MODEL, device="cpu")
+    return load_model("tiny", device="cpu")
 
 
 @pytest.fixture(autouse=True)

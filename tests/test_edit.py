@@ -22,7 +22,7 @@ from minidrag.ddim import denoise, invert
 from minidrag.drag import Drag, optimise
 from minidrag.edit import Edit, drag_edit, fit_lora
 from minidrag.lora_file import Factors, LoRA, wearers
-from minidrag.tiny import MODEL, folder, vocabulary
+from minidrag.tiny import folder, vocabulary
 from minidrag.tiny.fit import Placement, place
 from minidrag.tiny.scenes import Drag as Truth
 from minidrag.tiny.scenes import Scene, caption, drags, random_scene, render
@@ -570,8 +570,6 @@ MOST_ROUND = 4.0  # levels of 255, from a picture to its round trip through the 
 # measured 0.94, 0.69, 0.94 and 0.81.
 MOST_CHANGED = 0.95
 
-learned = pytest.mark.skipif(not (MODEL / "unet").is_dir(), reason="the small model is not trained yet")
-
 
 class Move(NamedTuple):
     scene: Scene
@@ -595,7 +593,7 @@ def moving(number: int) -> tuple[Scene, Truth]:
 
 @pytest.fixture(scope="session")
 def trained() -> Model:
-    return load_model(MODEL, device="cpu")
+    return load_model("tiny", device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -615,7 +613,6 @@ def outside(move: Move, image: Image.Image) -> float:
     return float(apart[np.array(move.drag.mask) == 0].mean())
 
 
-@learned
 @pytest.mark.slow
 @pytest.mark.xfail(reason="aimed at and missed: 0.69 over 20 scenes (bench scenes)", strict=False)
 def test_things_arrive_where_they_are_dragged(moves: list[Move]) -> None:
@@ -624,7 +621,6 @@ def test_things_arrive_where_they_are_dragged(moves: list[Move]) -> None:
     assert median(1.0 if one.lost else one.share for one in found) <= MOST_LEFT
 
 
-@learned
 @pytest.mark.slow
 def test_training_a_lora_lowers_the_error_about_its_picture(trained: Model, moves: list[Move]) -> None:
     ratios, parts = [], torch.Generator().manual_seed(99)
@@ -639,7 +635,6 @@ def test_training_a_lora_lowers_the_error_about_its_picture(trained: Model, move
     assert median(ratios) <= MOST_ERROR and max(ratios) < 1
 
 
-@learned
 @pytest.mark.slow
 def test_inversion_then_denoising_returns_the_picture(trained: Model, moves: list[Move]) -> None:
     away = []
@@ -649,7 +644,6 @@ def test_inversion_then_denoising_returns_the_picture(trained: Model, moves: lis
     assert median(away) <= MOST_AWAY
 
 
-@learned
 @pytest.mark.slow
 def test_reference_latent_control_keeps_what_the_mask_keeps(trained: Model, moves: list[Move]) -> None:
     ratios = []
@@ -662,7 +656,6 @@ def test_reference_latent_control_keeps_what_the_mask_keeps(trained: Model, move
     assert median(ratios) <= MOST_CHANGED
 
 
-@learned
 def test_the_trained_model_edits_a_scene_and_stays_as_it_was(trained: Model) -> None:
     scene, drag = moving(0)
     config = replace(LEARNED, steps=10, edited_step=7, drag_steps=5, lora_steps=2, lora_rank=4)

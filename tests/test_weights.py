@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from minidrag import weights
+from minidrag import tiny, weights
 from minidrag.checkpoint import find_part
 from minidrag.names import text_names, unet_names, vae_names
 from minidrag.vae import VAEConfig
@@ -83,6 +83,12 @@ def test_folder_as_saved_today_equals_the_reference_libraries(clean: Path) -> No
     assert (model.device.type, model.dtype, model.source) == ("cpu", torch.float32, str(clean))
     assert not any(p.requires_grad for p in model.unet.parameters())
     assert model.schedule.steps_offset == 1 and model.prediction == "epsilon" and not model.is_sd1
+
+
+def test_the_small_model_goes_by_its_name() -> None:
+    named, folder = load_model("tiny", device="cpu"), load_model(tiny.MODEL, device="cpu")
+    assert named.source == folder.source == str(tiny.MODEL)
+    assert torch.equal(named.unet.conv_in.weight, folder.unet.conv_in.weight)
 
 
 def wrong_positions(text: Tensors) -> Tensors:

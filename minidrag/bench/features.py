@@ -25,7 +25,6 @@ from minidrag.config import EditConfig
 from minidrag.ddim import invert
 from minidrag.edit import encode
 from minidrag.stages import must_be_finite
-from minidrag.tiny import MODEL
 from minidrag.weights import Model, load_model
 
 CONFIG = EditConfig()
@@ -50,7 +49,7 @@ class Frame:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("pictures", nargs="*", type=Path, metavar="PICTURE", help="two, in place of a rendered scene")
-    add("--model", default=MODEL, help="as for demo.py (default: the small one that ships)")
+    add("--model", default="tiny", help="as for demo.py (default: tiny)")
     add("--prompt", help='what both show (default: the scene\'s caption, "" for pictures)')
     add(
         "--steps", type=int, nargs="+", default=[10, 20, 35, 50], help="of 50, counted from the clean picture"
@@ -238,7 +237,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         frames, prompt = read_frames(args)
         steps, blocks = (list(dict.fromkeys(values)) for values in (args.steps, args.blocks))
-        model = load_model(MODEL if args.model == "tiny" else args.model)
+        model = load_model(args.model)
         page = features_page(model, frames, prompt, steps, blocks)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         images.write_whole(args.out, page.save)

@@ -42,7 +42,6 @@ from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
 from minidrag.request import CONFIG_HELP, CONFIGS, Request, configured
 from minidrag.runs import find_lora
-from minidrag.tiny import MODEL
 from minidrag.weights import Model, load_model
 
 T = TypeVar("T")
@@ -299,7 +298,7 @@ def load_named(source: str) -> Model:
     """A model in single precision, under torchrun on the GPU of this process's number."""
     local, gpus = os.environ.get("LOCAL_RANK"), torch.cuda.device_count()
     device = f"cuda:{int(local) % gpus}" if local and gpus else None
-    return load_model(MODEL if source == "tiny" else source, device=device)
+    return load_model(source, device=device)
 
 
 def finish(
