@@ -209,11 +209,12 @@ def train_unet(
 ) -> tuple[UNet, CLIPTextEncoder]:
     """Trains UNet and text encoder to predict the noise in the latents of captioned scenes (DDPM eq. 14).
 
-    L = w(t) || eps - eps_theta(z_t, t, text) ||_2^2,   w(t) ~ SNR(t)^(-1/2)
+    L = w(t) || eps - eps_theta(z_t, t, text) ||_2^2,   w(t) ~ SNR(t)^(-1/2),   t = 1000 sqrt(u), u in 0..1
 
     The weights, of mean 1, are those of arXiv 2310.08442: without them hardly anything of the loss comes from
-    the noisiest steps, which decide how many things there are and where. The batch's timesteps are spread
-    evenly from a random start, which has less variance than drawing each (arXiv 2107.00630, appendix I.1).
+    the noisiest steps, which decide how many things there are and where. For the same reason timesteps are
+    drawn the more often the later they are. A batch's u are spread evenly from a random start, which has less
+    variance than drawing each (arXiv 2107.00630, appendix I.1).
     """
     torch.manual_seed(config.seed + 1)
     captions = [caption(scene) for scene in scenes(config, 0, config.scenes)]
@@ -236,8 +237,8 @@ def train_unet(
         draw = generator(config, 2, step)
         chosen = torch.randint(len(means), (config.batch,), generator=draw)
         dropped = torch.rand(config.batch, 1, generator=draw) < config.empty_captions
-        spread = torch.arange(config.batch) * 1000 // config.batch
-        timestep = (torch.randint(1000, (1,), generator=draw) + spread) % 1000
+        spread = (torch.rand(1, generator=draw) + torch.arange(config.batch)) / config.batch
+        timestep = (1000 * spread.sqrt()).long().clamp(max=999)
         inner, noise = (torch.randn(config.batch, *means.shape[1:], generator=draw) for _ in range(2))
         clean = means[chosen].float() + deviations[chosen].float() * inner
         noisy = schedule.add_noise(clean, noise, timestep).to(config.device)
