@@ -12,12 +12,12 @@ from minidrag.checkpoint import CONFIGS, PICKLES, Part, fill, find_part, read_sh
 from minidrag.clip import CLIPTextEncoder
 from minidrag.ddim import Schedule
 from minidrag.hub import fetch
-from minidrag.tiny import MODEL
 from minidrag.tokenizer import Tokenizer, read_json
 from minidrag.unet import UNet, UNetConfig
 from minidrag.vae import VAE
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+TINY = Path(__file__).parent / "tiny/model"  # comes along
 GONE = "runwayml/stable-diffusion-v1-5"  # where the model first was
 VOCABULARY = ["tokenizer/vocab.json", "tokenizer/merges.txt"]
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -78,7 +78,7 @@ def load_model(
     Raises FileNotFoundError or ValueError, saying what is wrong and what to do, before any weights are read.
     """
     device, dtype = torch.device(device or default_device()), dtype or torch.float32
-    source = {None: DEFAULT, "tiny": MODEL}.get(source, source)
+    source = {None: DEFAULT, "tiny": TINY}.get(source, source)
     names = [name for name in CONFIGS if name != "vae" or vae is None]
     path = local_path(source) or fetch_model(str(source), names, dtype)
     parts = folder_parts(path, names, dtype) if path.is_dir() else single_file_parts(path, names)

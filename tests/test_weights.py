@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from minidrag import tiny, weights
+from minidrag import weights
 from minidrag.checkpoint import find_part
 from minidrag.names import text_names, unet_names, vae_names
 from minidrag.vae import VAEConfig
@@ -86,8 +86,8 @@ def test_folder_as_saved_today_equals_the_reference_libraries(clean: Path) -> No
 
 
 def test_the_small_model_goes_by_its_name() -> None:
-    named, folder = load_model("tiny", device="cpu"), load_model(tiny.MODEL, device="cpu")
-    assert named.source == folder.source == str(tiny.MODEL)
+    named, folder = load_model("tiny", device="cpu"), load_model(weights.TINY, device="cpu")
+    assert named.source == folder.source == str(weights.TINY)
     assert torch.equal(named.unet.conv_in.weight, folder.unet.conv_in.weight)
 
 

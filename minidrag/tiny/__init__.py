@@ -2,5 +2,4 @@
 
 from pathlib import Path
 
-MODEL = Path(__file__).parent / "model"  # its folder
 DEMO = Path(__file__).parent / "demo"  # a picture, a mask and a drag for it

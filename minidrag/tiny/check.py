@@ -27,7 +27,6 @@ from torch import Tensor
 from minidrag import images
 from minidrag.bench.metrics import psnr
 from minidrag.ddim import denoise, guided, invert, sample
-from minidrag.tiny import MODEL
 from minidrag.tiny.identify import Seen, identify
 from minidrag.tiny.scenes import Scene, caption, random_scene, render
 from minidrag.weights import Model, load_model
@@ -212,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m minidrag.tiny.check", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("model", nargs="?", default=MODEL, help="its folder (default: the one that ships)")
+    parser.add_argument("model", nargs="?", default="tiny", help="as for demo.py (default: tiny)")
     parser.add_argument("--out", type=Path, default=Path("runs/check"), help="default: %(default)s")
     for name, count, what in (
         ("scenes", 200, "round trips through the VAE"),
