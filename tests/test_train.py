@@ -4,12 +4,14 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from elsewhere import elsewhere
 from torch import Tensor, nn
 
 from minidrag.clip import CLIPConfig
@@ -360,3 +362,16 @@ def test_a_folder_of_something_else_is_not_written_over(
     message = refused(capsys, tmp_path, "--work", tmp_path / "work")
     assert str(tmp_path) in message
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_it_trains_the_same_on_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "autocast", lambda config: nullcontext())  # this device has none
+    monkeypatch.setattr(Trainer, "save", lambda trainer: None)
+    train.train(FEW, tmp_path / "here", tmp_path / "work")
+    with elsewhere() as device:
+        train.train(replace(FEW, device=device), tmp_path / "there", tmp_path / "other work")
+    here, there = (load_model(tmp_path / name, device="cpu") for name in ("here", "there"))
+    for name in WEIGHTS:
+        found = getattr(there, name).state_dict()
+        for key, weight in getattr(here, name).state_dict().items():
+            torch.testing.assert_close(found[key], weight, atol=1e-3, rtol=0)
