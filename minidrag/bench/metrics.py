@@ -80,7 +80,7 @@ def picture_features(
     timestep = torch.full((8,), time, device=clean.device)
     noisy = model.schedule.add_noise(clean.expand_as(noise), noise, timestep)
     text = model.encode_text(prompt).expand(8, -1, -1)
-    return model.unet(noisy, timestep, text).features[block - 1].double().mean(dim=0)
+    return model.unet(noisy, timestep, text).features[block - 1].cpu().double().mean(dim=0)
 
 
 def enlarged(features: Tensor, size: tuple[int, int]) -> Tensor:
