@@ -25,7 +25,7 @@ def before(model: Model, picture: Image.Image, mask: Tensor | None, request: Req
         found.append(f"the prompt has {length} tokens and was cut to the {limit} that the model reads")
     for number, (handle, (x, y)) in enumerate(request.drags, 1):
         if math.dist(handle, (x, y)) > FAR * min(picture.size):
-            found.append(f"drag {number} is far for this picture: several short ones in a row come further")
+            found.append(f"drag {number} is far for this picture: several short ones may come further")
         row, column = min(round(y), picture.height - 1), min(round(x), picture.width - 1)
         if mask is not None and mask[row, column] < 0.5:
             found.append(f"the target of drag {number} lies outside the mask, where nothing can show up")

@@ -560,15 +560,15 @@ def test_control_reaches_the_edit_and_not_the_reconstruction(model: Model) -> No
 # What the model that ships has learned: moves of things in scenes whose true result is known.
 
 CASES = 4  # scenes, each with one thing that moves, and a mask; `python -m minidrag.bench scenes` takes more
-LEARNED = EditConfig(motion_loss="mean", tolerance=1.0)  # as the picture that comes along; it measures best
+LEARNED = EditConfig(tolerance=1.0)  # as the picture that comes along; it measures best
 MOST_LEFT = 0.3  # of the way, the median over the scenes: what is aimed at
 MOST_LOST = 2  # scenes after whose edit the thing is not to be found
-MOST_ERROR = 0.98  # of the noise, after LoRA training over before, on the same picture; measured 0.92 to 0.96
-MOST_AWAY = 2.0  # levels of 255, from the reconstruction to the round trip; measured 0.49 to 0.64
+MOST_ERROR = 0.98  # of the noise, after LoRA training over before, on the same picture; measured 0.94 to 0.96
+MOST_AWAY = 2.0  # levels of 255, from the reconstruction to the round trip; measured 0.43 to 0.64
 MOST_ROUND = 4.0  # levels of 255, from a picture to its round trip through the autoencoder
 # How far the result is from the reconstruction outside the mask, with reference-latent-control over without;
-# measured 0.94, 0.69, 0.94 and 0.81.
-MOST_CHANGED = 0.95
+# measured 0.73, 0.73, 0.77 and 0.74.
+MOST_CHANGED = 0.9
 
 
 class Move(NamedTuple):
@@ -614,7 +614,7 @@ def outside(move: Move, image: Image.Image) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="aimed at and missed: 0.69 over 20 scenes (bench scenes)", strict=False)
+@pytest.mark.xfail(reason="aimed at and missed: 0.86 over 20 scenes (bench scenes)", strict=False)
 def test_things_arrive_where_they_are_dragged(moves: list[Move]) -> None:
     found: list[Placement] = [place(move.edit.raw, move.scene, move.drag) for move in moves]
     assert sum(one.lost for one in found) <= MOST_LOST
