@@ -138,7 +138,7 @@ class Off(nn.Module):
 def test_the_loss_counts_each_noise_level_by_its_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SNR^(-1/2), SNR = alpha-bar / (1 - alpha-bar), with mean 1 (arXiv 2310.08442); levels evenly spread."""
+    """SNR^(-1/2), SNR = alpha-bar / (1 - alpha-bar), mean 1 (arXiv 2310.08442); squared levels are evenly spread."""
     losses: list[float] = []
 
     def record(trainer: Trainer, loss_of: Callable[[int], Tensor], name: str) -> None:
@@ -155,9 +155,12 @@ def test_the_loss_counts_each_noise_level_by_its_weight(
     expected = [np.mean(weights[asked] / weights.mean()) for asked in unet.asked]
     assert max(expected) > 1.05 * min(expected) and len(losses) == 8
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    starts = []
     for asked in unet.asked:
-        gaps = np.diff(np.sort(asked), append=np.min(asked) + 1000)
-        assert len(gaps) == FEW.batch and gaps.max() - gaps.min() <= 1
+        even = ((np.sort(asked) + 0.5) / 1000) ** 2 * FEW.batch - np.arange(FEW.batch)
+        assert len(even) == FEW.batch and np.ptp(even) <= 0.01 and -0.01 <= even.min() <= 1.01
+        starts.append(even.mean())
+    assert np.ptp(starts) > 0.2
 
 
 def test_normalised_latents_and_the_same_round_trip() -> None:
