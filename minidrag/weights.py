@@ -78,7 +78,7 @@ def load_model(
     Raises FileNotFoundError or ValueError, saying what is wrong and what to do, before any weights are read.
     """
     device, dtype = torch.device(device or default_device()), dtype or torch.float32
-    source = {None: DEFAULT, "tiny": TINY}.get(source, source)
+    source = DEFAULT if source is None else TINY if source == "tiny" else source
     names = [name for name in CONFIGS if name != "vae" or vae is None]
     path = local_path(source) or fetch_model(str(source), names, dtype)
     parts = folder_parts(path, names, dtype) if path.is_dir() else single_file_parts(path, names)

@@ -138,7 +138,7 @@ class Off(nn.Module):
 def test_the_loss_counts_each_noise_level_by_its_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SNR^(-1/2), SNR = alpha-bar / (1 - alpha-bar), mean 1 (arXiv 2310.08442); squared levels are evenly spread."""
+    """SNR^(-1/2), SNR = alpha-bar / (1 - alpha-bar), mean 1 (arXiv 2310.08442), at evenly spread squares."""
     losses: list[float] = []
 
     def record(trainer: Trainer, loss_of: Callable[[int], Tensor], name: str) -> None:
