@@ -45,9 +45,7 @@ class Elsewhere(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         distant = {id(x.inner): x for x in tensors if isinstance(x, Distant)}
-        near = [
-            x for x in tensors if not isinstance(x, Distant) and x.dim()
-        ]  # a single number may come along
+        near = [x for x in tensors if not isinstance(x, Distant) and x.dim()]  # a lone number may come along
         if distant and near and func not in COPIES:
             raise RuntimeError(f"{func} got tensors of two devices")
         there = isinstance(args[0], Distant) if func is COPIES[1] else bool(distant)
@@ -60,7 +58,7 @@ class Elsewhere(TorchDispatchMode):
                 return x
             if x.dtype == torch.float64:
                 raise RuntimeError(f"{func} makes float64, which Apple's GPUs do not have")
-            return distant.get(id(x)) if id(x) in distant else Distant(x)
+            return distant[id(x)] if id(x) in distant else Distant(x)
 
         return tree_map(place, func(*args, **kwargs))
 
@@ -72,10 +70,10 @@ class Numbers(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func not in (torch.tensor, torch.as_tensor, Tensor.new_tensor):
             return func(*args, **kwargs)
-        device = kwargs.pop("device", args[0].device if func is Tensor.new_tensor else None)
         if func is Tensor.new_tensor:
-            kwargs.setdefault("dtype", args[0].dtype)
-            func, args = torch.tensor, args[1:]
+            func, (like, *args) = torch.tensor, args
+            kwargs = {"device": like.device, "dtype": like.dtype, **kwargs}
+        device = kwargs.pop("device", None)
         return func(*args, **kwargs).to(device)
 
 

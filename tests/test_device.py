@@ -19,7 +19,7 @@ from minidrag import edit, lora
 from minidrag.bench.metrics import distances, picture_features
 from minidrag.config import EditConfig
 from minidrag.drag import Drag, optimise
-from minidrag.edit import Edit, drag_edit
+from minidrag.edit import drag_edit
 from minidrag.tiny.scenes import random_scene, render
 from minidrag.weights import Model, load_model
 
@@ -104,14 +104,13 @@ def test_only_the_unet_is_there_during_the_drag(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_a_models_precision(load: Callable[..., Model], dtype: torch.dtype) -> None:
     with elsewhere() as device:
-        made: Edit = drag_edit(load(device, dtype), PICTURE, mask=MASK, config=QUICK, **PAIR)
+        made = drag_edit(load(device, dtype), PICTURE, mask=MASK, config=QUICK, **PAIR)
         assert made.dragged.dtype == torch.float32 and len(made.losses) == 2
         trained = [factors.up for path, factors in made.lora.unet.items() if path.startswith("up_blocks.3")]
         assert all(up.dtype == torch.float32 and up.any() for up in trained)
 
 
 def test_a_lora_that_is_merged_there(load: Callable[..., Model]) -> None:
-    trained = lora.LoRA({}, {})
     with elsewhere() as device:
         model = load(device)
         trained = edit.fit_lora(model, PICTURE, config=QUICK)

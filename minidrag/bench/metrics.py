@@ -72,7 +72,7 @@ def picture_features(
     """What a UNet makes of a picture under some noise, the mean over 8 draws of it (DIFT, arXiv 2306.03881).
 
     time: the level of the noise. block: which up block's output, 1 to 4. size: shorter side at which the
-    model sees the picture, as in EditConfig. Returns (C, h, w), float64.
+    model sees the picture, as in EditConfig. Returns (C, h, w), float64, on the CPU.
     Every picture gets the same noise, so that equal places have equal features.
     """
     clean, _ = encode(model, picture, EditConfig(size=size))

@@ -182,10 +182,9 @@ def normalise(vae: VAE, means: Tensor) -> None:
     Both are affine maps per channel, so they fold into the 1x1 convolutions at the ends of the latent.
     means: (N, 4, H, W), scaled latents, on any device.
     """
-    scale = vae.config.scaling_factor
+    scale, means = vae.config.scaling_factor, means.to(vae.quant_conv.weight)
     shift, spread = means.mean((0, 2, 3)) / scale, means.std((0, 2, 3))
     entry, leave, count = vae.quant_conv, vae.post_quant_conv, len(shift)
-    shift, spread = shift.to(leave.weight), spread.to(leave.weight)
     assert entry.bias is not None and leave.bias is not None
     leave.bias += (leave.weight[:, :, 0, 0] @ shift[:, None])[:, 0]
     leave.weight *= spread[None, :, None, None]
