@@ -12,6 +12,7 @@ BOUNDS = {  # the least and the most that a number may be
     "drag_steps": (0, MOST),
     "drag_rate": (0, MOST),
     "motion_radius": (0, MOST),
+    "motion_step": (0, MOST),
     "track_radius": (0, MOST),
     "mask_weight": (0, MOST),
     "tolerance": (0, MOST),
@@ -22,7 +23,11 @@ BOUNDS = {  # the least and the most that a number may be
     "control_from": (0, MOST),
     "size": (8, MOST),
 }
-CHOICES = {"motion_loss": ("sum", "mean"), "lora_targets": ("qk", "qkv", "qkvo")}
+CHOICES = {
+    "motion_reference": ("moving", "start"),
+    "motion_loss": ("sum", "mean"),
+    "lora_targets": ("qk", "qkv", "qkvo"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class EditConfig:
     drag_steps: int = 80  # at most (section 4)
     drag_rate: float = 0.01  # Adam's, on the latent (section 4)
     motion_radius: int = 1  # r_1: supervised patches are 3x3 (section 4)
+    motion_step: float = 1.0  # grid units that a patch is asked to go ahead (eq. 3: d_i has length 1)
+    motion_reference: str = "moving"  # a patch shall look as it does now (eq. 3), or as at the "start"
     track_radius: int = 3  # r_2: handles are looked for in 7x7 (section 4)
     mask_weight: float = 0.1  # lambda, of the change outside the mask (section 4)
     tolerance: float = 2.0  # grid units at which a handle has arrived (code; paper: "reached")
@@ -75,4 +82,13 @@ class EditConfig:
         return cls(
             lora_targets="qkvo",  # value and output projections as well
             keep_outside=False,  # shows what comes out of the decoder
+        )
+
+    @classmethod
+    def thorough(cls) -> "EditConfig":
+        """Comes further than the paper's, for about twice the time of its drag; see the README's figures."""
+        return cls(
+            drag_steps=160,
+            motion_step=2.0,
+            motion_reference="start",  # GoodDrag's: what has been pulled for long is still what it was
         )

@@ -72,6 +72,7 @@ def optimise(
             # Copies: a view of one cell would keep the whole map in memory, at SD 1.5's size 168 MB of it.
             starts = [features.detach()[:, int(row), int(column)].clone() for row, column in handles]
             original_lower = lower.detach()
+            original = (features.detach(), handles) if config.motion_reference == "start" else None
         else:
             for path, start in zip(paths, starts, strict=True):
                 path.append(track(features.detach(), start, path[-1], config.track_radius))
@@ -81,7 +82,7 @@ def optimise(
             reason = "arrived"
         if reason == "arrived" or step == config.drag_steps:
             break
-        loss = motion(features, handles, targets, config)
+        loss = motion(features, handles, targets, config, original)
         if mask is not None:
             loss = loss + config.mask_weight * change_outside(lower, original_lower, mask)
         (edited.grad,) = torch.autograd.grad(loss, edited)
@@ -95,24 +96,33 @@ def optimise(
 
 
 def motion(
-    features: Tensor, handles: Sequence[Point], targets: Sequence[Point], config: EditConfig
+    features: Tensor,
+    handles: Sequence[Point],
+    targets: Sequence[Point],
+    config: EditConfig,
+    original: tuple[Tensor, Sequence[Point]] | None = None,
 ) -> Tensor:
     """Motion supervision: what is at q now shall be one grid unit nearer to the target (paper eq. 3).
 
         L = sum_i sum_{q in Omega(h_i, r_1)} || F_{q + d_i}(z_t) - sg(F_q(z_t)) ||_1
         d_i = (g_i - h_i) / || g_i - h_i ||_2
 
-    features: (C, H, W). A pair that has arrived takes no part, as in the authors' program.
+    features: (C, H, W). original: the features before the drag and the handles there, which then stand in for
+    sg(F) and its h_i, so that what is pulled stays what it was (GoodDrag, arXiv 2404.07206).
+    A pair that has arrived takes no part, as in the authors' program.
     """
     total = features.sum() * 0
-    for handle, target in zip(handles, targets, strict=True):
+    source, begun = original or (features.detach(), handles)
+    for handle, target, began in zip(handles, targets, begun, strict=True):
         distance = math.dist(handle, target)
         if distance < config.tolerance or distance == 0:
             continue
-        direction = [(to - at) / distance for at, to in zip(handle, target, strict=True)]
+        length = min(config.motion_step, max(distance, 1.0))  # the paper's one unit may lead past the target
+        direction = [length * (to - at) / distance for at, to in zip(handle, target, strict=True)]
         cells = patch(handle, config.motion_radius, features)
         ahead = sample(features, cells + cells.new_tensor(direction))
-        difference = (ahead - sample(features.detach(), cells)).abs()  # (C, P)
+        held = sample(source, cells + (cells.new_tensor(began) - cells.new_tensor(handle)))
+        difference = (ahead - held).abs()  # (C, P)
         whole = (2 * config.motion_radius + 1) ** 2
         total = total + (difference.sum() if config.motion_loss == "sum" else difference.mean() * whole)
     return total

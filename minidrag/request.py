@@ -28,8 +28,12 @@ from minidrag.weights import default_device
 Drag = tuple[Point, Point]  # handle and target
 
 DTYPES = {"cpu": "float32", "cuda": "float16", "mps": "float32"}  # each kind of device's default
-CONFIGS = {"paper": EditConfig.paper(), "official": EditConfig.official()}
-CONFIG_HELP = "paper: to its letter; official: the authors' program"
+CONFIGS = {
+    "paper": EditConfig.paper(),
+    "official": EditConfig.official(),
+    "thorough": EditConfig.thorough(),
+}
+CONFIG_HELP = "paper: to its letter; official: the authors' program; thorough: further, and slower"
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 NAMED = ("sd15", "tiny")  # models that go by a name
 FILES = ("picture", "mask", "lora")
@@ -55,6 +59,8 @@ HELP = {  # every field of EditConfig
     "drag_steps": "steps of the drag at most: more for far drags",
     "drag_rate": "how much a step changes: more is faster and rougher",
     "motion_radius": "radius of the patch that is pulled, in grid units of 2 pixels at working size",
+    "motion_step": "how far ahead it is pulled in a step, in grid units",
+    "motion_reference": "what it shall look like there: moving, as it does now; start, as in the original",
     "track_radius": "radius in which a handle is looked for again, in grid units",
     "mask_weight": "how strongly the outside of the mask is held",
     "tolerance": "how near a handle must come to its target, in grid units",

@@ -57,23 +57,35 @@ def slow_patch(center: Point, radius: int, height: int, width: int) -> list[tupl
 
 
 def slow_motion(
-    features: Tensor, handles: Sequence[Point], targets: Sequence[Point], config: EditConfig
+    features: Tensor,
+    handles: Sequence[Point],
+    targets: Sequence[Point],
+    config: EditConfig,
+    original: tuple[Tensor, Sequence[Point]] | None = None,
 ) -> tuple[float, Tensor]:
-    """Equation 3's first sum, and its gradient, in which nothing comes from F_q itself."""
+    """Equation 3's first sum, and its gradient, in which nothing comes from F_q itself.
+
+    With the original, F_q is read there, as far from its handle as q is from the handle now.
+    """
     (channels, height, width), total, gradient = features.shape, 0.0, torch.zeros_like(features)
-    for (row, column), target in zip(handles, targets, strict=True):
+    source, begun = original or (features, handles)
+    for (row, column), target, began in zip(handles, targets, begun, strict=True):
         down, across = target[0] - row, target[1] - column
-        length = math.sqrt(down**2 + across**2)
-        if length == 0 or length < config.tolerance:
+        way = math.sqrt(down**2 + across**2)
+        if way == 0 or way < config.tolerance:
             continue
+        length = way / (1 if config.motion_step == 1 else min(config.motion_step, max(way, 1)))
+        back = began[0] - row, began[1] - column
         cells = slow_patch((row, column), config.motion_radius, height, width)
         area = (2 * config.motion_radius + 1) ** 2
         weight = area / (len(cells) * channels) if config.motion_loss == "mean" else 1.0
         for r, c in cells:
             ahead = corners(r + down / length, c + across / length, height, width)
+            behind = corners(r + back[0], c + back[1], height, width)
             for channel in range(channels):
-                values = features[channel]
-                difference = sum(share * values[i, j].item() for i, j, share in ahead) - values[r, c].item()
+                values, kept = features[channel], source[channel]
+                difference = sum(share * values[i, j].item() for i, j, share in ahead)
+                difference -= sum(share * kept[i, j].item() for i, j, share in behind)
                 total += weight * abs(difference)
                 sign = 0 if abs(difference) < 1e-12 else math.copysign(1, difference)
                 for i, j, share in ahead:
@@ -119,9 +131,10 @@ def slow_drag(
     paths, losses, gradients = [[handle] for handle in handles], [], []
     features, original, _ = look(latent)
     starts = [features[:, int(row), int(column)] for row, column in handles]
+    begun = (features, handles) if config.motion_reference == "start" else None
     for step in range(1, steps + 1):
         features, lower, pull = look(latent)
-        loss, upon_features = slow_motion(features, [path[-1] for path in paths], targets, config)
+        loss, upon_features = slow_motion(features, [path[-1] for path in paths], targets, config, begun)
         upon_lower = torch.zeros_like(lower)
         if mask is not None:
             change, upon_lower = slow_change(lower, original, mask)
@@ -289,6 +302,19 @@ def test_motion_loss_and_gradient_are_those_of_the_equation(place: str, kind: st
         exactly(torch.autograd.grad(loss, features)[0], gradient)
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_a_patch_held_to_the_original_and_a_longer_step_are_those_of_the_slow_reference(place: str) -> None:
+    (handles, targets), features = PLACES[place], random(4, 6, 7, seed=3).requires_grad_()
+    for begun in (handles, [(5, 0), (0, 6), (2, 3)][: len(handles)]):
+        original = random(4, 6, 7, seed=4), begun
+        for step in (0.5, 2.0, 3.7):
+            config = EditConfig(motion_step=step, motion_reference="start")
+            loss = motion(features, handles, targets, config, original)
+            wanted, gradient = slow_motion(features.detach(), handles, targets, config, original)
+            exactly(loss, wanted)
+            exactly(torch.autograd.grad(loss, features)[0], gradient)
+
+
 def test_the_two_motion_losses_differ_by_channels_inside_and_by_less_at_a_border() -> None:
     features = random(5, 9, 9)
 
@@ -309,6 +335,13 @@ def test_a_step_is_one_grid_unit_long_however_far_the_target() -> None:
         exactly(loss, 9)
     slanted = motion(ramp, [(5, 4)], [(5 + 30, 4 + 40)], EditConfig())
     exactly(slanted, 9 * 0.8)
+
+
+def test_a_longer_step_ends_at_the_target() -> None:
+    ramp = torch.arange(12.0).double().expand(1, 12, 12)  # the feature is the column
+    for far, gone in ((2.5, 2.5), (3.0, 3.0), (5.0, 3.0), (0.4, 1.0)):
+        loss = motion(ramp, [(5, 4)], [(5, 4 + far)], EditConfig(motion_step=3.0, tolerance=0.0))
+        exactly(loss, 9 * gone)
 
 
 def test_what_is_at_the_handle_is_held_and_only_what_lies_ahead_follows() -> None:
@@ -378,13 +411,17 @@ def test_the_mask_term_and_its_gradient_are_those_of_the_equation() -> None:
 @pytest.mark.parametrize("kind", ["sum", "mean"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("block", [1, 3])
-def test_steps_equal_a_hand_computation(kind: str, masked: bool, block: int) -> None:
+@pytest.mark.parametrize(("reference", "length"), [("moving", 1.0), ("start", 1.0), ("start", 2.0)])
+def test_steps_equal_a_hand_computation(
+    kind: str, masked: bool, block: int, reference: str, length: float
+) -> None:
     fake, latent, grid = Linear(), random(1, 4, 5, 6, seed=8), (10, 12)
     handles, targets = [(3.0, 2.0), (9.0, 11.0)], [(8.5, 9.25), (2.0, 6.0)]
     mask = torch.zeros(5, 6) if masked else None
     if masked:
         mask[1:3, 1:5] = 1
     config = {"motion_loss": kind, "block": block, "drag_rate": 0.05, "mask_weight": 0.1}
+    config |= {"motion_reference": reference, "motion_step": length}
     made = run(fake, latent, handles, targets, mask=mask, grid=grid, drag_steps=6, **config)
     wanted, paths, losses, _ = slow_drag(
         fake.look(block, grid), latent, handles, targets, mask, EditConfig(**config), 6
@@ -474,7 +511,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, ways: list[list[Point]]) -> list[l
     monkeypatch.setattr(drag, "track", lambda *given: next(found))
     real = drag.motion
 
-    def note(features: Tensor, handles: list[Point], targets: list[Point], config: EditConfig) -> Tensor:
+    def note(
+        features: Tensor, handles: list[Point], targets: list[Point], config: EditConfig, original: None
+    ) -> Tensor:
         far = [math.dist(*pair) >= config.tolerance for pair in zip(handles, targets, strict=True)]
         seen.append([handle for handle, counts in zip(handles, far, strict=True) if counts])
         return real(features, handles, targets, config)

@@ -360,6 +360,8 @@ PAPER = {
     "drag_steps": 80,
     "drag_rate": 0.01,
     "motion_radius": 1,
+    "motion_step": 1.0,
+    "motion_reference": "moving",
     "track_radius": 3,
     "mask_weight": 0.1,
     "tolerance": 2.0,
@@ -376,12 +378,14 @@ PAPER = {
 }
 OURS = PAPER | {"motion_loss": "mean"}
 OFFICIAL = OURS | {"lora_targets": "qkvo", "keep_outside": False}
+THOROUGH = OURS | {"drag_steps": 160, "motion_step": 2.0, "motion_reference": "start"}
 
 
 def test_the_constants_are_those_of_the_paper_and_of_its_code() -> None:
     assert asdict(EditConfig()) == OURS
     assert asdict(EditConfig.paper()) == PAPER
     assert asdict(EditConfig.official()) == OFFICIAL
+    assert asdict(EditConfig.thorough()) == THOROUGH
     assert CHOICES["lora_targets"] == tuple(lora.TARGETS)
     with pytest.raises(FrozenInstanceError):
         EditConfig().steps = 3  # type: ignore[misc]
@@ -415,6 +419,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {  # sentence that tells it; wh
     "edited step 11": ("edited_step 11 is not possible", {"settings": {"edited_step": 11}}),
     "block 0": ("block 0 is not possible: choose 1 to 4", {"settings": {"block": 0}}),
     "block 5": ("block 5 is not possible", {"settings": {"block": 5}}),
+    "motion reference": ("motion_reference 'x' is not known", {"settings": {"motion_reference": "x"}}),
     "motion loss": ("motion_loss 'max' is not known", {"settings": {"motion_loss": "max"}}),
     "LoRA targets": ("lora_targets 'q' is not known", {"settings": {"lora_targets": "q"}}),
     "LoRA rank": ("lora_rank 0 is not possible", {"settings": {"lora_rank": 0}}),
