@@ -13,7 +13,7 @@ from minidrag.tiny.fit import Moving, descend, place
 from minidrag.tiny.identify import identify
 from minidrag.tiny.scenes import SIDE, Scene, random_scene, render
 
-WHOLE = ("object", "light", "peak", "keep")
+WHOLE = ("object", "carry", "light", "peak", "keep")
 SHAPES = ("stretch", "gaze", "smile")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 from dataclasses import replace
 from functools import cache
@@ -203,11 +205,33 @@ def test_objects_hide_each_other_in_part_but_never_wholly():
 
 
 def test_every_kind_of_drag_appears(cases):
-    verbs = {drag.name.split()[0] for _, drag in cases}
-    assert verbs == {"move", "shift", "raise", "lower", "stretch", "shrink", "turn", "widen", "narrow"}
+    verbs, moving = {drag.name.split()[0] for _, drag in cases}, {"move", "carry"}
+    assert verbs == moving | {"shift", "raise", "lower", "stretch", "shrink", "turn", "widen", "narrow"}
     said = " / ".join(drag.name for _, drag in cases)
     assert all(words in said for words in ("the sun", "the moon", "keep the", "keep a peak", "keep its foot"))
-    assert {len(drag.handles) for _, drag in cases} == {1, 2}
+    assert {len(drag.handles) for _, drag in cases if not drag.name.startswith("carry")} == {1, 2}
+
+
+def test_a_thing_is_carried_by_handles_all_over_it(cases):
+    counts = []
+    for scene, drag in cases:
+        if not drag.name.startswith("carry"):
+            continue
+        counts.append(len(drag.handles))
+        index, steps = moved_object(scene, drag), np.array(drag.targets) - np.array(drag.handles)
+        assert index is not None and np.allclose(steps, steps[0])
+        for end, points in ((scene, drag.handles), (drag.after, drag.targets)):
+            shown = owners(end) == [part for part, _ in layers(end)].index(("object", index))
+            assert all(shown[round(y), round(x)] for x, y in points), drag.name
+        apart = [math.dist(*pair) for pair in itertools.combinations(drag.handles, 2)]
+        assert not apart or min(apart) >= 4
+        (move,) = [
+            other
+            for _, other in cases
+            if other.name == drag.name.replace("carry", "move") and other.after is drag.after
+        ]
+        assert move.handles[0] == drag.handles[0] and move.targets[0] == drag.targets[0]
+    assert counts.count(5) > 0.8 * len(counts)
 
 
 def test_drags_have_names_of_their_own_and_follow_from_the_seed():
@@ -231,7 +255,7 @@ def test_the_truth_differs_from_the_scene_only_inside_the_mask(cases):
 def test_the_mask_covers_what_moves_at_both_ends(cases):
     for scene, drag in cases:
         index = moved_object(scene, drag)
-        if drag.name.startswith("move") and index is not None:
+        if drag.name.startswith(("move", "carry")) and index is not None:
             for end in (scene, drag.after):
                 place = [part for part, _ in layers(end)].index(("object", index))
                 assert (np.asarray(drag.mask)[owners(end) == place] == 255).all(), drag.name
@@ -258,9 +282,12 @@ def test_the_handle_lies_on_what_moves(cases):
 def test_the_target_is_where_the_handle_goes(cases):
     for scene, drag in cases:
         before, after = pixels(scene), pixels(drag.after)
-        for handle, target in zip(drag.handles, drag.targets, strict=True):
+        ends = list(zip(drag.handles, drag.targets, strict=True))
+        if drag.name.startswith("carry"):
+            ends = ends[:1]  # its grip; the others may lie on an edge inside the thing
+        for handle, target in ends:
             # Around the point only what moves as a whole stays alike.
-            radius = 1 if drag.name.startswith("move") else 0
+            radius = 1 if drag.name.startswith(("move", "carry")) else 0
             error = np.abs(patch(before, handle, radius) - patch(after, target, radius)).mean()
             assert error < 12, drag.name
 

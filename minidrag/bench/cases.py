@@ -21,6 +21,7 @@ from minidrag.weights import Model
 
 KINDS = {  # kind of case -> the first words of the drags' names; "keep" has a second handle that stays
     "object": ("move",),
+    "carry": ("carry",),  # the same by several handles
     "light": ("move the sun", "move the moon"),
     "peak": ("raise", "lower", "shift"),
     "stretch": ("stretch", "shrink"),

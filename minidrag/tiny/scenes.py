@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from minidrag.tiny.picture import AIRS, GROUNDS, SIDE, Part, Scene, layers, owners, render
 from minidrag.tiny.things import COLORS, DRAW, LOOK, RISE, SMILE, Array, Object, grips
@@ -154,7 +154,7 @@ def parse(text: str) -> Names:
 class Drag:
     """An edit of a scene and its truth.
 
-    name: begins with what is done (move, shift, raise, lower, stretch, shrink, turn, widen, narrow).
+    name: begins with what is done (move, carry, shift, raise, lower, stretch, shrink, turn, widen, narrow).
     handles, targets: (x, y) in pixels of the 128 x 128 picture; (0, 0) is the middle of its first pixel.
     mask: mode "L", 255 where the picture may change; the truth differs nowhere else.
     after: the scene that a perfect edit would show.
@@ -169,15 +169,21 @@ class Drag:
 
 @dataclass(frozen=True)
 class _Edit:
-    """A drag in the making: for each handle the spots (part, grip) to take it from, the best first."""
+    """A drag in the making: for each handle the spots (part, grip) to take it from, the best first.
+
+    carried: the part that gets handles all over.
+    """
 
     name: str
     after: Scene
     spots: tuple[tuple[tuple[Part, str], ...], ...]
+    carried: Part | None = None
 
 
 EDGE = 6  # pixels that handles and targets keep from the picture's border
 MARGIN = 4  # pixels by which a mask exceeds what changes
+HELD = 5  # handles on a thing that is carried
+DEPTH = 4  # pixels that all but the first of them keep from its outline, and from each other
 TRIES = 40
 
 
@@ -222,6 +228,29 @@ def _mask(before: Image.Image, after: Image.Image, points: Sequence[Point]) -> I
     return Image.fromarray(inside.astype(np.uint8) * 255)
 
 
+def _inner(scene: Scene, owner: Array, part: Part) -> Array:
+    """Where a part shows, but for what lies near its outline or the picture's border: (SIDE, SIDE), bool."""
+    shown = Image.fromarray(owner == [drawn for drawn, _ in layers(scene)].index(part)).convert("L")
+    deep = np.asarray(shown.filter(ImageFilter.MinFilter(2 * DEPTH + 1))) > 0
+    return deep & np.pad(np.ones((SIDE - 2 * EDGE - 2,) * 2, dtype=bool), EDGE + 1)
+
+
+def _spread(before: Array, after: Array, handle: Point, target: Point) -> tuple[list[Point], list[Point]]:
+    """Handles all over a thing that moves as a whole, the first of them given, and their targets.
+
+    Each is as far as can be from those ahead of it. before, after: where handles and targets may be.
+    """
+    right, down = target[0] - handle[0], target[1] - handle[1]
+    spots = np.argwhere(before & np.roll(after, (-round(down), -round(right)), axis=(0, 1)))[:, ::-1]
+    handles = [handle]
+    while len(handles) < HELD and len(spots):
+        away = np.min([np.hypot(*(spots - one).T) for one in handles], axis=0)
+        if away.max() < DEPTH:
+            break
+        handles.append(tuple(spots[away.argmax()].astype(float).tolist()))
+    return handles, [(x + right, y + down) for x, y in handles]
+
+
 def _drag(scene: Scene, owner: Array, edit: _Edit) -> Drag | None:
     """Take each handle where it shows, before and after; None if one does not. owner: `owners(scene)`."""
     owner_after = owners(edit.after)
@@ -235,6 +264,9 @@ def _drag(scene: Scene, owner: Array, edit: _Edit) -> Drag | None:
                 break
         else:
             return None
+    if edit.carried:
+        both = _inner(scene, owner, edit.carried), _inner(edit.after, owner_after, edit.carried)
+        handles, targets = _spread(*both, handles[0], targets[0])
     mask = _mask(render(scene), render(edit.after), [*handles, *targets])
     return Drag(edit.name, tuple(handles), tuple(targets), mask, edit.after)
 
@@ -285,7 +317,7 @@ def _land_edits(scene: Scene, rng: Random) -> Iterator[_Edit]:
 
 
 def _object_edits(scene: Scene, index: int, rng: Random) -> Iterator[_Edit]:
-    """Move an object; stretch a box, tree or house; turn the gaze or change the smile of a face."""
+    """Move or carry an object; stretch a box, tree or house; turn the gaze or change the smile of a face."""
     thing, part = scene.objects[index], ("object", index)
     label, unit = f"the {thing.color} {thing.kind}", thing.size
 
@@ -296,7 +328,9 @@ def _object_edits(scene: Scene, index: int, rng: Random) -> Iterator[_Edit]:
         dx, dy = _step(rng, 8, 30)
         return changed(replace(thing, x=thing.x + dx, y=thing.y + dy))
 
-    yield _Edit(f"move {label}", _try(scene, moved), (_spots(scene, part),))
+    after = _try(scene, moved)
+    yield _Edit(f"move {label}", after, (_spots(scene, part),))
+    yield _Edit(f"carry {label}", after, (_spots(scene, part),), carried=part)
     if thing.kind in RISE:
         rise = RISE[thing.kind] * unit
         after = _try(
@@ -333,7 +367,8 @@ def _kept(scene: Scene, edit: _Edit, index: int) -> _Edit:
 def drags(scene: Scene, rng: Random) -> tuple[Drag, ...]:
     """All the edits that make sense for a scene, each with its truth; how far they go is drawn by chance.
 
-    Handles lie on what moves, where it is seen before and after. In "keep" edits, the last handle stays.
+    Handles lie on what moves, where it is seen before and after: one, or several on a thing that is carried.
+    In "keep" edits, the last handle stays.
     """
     edits = list(_land_edits(scene, rng))
     for index in range(len(scene.objects)):
