@@ -25,7 +25,7 @@ def before(model: Model, picture: Image.Image, mask: Tensor | None, request: Req
         found.append(f"the prompt has {length} tokens and was cut to the {limit} that the model reads")
     for number, (handle, (x, y)) in enumerate(request.drags, 1):
         if math.dist(handle, (x, y)) > FAR * min(picture.size):
-            found.append(f"drag {number} is far for this picture: several short ones may come further")
+            found.append(f"drag {number} is far for this picture: --config thorough may come further")
         row, column = min(round(y), picture.height - 1), min(round(x), picture.width - 1)
         if mask is not None and mask[row, column] < 0.5:
             found.append(f"the target of drag {number} lies outside the mask, where nothing can show up")
@@ -58,7 +58,8 @@ def after(edit: Edit, request: Request) -> list[str]:
             "name the thing in --prompt, mark more in --mask, or try a larger --drag-rate"
         )
     if edit.reason == "steps":
-        found.append(f"advice: a larger --drag-steps than {request.config.drag_steps} may bring it further")
+        more = f"--config thorough, or more --drag-steps than {request.config.drag_steps}"
+        found.append(f"advice: {more}, may bring it further")
     if edit.reason == "arrived" and done == 0:
         found.append("advice: nothing was dragged, as every target lay within --tolerance of its handle")
     return found

@@ -55,10 +55,11 @@ def test_every_function_that_the_paper_is_mapped_to_exists() -> None:
             assert callable(found) and found.__module__ == f"minidrag.{module}", name
 
 
-def test_the_differences_from_the_official_program_are_all_there() -> None:
-    configs = [asdict(config) for config in (EditConfig(), EditConfig.paper(), EditConfig.official())]
+def test_the_differences_between_the_sets_of_constants_are_all_there() -> None:
+    known = (EditConfig(), EditConfig.paper(), EditConfig.official(), EditConfig.thorough())
+    configs = [asdict(config) for config in known]
     values = {name: [str(config[name]) for config in configs] for name in configs[0]}
-    table = {name.strip("`"): [value.strip("`") for value in row] for name, *row, _ in rows(5, "field")}
+    table = {name.strip("`"): [value.strip("`") for value in row] for name, *row, _ in rows(6, "field")}
     assert table == {name: row for name, row in values.items() if len(set(row)) > 1}
 
 
