@@ -49,6 +49,8 @@ VALUES: dict[str, tuple[Any, ...]] = {  # the paper's, and what users ask for
     "drag_rate": (0.005, 0.01, 0.02, 0.04),
     "drag_steps": (20, 40, 80, 160),
     "motion_loss": ("sum", "mean"),
+    "motion_reference": ("moving", "start"),
+    "motion_step": (1.0, 2.0, 4.0),
 }
 SHOWN = ("MD", "IF", "distance", "share", "lost", "arrived", "PSNR inside", "SSIM inside")
 PANELS = (("MD", "IF"), ("distance", "arrived"))  # of the plot: what its left and its right axis show
