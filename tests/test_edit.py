@@ -566,8 +566,8 @@ def test_control_reaches_the_edit_and_not_the_reconstruction(model: Model) -> No
 
 CASES = 4  # scenes, each with one thing that moves, and a mask; `python -m minidrag.bench scenes` takes more
 LEARNED = replace(EditConfig.thorough(), tolerance=1.0)
-# Of the way, the median, where a lost thing has all of it left; measured 0.08, lost, 0.26 and 0.21; of the 20 scenes
-# of `bench scenes --config thorough --set tolerance=1 --kinds carry --cases 20` 0.13.
+# Of the way, the median, where a lost thing has all of it left; measured 0.08, lost, 0.26 and 0.21, and over
+# `bench scenes --config thorough --set tolerance=1 --kinds carry --cases 20` 0.13.
 MOST_LEFT = 0.5
 MOST_LOST = 2  # scenes after whose edit the thing is not to be found; measured 1, and 2 of those 20
 MOST_ERROR = 0.98  # of the noise, after LoRA training over before, on the same picture; measured 0.94 to 0.96
