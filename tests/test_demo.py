@@ -226,13 +226,13 @@ def test_in_a_process_of_its_own(model: Path, here: Path) -> None:
 
 def test_every_setting_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     other: dict[Any, str] = {int: "7", float: "0.25", int | None: "96", "steps": "60", "block": "2"}
+    other |= {"motion_loss": "sum", "motion_reference": "start", "lora_targets": "qkvo"}
     for field in fields(EditConfig):
         name = "--" + field.name.replace("_", "-")
         if field.type is bool:
             options = [f"--no-{name[2:]}" if field.default else name]
         else:
-            usual = other.get(field.type, "qkvo" if "targets" in name else "sum")
-            options = [name, other.get(field.name, usual)]
+            options = [name, other.get(field.name) or other[field.type]]
         given = vars(demo.build_parser().parse_args(["photo.png", *DRAG, *options]))
         config = demo.read_request(given).config
         changed = {key for key, value in asdict(config).items() if value != getattr(EditConfig(), key)}
@@ -242,7 +242,7 @@ def test_every_setting_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0 and len(request.HELP) == len(fields(EditConfig))
     assert all(" ".join(help.split()) in text for help in request.HELP.values())
-    assert "(mean; paper sum)" in text and "(qk; official qkvo)" in text
+    assert "(mean; paper sum)" in text and "(qk; official qkvo)" in text and "(80; thorough 160)" in text
 
 
 def test_official_settings_are_a_starting_point() -> None:
