@@ -564,17 +564,16 @@ def test_control_reaches_the_edit_and_not_the_reconstruction(model: Model) -> No
 
 # What the model that ships has learned: moves of things in scenes whose true result is known.
 
-CASES = 4  # scenes, each with one thing that moves, and a mask; `python -m minidrag.bench scenes` takes more
+CASES = 3  # scenes, each with one thing that moves, and a mask; `python -m minidrag.bench scenes` takes more
 LEARNED = replace(EditConfig.thorough(), tolerance=1.0)
-# Of the way, the median, where a lost thing has all of it left; measured 0.08, lost, 0.26 and 0.21, and over
+# Of the way, the median, where a lost thing has all of it left; measured 0.08, lost and 0.26, and over
 # `bench scenes --config thorough --set tolerance=1 --kinds carry --cases 20` 0.13.
 MOST_LEFT = 0.5
-MOST_LOST = 2  # scenes after whose edit the thing is not to be found; measured 1, and 2 of those 20
 MOST_ERROR = 0.98  # of the noise, after LoRA training over before, on the same picture; measured 0.94 to 0.96
 MOST_AWAY = 2.0  # levels of 255, from the reconstruction to the round trip; measured 0.43 to 0.64
 MOST_ROUND = 4.0  # levels of 255, from a picture to its round trip through the autoencoder
 # How far the result is from the reconstruction outside the mask, with reference-latent-control over without;
-# measured 0.78, 0.67, 0.95 and 0.87.
+# measured 0.78, 0.67 and 0.95.
 MOST_CHANGED = 0.95  # the median
 
 
@@ -619,7 +618,6 @@ def outside(move: Move, image: Image.Image) -> float:
 @pytest.mark.slow
 def test_things_arrive_where_they_are_dragged(moves: list[Move]) -> None:
     found: list[Placement] = [place(move.edit.raw, move.scene, move.drag) for move in moves]
-    assert sum(one.lost for one in found) <= MOST_LOST
     assert median(1.0 if one.lost else one.share for one in found) <= MOST_LEFT
 
 
