@@ -134,7 +134,7 @@ def test_the_command_runs_there(
         assert demo.main([*told, "--out", str(tmp_path / "again")]) == 0, "with the LoRA that was kept"
     for name in ("edited.png", "comparison.png"):
         here, there, again = (Image.open(tmp_path / out / name) for out in ("here", "there", "again"))
-        # With two threads, two runs were seen 1 or 2 levels apart, on the plain CPU too; never with one thread.
+        # With two threads two runs were seen 1 or 2 levels apart, on the plain CPU too; with one never.
         assert apart(there, here) <= LEVELS and apart(again, there) <= LEVELS
     kept, used = ((tmp_path / out / "lora.safetensors").read_bytes() for out in ("there", "again"))
     assert kept == used
