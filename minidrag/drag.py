@@ -109,6 +109,7 @@ def motion(
 
     features: (C, H, W). original: the features before the drag and the handles there, which then stand in for
     sg(F) and its h_i, so that what is pulled stays what it was (GoodDrag, arXiv 2404.07206).
+    config.motion_step stretches d_i, but not beyond the target.
     A pair that has arrived takes no part, as in the authors' program.
     """
     total = features.sum() * 0

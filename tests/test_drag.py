@@ -74,7 +74,7 @@ def slow_motion(
         way = math.sqrt(down**2 + across**2)
         if way == 0 or way < config.tolerance:
             continue
-        length = way / (1 if config.motion_step == 1 else min(config.motion_step, max(way, 1)))
+        length = way / min(config.motion_step, max(way, 1))
         back = began[0] - row, began[1] - column
         cells = slow_patch((row, column), config.motion_radius, height, width)
         area = (2 * config.motion_radius + 1) ** 2
