@@ -1,7 +1,7 @@
 """The constants of an edit, each with where it comes from.
 
-The defaults are the paper's, but for one that measuring decided.
-"Paper" is arXiv 2306.14435; "code" is its authors' program, which is followed where the paper says nothing.
+The defaults differ from the paper's in four fields: motion_loss, which measuring decided, lora_targets,
+control_blocks and keep_outside. "Paper" is arXiv 2306.14435; "code" is its authors' program.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ BOUNDS = {  # the least and the most that a number may be
     "lora_batch": (1, 1000),  # the system ends a process that asks for far too much memory
     "lora_rate": (0, MOST),
     "control_from": (0, MOST),
+    "control_blocks": (0, 4),
     "size": (8, MOST),
 }
 CHOICES = {
@@ -47,11 +48,12 @@ class EditConfig:
     tolerance: float = 2.0  # grid units at which a handle has arrived (code; paper: "reached")
     motion_loss: str = "mean"  # over channels and patch, times the area (code); "sum": eq. 3, see `paper`
     lora_rank: int = 16  # (section 4)
-    lora_targets: str = "qk"  # projections of all attentions; the paper's text adds v, its code v and o
+    lora_targets: str = "qk"  # projections of all attentions; paper: qkv (section 4.1), code: qkvo
     lora_steps: int = 80  # (section 4)
     lora_batch: int = 4  # (section 4)
     lora_rate: float = 5e-4  # AdamW's (section 4)
-    control_from: int = 0  # denoising step from which on the original's keys and values are read (code)
+    control_from: int = 0  # denoising step from which on the original's keys and values are read (4.1: all)
+    control_blocks: int = 2  # last up blocks in which they are (code); paper: in all three with attention
     size: int | None = None  # shorter side to work at; None: what the model was trained on, SD 1.5: 512
     keep_outside: bool = True  # the original's own pixels outside the mask; not part of the paper
     checkpointing: bool = False  # less memory for more time; not part of the paper
@@ -73,8 +75,13 @@ class EditConfig:
     @classmethod
     def paper(cls) -> "EditConfig":
         """The paper to the letter."""
-        # Hundreds of times larger than the mean: the mask term hardly weighs, and what is outside goes along.
-        return cls(motion_loss="sum")
+        return cls(
+            # Hundreds of times larger than the mean: the mask term hardly weighs, and the outside goes along.
+            motion_loss="sum",  # (eq. 3)
+            lora_targets="qkv",  # (section 4.1); the course notes that this project began from say qk
+            control_blocks=3,  # all up blocks that have attention (section 4.1)
+            keep_outside=False,  # the paper pastes nothing
+        )
 
     @classmethod
     def official(cls) -> "EditConfig":

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KeysValues = list[tuple[Tensor, Tensor]]
+KeysValues = list[list[tuple[Tensor, Tensor]]]  # of each up block
 # All that is known here of a UNet: noise, features, keys_values = unet(latent, timestep, text, keys_values)
 Predictor = Callable[..., tuple[Tensor, list[Tensor], KeysValues]]
 OnStep = Callable[[int, Tensor], None]  # called after every step with their number so far and the new latent
@@ -126,13 +126,15 @@ def denoise(
     steps: int,
     count: int,
     control_from: int = 0,
+    control_blocks: int = 2,
     on_step: OnStep | None = None,
 ) -> list[Tensor]:
     """Takes the last `count` of `steps` denoising steps with one latent, or with an original and its edits.
 
     latents: the original first, each (B, 4, H, W) and at the level where the first step taken starts.
-    From step `control_from` of those taken on, counted from 0, the edits' self-attention reads the original's
-    keys and values in place of their own (paper section 3.4, reference-latent-control).
+    From step `control_from` of those taken on, counted from 0, the edits' self-attention in the last
+    `control_blocks` up blocks reads the original's keys and values in place of their own (paper section 3.4,
+    reference-latent-control).
     Returns the finished latents in the order given; `on_step` is shown the last of them.
     """
     latents = list(latents)
@@ -142,7 +144,7 @@ def denoise(
             noise, _, keys_values = unet(latent, time, text, given)
             latents[i] = schedule.move(latent, noise, time, below)
             if i == 0 and done >= control_from:
-                given = keys_values
+                given = keys_values[len(keys_values) - control_blocks :]
         if on_step:
             on_step(done + 1, latents[-1])
     return latents

@@ -84,8 +84,8 @@ def drag_edit(
             with stage("drag", config.drag_steps, seconds, on_stage) as on_step:
                 drag = optimise(unet, schedule, path[-1], text, starts, ends, cells, grid, config, on_step)
             with stage("denoising", taken, seconds, on_stage) as on_step:
-                pair, control = [path[-1], drag.latent], config.control_from
-                pair = denoise(unet, schedule, pair, text, config.steps, taken, control, on_step)
+                pair, control = [path[-1], drag.latent], (config.control_from, config.control_blocks)
+                pair = denoise(unet, schedule, pair, text, config.steps, taken, *control, on_step)
     reconstruction, raw = (images.resize(decode(model, latent), picture.size) for latent in pair)
     return Edit(
         picture=paste(raw, picture, mask) if mask is not None and config.keep_outside else raw,

@@ -166,7 +166,7 @@ def fit(
     seed: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> LoRA:
-    """Identity-preserving fine-tuning: trains a new LoRA on one picture (paper section 3.2, eq. 3).
+    """Identity-preserving fine-tuning: trains a new LoRA on one picture (paper section 3.2, eq. 2).
 
     mean, std: (1, 4, H, W), from the VAE. text: (1, 77, C), in the UNet's dtype. on_step: called with the
     number of steps done and the loss. A seed means the same numbers on every device. Leaves the LoRA on the
@@ -207,7 +207,7 @@ def draw(
 def noise_loss(
     unet: Predictor, schedule: Schedule, latent: Tensor, timestep: Tensor, noise: Tensor, text: Tensor
 ) -> Tensor:
-    """Mean square of the UNet's error about the noise, in the latents' dtype (paper eq. 3).
+    """Mean square of the UNet's error about the noise, in the latents' dtype (paper eq. 2).
 
         L_ft(z, dtheta) = E_{eps, t} || eps - eps_{theta + dtheta}(alpha_t z + sigma_t eps) ||_2^2
 

@@ -71,6 +71,7 @@ HELP = {  # every field of EditConfig
     "lora_batch": "samples in a step: fewer need less memory",
     "lora_rate": "its learning rate",
     "control_from": "denoising step from which on the edit looks at the original's keys and values",
+    "control_blocks": "in how many of the UNet's up blocks it does, counted from the last",
     "size": "shorter side that the model works at, in pixels (default: what it was trained on)",
     "keep_outside": "keep the original's own pixels outside the mask",
     "checkpointing": "need less memory and more time",

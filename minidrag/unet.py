@@ -81,12 +81,12 @@ class UNetConfig:
 class UNetOutput(NamedTuple):
     """noise: (B, 4, H, W). features: outputs of the four up blocks, coarsest first.
 
-    keys_values: (K, V), each (B, tokens, C), of every self-attention of the last two up blocks, in order.
+    keys_values: for each up block the (K, V) of its self-attentions in order, each (B, tokens, C).
     """
 
     noise: Tensor
     features: list[Tensor]
-    keys_values: list[KeyValue]
+    keys_values: list[list[KeyValue]]
 
 
 class DownBlock(nn.Module):
@@ -179,13 +179,18 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
 
     def forward(
-        self, latent: Tensor, timestep: int | Tensor, text: Tensor, keys_values: list[KeyValue] | None = None
+        self,
+        latent: Tensor,
+        timestep: int | Tensor,
+        text: Tensor,
+        keys_values: list[list[KeyValue]] | None = None,
     ) -> UNetOutput:
         """Predicts the noise in `latent`; reads `keys_values`, where given, in place of its own.
 
         latent: (B, 4, H, W), any dtype; all that comes back has the weights' one.
         timestep: one for all or (B,), 0 to 999. text: (B, 77, cross_attention_dim).
-        keys_values: a list as an earlier call returned it (paper section 3.4, reference-latent-control).
+        keys_values: those of an earlier call, or of its last few up blocks alone: the same self-attentions
+        attend to them (paper section 3.4, reference-latent-control).
         """
         timestep = torch.as_tensor(timestep, device=latent.device).expand(len(latent))
         dtype = self.conv_in.weight.dtype
@@ -196,13 +201,12 @@ class UNet(nn.Module):
             skips += self._run(block, skips[-1], time, text)
         hidden = self._run(self.mid_block, skips[-1], time, text)
         features, used, given = [], [], keys_values or []
-        for level, block in enumerate(self.up_blocks):
-            controlled = level >= 2  # their self-attentions are the official code's "layers 10 to 15"
-            hidden, own = self._run(block, hidden, skips, time, text, given if controlled else [])
+        given = [[]] * (len(self.up_blocks) - len(given)) + given
+        for block, replacements in zip(self.up_blocks, given, strict=True):
+            hidden, own = self._run(block, hidden, skips, time, text, replacements)
             skips = skips[: -self.config.layers_per_block - 1]
             features.append(hidden)
-            if controlled:
-                used, given = used + own, given[len(own) :]
+            used.append(own)
         noise = self.conv_out(silu(self.conv_norm_out(hidden)))
         return UNetOutput(noise, features, used)
 

@@ -4,6 +4,7 @@
 of each pair are, and the mistakes test that they are not once a slip is made on purpose.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -222,10 +223,10 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def last_self_attentions(unet: nn.Module) -> list[Any]:
-    """Those of the last two up blocks, in order; the same attribute names on both sides."""
-    layers = [layer for block in unet.up_blocks[2:] for layer in block.attentions]
-    return [layer.transformer_blocks[0].attn1 for layer in layers]
+def up_self_attentions(unet: nn.Module) -> list[list[Any]]:
+    """Those of each up block, in order; the same attribute names on both sides."""
+    layers = [getattr(block, "attentions", []) for block in unet.up_blocks]
+    return [[layer.transformer_blocks[0].attn1 for layer in block] for block in layers]
 
 
 def run_reference_unet(
@@ -240,14 +241,16 @@ def run_reference_unet(
         return module.register_forward_hook(lambda *args: into.append(args[2]))
 
     hooks = [overhear(block, features) for block in reference.up_blocks]
-    for attention in last_self_attentions(reference):
+    blocks = up_self_attentions(reference)
+    for attention in itertools.chain(*blocks):
         hooks += [overhear(attention.to_k, keys), overhear(attention.to_v, values)]
     try:
         noise = reference(latent, timestep, text).sample
     finally:
         for hook in hooks:
             hook.remove()
-    return UNetOutput(noise, features, list(zip(keys, values, strict=True)))
+    pairs = iter(zip(keys, values, strict=True))
+    return UNetOutput(noise, features, [[next(pairs) for _ in block] for block in blocks])
 
 
 def unet_pairs(ours: UNetOutput, reference: UNetOutput) -> Pairs:
@@ -255,8 +258,9 @@ def unet_pairs(ours: UNetOutput, reference: UNetOutput) -> Pairs:
     pairs = {"noise": (ours.noise, reference.noise)}
     for i, pair in enumerate(zip(ours.features, reference.features, strict=True)):
         pairs[f"feature {i}"] = pair
-    for i, (a, b) in enumerate(zip(ours.keys_values, reference.keys_values, strict=True)):
-        pairs |= {f"key {i}": (a[0], b[0]), f"value {i}": (a[1], b[1])}
+    for block, others in enumerate(zip(ours.keys_values, reference.keys_values, strict=True)):
+        for i, (a, b) in enumerate(zip(*others, strict=True)):
+            pairs |= {f"key {block}.{i}": (a[0], b[0]), f"value {block}.{i}": (a[1], b[1])}
     return pairs
 
 

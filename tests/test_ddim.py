@@ -1,6 +1,7 @@
 """The schedule and every step against diffusers' schedulers and against the paper's formula."""
 
 from collections.abc import Callable
+from itertools import chain
 
 import pytest
 import torch
@@ -32,9 +33,10 @@ def fake(
     latent: Tensor, timestep: int, text: Tensor, keys_values: KeysValues | None = None
 ) -> tuple[Tensor, list[Tensor], KeysValues]:
     """A smooth, bounded stand-in for the UNet that depends on all it is given and has keys and values."""
-    own = [(latent * 0.5 + timestep, latent - 0.25), (latent.sin(), latent.cos() + timestep)]
-    read = keys_values or own
-    mixed = sum((key * 0.001 + value).tanh() for key, value in read)
+    own = [[(latent * 0.5 + timestep, latent - 0.25)], [], [(latent.sin(), latent.cos() + timestep)]]
+    given = keys_values or []
+    read = own[: 3 - len(given)] + given
+    mixed = sum((key * 0.001 + value).tanh() for key, value in chain(*read))
     said = text.mean(dim=(1, 2)).reshape(-1, 1, 1, 1)
     return (latent * 0.7 + 0.2 * mixed + said).tanh() * (1 + timestep / 1000), [latent], own
 
@@ -228,29 +230,31 @@ def test_noise_is_added_as_in_diffusers(dtype: torch.dtype) -> None:
     assert torch.equal(SCHEDULE.add_noise(clean, noise, timestep), want)
 
 
-def test_edits_read_the_original_keys_and_values() -> None:
+@pytest.mark.parametrize("blocks", [0, 1, 2, 3])
+def test_edits_read_the_original_keys_and_values_of_the_last_blocks(blocks: int) -> None:
     recorder = Recorder()
     original, edit, other = latents(1), latents(1, seed=1), latents(1, seed=2)
     given = [original, edit, other]
-    denoise(recorder, SCHEDULE, given, TEXT, 50, 35, control_from=10)
+    denoise(recorder, SCHEDULE, given, TEXT, 50, 35, control_from=10, control_blocks=blocks)
     assert given[0] is original and len(given) == 3  # the caller's list is left alone
     steps = [recorder.calls[i : i + 3] for i in range(0, 105, 3)]
     for done, (first, *edits) in enumerate(steps):
         assert first[2] is None
         for call in edits:
-            assert call[2] is (first[3] if done >= 10 else None)
+            assert call[2] == (first[3][3 - blocks :] if done >= 10 else None)
             assert call[1] == first[1] == 681 - 20 * done
 
 
-def test_reference_latent_control_against_a_hand_loop(compare: Compare) -> None:
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_reference_latent_control_against_a_hand_loop(blocks: int, compare: Compare) -> None:
     original, edit = latents(1), latents(1, seed=1)
     want_original, want_edit = original, edit
     for step, time in enumerate(range(681, 0, -20)):
         noise, _, keys_values = fake(want_original, time, TEXT)
-        edit_noise, _, _ = fake(want_edit, time, TEXT, keys_values if step >= 4 else None)
+        edit_noise, _, _ = fake(want_edit, time, TEXT, keys_values[3 - blocks :] if step >= 4 else None)
         want_original = SCHEDULE.move(want_original, noise, time, time - 20)
         want_edit = SCHEDULE.move(want_edit, edit_noise, time, time - 20)
-    got = denoise(fake, SCHEDULE, [original, edit], TEXT, 50, 35, control_from=4)
+    got = denoise(fake, SCHEDULE, [original, edit], TEXT, 50, 35, control_from=4, control_blocks=blocks)
     compare("reference-latent-control, original", got[0], want_original)
     compare("reference-latent-control, edit", got[1], want_edit)
     alone = [denoise(fake, SCHEDULE, [latent], TEXT, 50, 35)[0] for latent in (original, edit)]
@@ -293,7 +297,7 @@ def test_guidance_leaves_the_call_as_it_is() -> None:
     """Features, keys and values pass through, so a guided edit can be controlled by a guided original."""
     predict = guided(fake, TEXT * 0, 3.0)
     noise, features, used = predict(latents(1), 681, TEXT)
-    assert noise.shape == (1, 4, 5, 6) and features[0].shape[0] == used[0][0].shape[0] == 2
+    assert noise.shape == (1, 4, 5, 6) and features[0].shape[0] == used[0][0][0].shape[0] == 2
     other = predict(latents(1, seed=1), 681, TEXT, used)[0]
     assert not torch.equal(other, predict(latents(1, seed=1), 681, TEXT)[0])
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from references import (
     SD15_UNET,
     SD21_UNET,
     UNETS,
-    last_self_attentions,
     official_names,
     our_unet,
     random,
@@ -20,6 +20,7 @@ from references import (
     same_weights,
     shapes,
     unet_pairs,
+    up_self_attentions,
 )
 from torch import Tensor, nn
 
@@ -90,7 +91,8 @@ def test_feature_sizes_of_a_latent_that_does_not_halve_evenly() -> None:
     with torch.no_grad():
         output = ours(latent, 681, text)
     assert [tuple(f.shape[2:]) for f in output.features] == [(4, 4), (8, 7), (16, 13), (16, 13)]
-    assert [k.shape[1] for k, _ in output.keys_values] == [8 * 7] * 3 + [16 * 13] * 3
+    tokens = [[k.shape[1] for k, _ in block] for block in output.keys_values]
+    assert tokens == [[], [4 * 4] * 3, [8 * 7] * 3, [16 * 13] * 3]
 
 
 def feature_loss(output: UNetOutput) -> Tensor:
@@ -103,7 +105,7 @@ def noise_loss(output: UNetOutput) -> Tensor:
 
 
 def key_value_loss(output: UNetOutput) -> Tensor:
-    return sum((k**2).sum() + (v**3).sum() for k, v in output.keys_values)
+    return sum((k**2).sum() + (v**3).sum() for k, v in chain(*output.keys_values))
 
 
 def gradient(run: Callable[..., UNetOutput], loss: Callable, latent: Tensor, *inputs: Any) -> Tensor:
@@ -170,15 +172,22 @@ class AttendToGiven:
         return attn.to_out[0](mixed)
 
 
+def swap(reference: nn.Module, given: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the self-attentions of diffusers' last up blocks attend to what is given for them."""
+    layers = chain(*up_self_attentions(reference)[-len(given) :])
+    for attention, pair in zip(layers, chain(*given), strict=True):
+        monkeypatch.setattr(attention, "processor", AttendToGiven(*pair))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", UNETS)
 def test_given_keys_and_values_equal_a_diffusers_processor_that_swaps_them(
-    kind: str, compare: Callable, monkeypatch: pytest.MonkeyPatch
+    kind: str, blocks: int, compare: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (ours, reference), (latent, text) = networks(kind), inputs(kind)
     with torch.no_grad():
-        given = ours(random(*latent.shape, seed=3), 681, text).keys_values
-        for attn, pair in zip(last_self_attentions(reference), given, strict=True):
-            monkeypatch.setattr(attn, "processor", AttendToGiven(*pair))
+        given = ours(random(*latent.shape, seed=3), 681, text).keys_values[-blocks:]
+        swap(reference, given, monkeypatch)
         found, own = ours(latent, 681, text, given), ours(latent, 681, text)
         expected = reference(latent, 681, text).sample
     compare(f"UNet {kind}, noise with given keys and values", found.noise, expected)
@@ -191,8 +200,7 @@ def test_the_gradient_through_given_keys_and_values_equals_diffusers(
 ) -> None:
     (ours, reference), (latent, text) = networks(kind), inputs(kind)
     given = ours(random(*latent.shape, seed=3), 681, text).keys_values
-    for attn, pair in zip(last_self_attentions(reference), given, strict=True):
-        monkeypatch.setattr(attn, "processor", AttendToGiven(*pair))
+    swap(reference, given, monkeypatch)
 
     def run(latent: Tensor) -> UNetOutput:
         return UNetOutput(reference(latent, 681, text).sample, [], [])
@@ -226,14 +234,16 @@ def record_layers(ours: nn.Module, *inputs: Any) -> dict[str, list[Tensor]]:
     return seen
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 3])
 @pytest.mark.parametrize("kind", UNETS)
-def test_given_keys_and_values_reach_those_six_self_attentions_and_no_other_layer(kind: str) -> None:
+def test_given_keys_and_values_reach_their_self_attentions_and_no_other_layer(kind: str, blocks: int) -> None:
     (ours, _), (latent, text) = networks(kind), inputs(kind)
     with torch.no_grad():
-        given = ours(random(*latent.shape, seed=3), 681, text).keys_values
+        given = ours(random(*latent.shape, seed=3), 681, text).keys_values[-blocks:]
     own, swapped = record_layers(ours, latent, 681, text), record_layers(ours, latent, 681, text, given)
-    fed = [name for name in own if name.startswith(("up_blocks.2", "up_blocks.3")) and name.endswith("attn1")]
-    for name, pair in zip(fed, given, strict=True):
+    places = tuple(f"up_blocks.{block}." for block in range(4 - blocks, 4))
+    fed = [name for name in own if name.startswith(places) and name.endswith("attn1")]
+    for name, pair in zip(fed, chain(*given), strict=True):
         assert all(torch.equal(*two) for two in zip(swapped[name][2:], pair, strict=True))
     before = list(own)[: list(own).index(fed[0])]
     assert len(before) + 2 * len(fed) == len(own)
