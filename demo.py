@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from huggingface_hub.utils import tqdm
 
-from minidrag import advice, runs, tiny
+from minidrag import tiny
+from minidrag.app import advice, runs
+from minidrag.app.options import Request, build_parser, open_input, read_request
 from minidrag.checks import check
 from minidrag.edit import drag_edit
-from minidrag.request import Request, build_parser, open_input, read_request
 from minidrag.stages import stage
-from minidrag.weights import load_model
+from minidrag.weights.model import load_model
 
 MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # in PyTorch's errors, any device
 

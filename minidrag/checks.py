@@ -6,7 +6,7 @@ from torch import Tensor
 
 from minidrag.config import EditConfig
 from minidrag.images import Point
-from minidrag.weights import Model
+from minidrag.weights.model import Model
 
 LONGEST = 8  # times its shorter side: a longer picture would take very much memory
 

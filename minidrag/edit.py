@@ -8,14 +8,15 @@ import torch
 from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
-from minidrag import images, lora
+from minidrag import images
 from minidrag.checks import check
 from minidrag.config import EditConfig
-from minidrag.ddim import denoise, invert
-from minidrag.drag import Point, optimise
-from minidrag.lora import LoRA
+from minidrag.method import lora
+from minidrag.method.ddim import denoise, invert
+from minidrag.method.drag import Point, optimise
+from minidrag.method.lora import LoRA
 from minidrag.stages import OnStage, checkpointing, must_be_finite, set_aside, stage, wearing
-from minidrag.weights import Model
+from minidrag.weights.model import Model
 
 
 @dataclass(frozen=True)

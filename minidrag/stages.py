@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minidrag import lora
 from minidrag.config import EditConfig
-from minidrag.lora import LoRA
-from minidrag.unet import UNet
-from minidrag.weights import Model
+from minidrag.method import lora
+from minidrag.method.lora import LoRA
+from minidrag.networks.unet import UNet
+from minidrag.weights.model import Model
 
 OnStage = Callable[[str, int, int], None]  # called with a stage's name, its steps done, and all its steps
 

@@ -3,18 +3,11 @@
 from collections.abc import Callable
 
 import pytest
+from support.references import difference
 from torch import Tensor
 
 MAXIMA: dict[str, tuple[float, float]] = {}  # name -> (largest difference, largest value) of the run
 SLIPS: dict[str, float] = {}  # a slip made on purpose -> the difference that it made
-
-
-def difference(ours: Tensor, reference: Tensor) -> float:
-    """The largest absolute difference; infinite where shapes or dtypes differ or a value is not finite."""
-    same = ours.shape == reference.shape and ours.dtype == reference.dtype
-    if not same or not (ours.isfinite().all() and reference.isfinite().all()):
-        return float("inf")
-    return (ours.detach() - reference.detach()).abs().max().item()
 
 
 @pytest.fixture

@@ -20,17 +20,20 @@ from PIL import Image, ImageDraw
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from minidrag import advice, images, lora_file, request, runs, tiny
-from minidrag.clip import CLIPConfig, CLIPTextEncoder
+from minidrag import images, tiny
+from minidrag.app import advice, runs
+from minidrag.app import options as request
+from minidrag.app.options import Request
 from minidrag.config import EditConfig
-from minidrag.lora_file import Factors, LoRA
-from minidrag.request import Request
+from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
+from minidrag.networks.unet import UNet, UNetConfig
+from minidrag.networks.vae import VAE, VAEConfig
 from minidrag.tiny import folder, vocabulary
 from minidrag.tiny.picture import Scene, render
 from minidrag.tiny.things import Object
-from minidrag.unet import UNet, UNetConfig
-from minidrag.vae import VAE, VAEConfig
-from minidrag.weights import load_model
+from minidrag.weights import lora_file
+from minidrag.weights.lora_file import Factors, LoRA
+from minidrag.weights.model import load_model
 
 ROOT = Path(__file__).parents[1]
 spec = spec_from_file_location("demo", ROOT / "demo.py")
@@ -75,7 +78,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def refuse(*args: object, **options: object) -> str:
         raise AssertionError("asked the hub")
 
-    monkeypatch.setattr("minidrag.hub.snapshot_download", refuse)
+    monkeypatch.setattr("minidrag.weights.hub.snapshot_download", refuse)
     picture, mask = Image.new("RGB", (96, 80), (40, 120, 200)), Image.new("L", (96, 80))
     ImageDraw.Draw(picture).ellipse((20, 30, 44, 54), (220, 60, 40))
     ImageDraw.Draw(mask).rectangle((10, 20, 80, 66), 255)

@@ -6,22 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import numpy as np
 import pytest
 import torch
-from elsewhere import Distant, elsewhere
 from PIL import Image
+from support import checkpoints
+from support.elsewhere import Distant, elsewhere
 from test_demo import FAST, demo
 from torch import nn
 
-from minidrag import edit, lora
+from minidrag import edit
 from minidrag.bench.metrics import distances, picture_features
 from minidrag.config import EditConfig
-from minidrag.drag import Drag, optimise
 from minidrag.edit import drag_edit
+from minidrag.method import lora
+from minidrag.method.drag import Drag, optimise
 from minidrag.tiny.scenes import random_scene, render
-from minidrag.weights import Model, load_model
+from minidrag.weights.model import Model, load_model
 
 QUICK = EditConfig(steps=4, edited_step=3, drag_steps=2, lora_rank=2, lora_steps=2, lora_batch=2, size=64)
 PAIR: dict[str, Any] = {"handles": [(40, 50)], "targets": [(90, 30)], "prompt": "a ball"}

@@ -15,20 +15,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minidrag import edit, lora, stages
-from minidrag.clip import CLIPConfig, CLIPTextEncoder
+from minidrag import edit, stages
+from minidrag.bench.placement import Placement, place
 from minidrag.config import CHOICES, EditConfig
-from minidrag.ddim import denoise, invert
-from minidrag.drag import Drag, optimise
 from minidrag.edit import Edit, drag_edit, fit_lora
-from minidrag.lora_file import Factors, LoRA, wearers
+from minidrag.method import lora
+from minidrag.method.ddim import denoise, invert
+from minidrag.method.drag import Drag, optimise
+from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
+from minidrag.networks.unet import UNet, UNetConfig
+from minidrag.networks.vae import VAE, VAEConfig
 from minidrag.tiny import folder, vocabulary
-from minidrag.tiny.fit import Placement, place
 from minidrag.tiny.scenes import Drag as Truth
 from minidrag.tiny.scenes import Scene, caption, drags, random_scene, render
-from minidrag.unet import UNet, UNetConfig
-from minidrag.vae import VAE, VAEConfig
-from minidrag.weights import Model, load_model
+from minidrag.weights.lora_file import Factors, LoRA, wearers
+from minidrag.weights.model import Model, load_model
 
 SIZE = (131, 97)  # of the picture that most tests edit: two odd numbers, 44 x 32 for the model, 22 x 16 cells
 QUICK = EditConfig(

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from minidrag import lora_file, weights
-from minidrag.checkpoint import NAMES, NETWORKS, PICKLES, find_part, read_shapes
-from minidrag.ddim import Schedule
-from minidrag.names import TEXT, UNET, VAE, average_name, within
-from minidrag.tokenizer import Tokenizer, read_json
+from minidrag.method.ddim import Schedule
+from minidrag.networks.tokenizer import Tokenizer, read_json
+from minidrag.weights import lora_file
+from minidrag.weights import model as weights
+from minidrag.weights.checkpoint import NAMES, NETWORKS, PICKLES, find_part, read_shapes
+from minidrag.weights.keys import TEXT, UNET, VAE, average_name, within
 
 PREFIXES = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
 OFFICIAL = {  # bytes of the files of stable-diffusion-v1-5/stable-diffusion-v1-5, and of a few others

@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
-from minidrag.clip import CLIPConfig
-from minidrag.unet import UNetConfig
-from minidrag.vae import VAEConfig
+from minidrag.networks.clip import CLIPConfig
+from minidrag.networks.unet import UNetConfig
+from minidrag.networks.vae import VAEConfig
 
 MODEL_INDEX: dict[str, Any] = {
     "_class_name": "StableDiffusionPipeline",

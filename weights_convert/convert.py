@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from minidrag import weights
-from minidrag.checkpoint import PICKLES, Part
+from minidrag.weights import model as weights
+from minidrag.weights.checkpoint import PICKLES, Part
 from weights_convert.configs import JSON, MODEL_INDEX, SCHEDULER, TOKENIZER
 from weights_convert.files import Tensors, load, save, written_whole
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minidrag.checkpoint import PICKLES, read_shapes
+from minidrag.weights.checkpoint import PICKLES, read_shapes
 
 Tensors = dict[str, Tensor]
 

@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "dragbench": "minidrag.bench.dragbench",
     "ablate": "minidrag.bench.ablate",
     "features": "minidrag.bench.features",
+    "tiny": "minidrag.bench.tiny",
 }
 
 

@@ -14,9 +14,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from minidrag.app.options import configured
 from minidrag.bench import dragbench
 from minidrag.bench.cases import Case, Edited, learned_measures, make_cases
-from minidrag.bench.scenes import (
+from minidrag.bench.harness import (
     Task,
     add_common_arguments,
     add_scene_arguments,
@@ -38,7 +39,6 @@ from minidrag.bench.scenes import (
 from minidrag.bench.tables import MEASURES, entry, markdown, summarise
 from minidrag.config import EditConfig
 from minidrag.images import write_whole
-from minidrag.request import configured
 
 VALUES: dict[str, tuple[Any, ...]] = {  # the paper's, and what users ask for
     "edited_step": (10, 20, 30, 35, 40, 50),

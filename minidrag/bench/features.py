@@ -19,13 +19,15 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from minidrag import images
+from minidrag.app import draw
+from minidrag.app.draw import RED
 from minidrag.bench.cases import KINDS, make_case
 from minidrag.checks import check
 from minidrag.config import EditConfig
-from minidrag.ddim import invert
 from minidrag.edit import encode
+from minidrag.method.ddim import invert
 from minidrag.stages import must_be_finite
-from minidrag.weights import Model, load_model
+from minidrag.weights.model import Model, load_model
 
 CONFIG = EditConfig()
 CELL, GAP, MARGIN, STRIP = (
@@ -117,7 +119,7 @@ def scene_frames(kind: str, seed: int) -> tuple[list[Frame], str]:
     case = make_case(kind, 0, seed)
     handles, targets = case.drag.handles, case.drag.targets
     pairs = (("before", case.before), ("after", case.truth))
-    frames = [Frame(label, picture, images.draw_drags(picture, handles, targets)) for label, picture in pairs]
+    frames = [Frame(label, picture, draw.draw_drags(picture, handles, targets)) for label, picture in pairs]
     return frames, case.prompt
 
 
@@ -187,7 +189,7 @@ def draw_table(
         if step == CONFIG.edited_step and CONFIG.block in blocks:
             y, edge = 2 * STRIP + row * list(blocks).index(CONFIG.block), GAP // 2
             corners = x - edge, y - edge, x + across + edge - 1, y + tall + edge - 1
-            draw.rectangle(corners, outline=images.RED, width=edge)
+            draw.rectangle(corners, outline=RED, width=edge)
     return table
 
 

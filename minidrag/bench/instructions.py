@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from minidrag import images
+from minidrag.app.options import point
 from minidrag.bench.cases import Case
 from minidrag.checks import check_points
 from minidrag.images import Point
-from minidrag.request import point
-from minidrag.tokenizer import read_json
+from minidrag.networks.tokenizer import read_json
 
 PICTURE, PICKLE, JSON, MASK = "original_image.png", "meta_data.pkl", "drag_instruction.json", "mask.png"
 NUMBERS = ("u1", "b1")  # kinds of numbers that a mask may hold: bytes and truth values

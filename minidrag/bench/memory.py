@@ -20,14 +20,14 @@ from torch.nn.functional import interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minidrag import drag, lora
-from minidrag.bench.scenes import add_config_arguments, read_config, work
-from minidrag.clip import CLIPConfig, CLIPTextEncoder
+from minidrag.bench.harness import add_config_arguments, read_config, work
 from minidrag.config import EditConfig
-from minidrag.ddim import Schedule
+from minidrag.method import drag, lora
+from minidrag.method.ddim import Schedule
+from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
+from minidrag.networks.unet import UNet, UNetConfig
+from minidrag.networks.vae import VAE, VAEConfig
 from minidrag.stages import checkpointing
-from minidrag.unet import UNet, UNetConfig
-from minidrag.vae import VAE, VAEConfig
 
 N = TypeVar("N", bound=nn.Module)
 GB = 1e9

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from minidrag.config import EditConfig
 from minidrag.edit import encode
 from minidrag.images import Point, to_tensor
-from minidrag.weights import Model
+from minidrag.weights.model import Model
 
 SAME = 100.0  # dB that pictures without any difference get, in place of infinity
 CHUNK = 64  # channels that are enlarged at a time: all of them at once fill gigabytes for a large picture

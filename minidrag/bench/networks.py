@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minidrag.clip import CLIPConfig, CLIPTextEncoder
-from minidrag.unet import UNet, UNetConfig
-from minidrag.vae import VAE, VAEConfig
+from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
+from minidrag.networks.unet import UNet, UNetConfig
+from minidrag.networks.vae import VAE, VAEConfig
 
 SIDES = ("minidrag", "reference")
 

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from minidrag.clip import CLIPTextEncoder
-from minidrag.ddim import Schedule
-from minidrag.unet import UNet
-from minidrag.vae import VAE
+from minidrag.method.ddim import Schedule
+from minidrag.networks.clip import CLIPTextEncoder
+from minidrag.networks.unet import UNet
+from minidrag.networks.vae import VAE
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",

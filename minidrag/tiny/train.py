@@ -25,13 +25,13 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
-from minidrag.clip import CLIPConfig, CLIPTextEncoder
-from minidrag.ddim import Schedule
+from minidrag.method.ddim import Schedule
+from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
+from minidrag.networks.unet import UNet, UNetConfig
+from minidrag.networks.vae import VAE, VAEConfig
 from minidrag.tiny import folder, vocabulary
 from minidrag.tiny.scenes import caption, random_scene, render
-from minidrag.unet import UNet, UNetConfig
-from minidrag.vae import VAE, VAEConfig
-from minidrag.weights import Model, load_model
+from minidrag.weights.model import Model, load_model
 
 VAE_CONFIG = VAEConfig(block_out_channels=(32, 64, 96), layers_per_block=1, norm_num_groups=16)
 UNET_CONFIG = UNetConfig(

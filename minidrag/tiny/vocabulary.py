@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as Encoder
 from tokenizers import models, pre_tokenizers
 
-from minidrag.tokenizer import BOS, EOS, Tokenizer, prepare
+from minidrag.networks.tokenizer import BOS, EOS, Tokenizer, prepare
 
 
 def train(captions: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:

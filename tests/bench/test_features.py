@@ -1,0 +1,263 @@
+"""The picture of the UNet's features: its components, its shared colours, and what the command refuses."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from minidrag.app import draw
+from minidrag.bench import features
+from minidrag.bench.__main__ import main
+from minidrag.config import EditConfig
+from minidrag.edit import encode
+from minidrag.method.ddim import invert
+from minidrag.weights.model import Model, load_model
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load_model("tiny", device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+    monkeypatch.setattr(features, "load_model", lambda source: model)
+
+
+def random_frames(*sizes: tuple[int, int], channels: int = 24) -> list[Tensor]:
+    """Features of one covariance with a mean, as a UNet's have them."""
+    draw = torch.Generator().manual_seed(7)
+    mix = torch.randn(channels, channels, generator=draw, dtype=torch.float64)
+    frames = [torch.randn(channels, *size, generator=draw, dtype=torch.float64) for size in sizes]
+    return [torch.einsum("dc,chw->dhw", mix, frame) + 3 for frame in frames]
+
+
+def save_picture(path: Path, size: tuple[int, int], seed: int = 0) -> str:
+    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path)
+    return str(path)
+
+
+# Components and colours
+
+
+def test_components_are_those_of_numpy() -> None:
+    frames = random_frames((5, 7), (6, 4))
+    mean, axes = features.components(frames)
+    rows = np.concatenate([frame.numpy().reshape(24, -1).T for frame in frames])
+    expected = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[2][:3]
+    for i in range(3):
+        largest = expected[i][np.abs(expected[i]).argmax()]
+        np.testing.assert_allclose(axes[i], expected[i] * np.sign(largest), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(mean, rows.mean(axis=0), rtol=0, atol=1e-12)
+    variances = np.sort(np.linalg.eigvalsh(np.cov(rows.T)))[::-1][:3]
+    for frame in frames:
+        picture = features.project(frame, mean, axes)
+        by_hand = axes.numpy() @ (frame.numpy().reshape(24, -1) - mean.numpy()[:, None])
+        np.testing.assert_allclose(picture.numpy().reshape(3, -1), by_hand, rtol=0, atol=1e-9)
+    both = np.concatenate([features.project(f, mean, axes).numpy().reshape(3, -1) for f in frames], axis=1)
+    np.testing.assert_allclose(both.var(axis=1, ddof=1), variances, rtol=1e-9)
+
+
+def test_the_sign_does_not_depend_on_chance() -> None:
+    frames = random_frames((5, 7), (6, 4))
+    mean, axes = features.components(frames)
+    turned = [frame.flip(2) for frame in reversed(frames)]  # the same rows in another order
+    torch.testing.assert_close(features.components(turned), (mean, axes), rtol=0, atol=1e-9)
+    assert (axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)) > 0).all()
+
+
+def test_colours_are_the_projections_over_their_joint_range() -> None:
+    frames = random_frames((6, 9), (8, 5))
+    mean, axes = features.components(frames)
+    parts = [features.project(frame, mean, axes).numpy() for frame in frames]
+    joint = np.concatenate([part.reshape(3, -1) for part in parts], axis=1)
+    low, high = np.quantile(joint, [0.01, 0.99], axis=1)
+    for part, picture in zip(parts, features.colours(frames), strict=True):
+        levels = (part - low[:, None, None]) / (high - low)[:, None, None] * 255
+        expected = levels.clip(0, 255).transpose(1, 2, 0)
+        assert np.asarray(picture).shape == expected.shape
+        assert np.abs(np.asarray(picture) - expected).max() <= 0.501
+
+
+def test_equal_features_have_equal_colours_and_others_do_not() -> None:
+    one, other = random_frames((6, 6), (6, 6))
+    same = features.colours([one, one])
+    assert same[0].tobytes() == same[1].tobytes()
+    other[:, :3] = one[:, :3]
+    first, second = (np.asarray(picture) for picture in features.colours([one, other]))
+    assert (first[:3] == second[:3]).all()
+    assert (first[3:] != second[3:]).any(axis=-1).all()
+
+
+def test_frames_without_any_difference_are_drawn() -> None:
+    flat = torch.ones(8, 4, 4, dtype=torch.float64)
+    assert len(set(np.asarray(features.colours([flat, flat])[0]).reshape(-1, 3).max(axis=1))) == 1
+
+
+# Features of a picture
+
+
+def test_features_are_read_at_the_level_of_their_step(model: Model) -> None:
+    picture, _ = features.scene_frames("light", 3)[0]
+    text, config = model.encode_text("a sun"), EditConfig()
+    found = features.inverted_features(model, picture.picture, text, [3, 1], features.tqdm(disable=True))
+    clean, _ = encode(model, picture.picture, config)
+    path = invert(model.unet, model.schedule, clean, text, 50, 3)
+    assert list(found) == [3, 1]
+    for step, time in ((1, 1), (3, 41)):
+        with torch.no_grad():
+            expected = model.unet(path[step], time, text).features
+        assert all(
+            torch.equal(one, other[0].double()) for one, other in zip(found[step], expected, strict=True)
+        )
+
+
+def test_the_edited_step_is_that_of_the_edit(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The head says t = 681 for step 35 of 50, as in the paper."""
+    asked: dict[int, int] = {}
+
+    def draw_table(frames, maps, times) -> Image.Image:
+        asked.update(zip(maps, times, strict=True))
+        return Image.new("RGB", (600, 600))
+
+    def fake(model: Model, picture: Image.Image, text: Tensor, steps: list[int], bar: object) -> dict:
+        return {step: random_frames((4, 4)) * 4 for step in steps}
+
+    monkeypatch.setattr(features, "draw_table", draw_table)
+    monkeypatch.setattr(features, "inverted_features", fake)
+    assert main(["features", "--out", str(tmp_path / "page.png")]) == 0
+    assert asked == {10: 181, 20: 381, 35: 681, 50: 981}
+
+
+def test_the_default_scene_is_one_before_and_after_its_drag() -> None:
+    (before, after), prompt = features.scene_frames("light", 3)
+    assert before.label == "before" and after.label == "after" and "," in prompt
+    changed = np.asarray(before.picture) != np.asarray(after.picture)
+    assert 0 < changed.any(axis=-1).mean() < 0.5
+    for frame in (before, after):
+        shown = np.asarray(frame.shown)
+        for color in (draw.RED, draw.BLUE):
+            assert (shown == color).all(axis=-1).sum() > 20
+
+
+# The command
+
+
+def test_the_page_shows_each_pair_in_its_place(model: Model) -> None:
+    frames, prompt = features.scene_frames("object", 18)
+    page = features.features_page(model, frames, prompt, [2, 1], [4, 2])
+    text = model.encode_text(prompt)
+    found = [
+        features.inverted_features(model, frame.picture, text, [2, 1], features.tqdm(disable=True))
+        for frame in frames
+    ]
+    pixels, cell = np.asarray(page), features.CELL
+    places: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for step in (2, 1):
+        for block in (4, 2):
+            for one in features.colours([frame[step][block - 1] for frame in found]):
+                wanted = np.asarray(one.resize((cell, cell), Image.Resampling.NEAREST))
+                rows, columns = np.nonzero((pixels == wanted[0, 0]).all(axis=-1))
+                spots = [
+                    (int(row), int(column))
+                    for row, column in zip(rows, columns, strict=True)
+                    if (pixels[row : row + cell, column : column + cell] == wanted).all()
+                ]
+                assert len(spots) == 1
+                places.setdefault((step, block), []).extend(spots)
+    for (step, block), ((row, before), (same_row, after)) in places.items():
+        assert row == same_row and before + cell < after
+        assert row < places[step, 2][0][0] or block == 2  # in the order in which they were asked for
+        assert after < places[1, block][0][1] or step == 1
+
+
+def test_the_same_command_gives_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / "new" / name for name in ("one.png", "two.png")]
+    for file in files:
+        assert main(["features", "--steps", "2", "--out", str(file)]) == 0
+        assert str(file) in capsys.readouterr().out
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["one.png", "two.png"]
+    other = tmp_path / "other.png"
+    assert main(["features", "--steps", "2", "--prompt", "a red ball", "--out", str(other)]) == 0
+    assert other.read_bytes() != files[0].read_bytes()
+
+
+def test_pictures_of_odd_and_different_sizes(tmp_path: Path) -> None:
+    pictures = [save_picture(tmp_path / "a.png", (101, 67)), save_picture(tmp_path / "b.png", (70, 133), 1)]
+    out = tmp_path / "page.png"
+    assert main(["features", "--steps", "1", "--blocks", "3", "--out", str(out), *pictures]) == 0
+    with Image.open(out) as page:
+        assert page.format == "PNG" and page.width > page.height
+    same = [pictures[0], pictures[0]]
+    assert main(["features", *same, "--steps", "1", "--blocks", "1", "--out", str(out)]) == 0
+
+
+def test_maps_keep_their_shape() -> None:
+    colors, shapes = ((0, 160, 0), (160, 0, 160)), ((12, 8), (8, 15))
+    pair = [Image.new("RGB", shape, color) for shape, color in zip(shapes, colors, strict=True)]
+    frames = [features.Frame("a", one.resize((10 * one.width, 10 * one.height)), one) for one in pair]
+    table = features.draw_table(frames, {7: {2: pair, 3: pair}}, [121])
+    for (width, height), color in zip(shapes, colors, strict=True):
+        rows, columns = np.nonzero((np.asarray(table) == color).all(axis=-1))
+        scale = features.CELL / max(width, height)
+        assert abs(np.ptp(columns) + 1 - width * scale) < 1
+        assert abs(len(rows) / 2 - width * height * scale**2) < features.CELL
+
+
+REFUSED = {
+    "one picture": (["{a}"], "two pictures"),
+    "three pictures": (["{a}", "{a}", "{a}"], "not 3"),
+    "no such picture": (["{a}", "{folder}/nowhere.png"], "nowhere.png"),
+    "not a picture": (["{a}", "{text}"], "no picture"),
+    "a long strip": (["{a}", "{strip}"], "strip"),
+    "step 0": (["--steps", "0"], "--steps 0"),
+    "step 51": (["--steps", "35", "51"], "--steps 51"),
+    "block 5": (["--blocks", "5"], "--blocks 5"),
+    "block 0": (["--blocks", "3", "0"], "--blocks 0"),
+    "not a png": (["--out", "{folder}/page.jpg"], "page.jpg"),
+    "a file as folder": (["--steps", "1", "--out", "{text}/page.png"], "text.txt"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_told_in_a_sentence(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"folder": str(tmp_path), "a": save_picture(tmp_path / "a.png", (80, 64))}
+    given["strip"] = save_picture(tmp_path / "strip.png", (700, 64))
+    (tmp_path / "text.txt").write_text("no picture")
+    given["text"] = str(tmp_path / "text.txt")
+    before = sorted(tmp_path.iterdir())
+    arguments, said = REFUSED[name]
+    out = ["--out", str(tmp_path / "page.png")] if "--out" not in arguments else []
+    assert main(["features", *(word.format(**given) for word in arguments), *out]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("minidrag: ") and said in message
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_missing_model_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.undo()
+    out = tmp_path / "page.png"
+    assert main(["features", "--model", str(tmp_path / "none"), "--out", str(out)]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_defaults_can_be_drawn() -> None:
+    parser = argparse.ArgumentParser()
+    features.add_arguments(parser)
+    args = parser.parse_args([])
+    frames, prompt = features.read_frames(args)
+    assert len(frames) == 2 and prompt
+    assert EditConfig().edited_step in args.steps and args.blocks == [1, 2, 3, 4]

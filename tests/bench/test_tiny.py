@@ -1,0 +1,105 @@
+"""What the check of the small model says, and when it is content; to measure needs the trained model."""
+
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import minidrag.bench.__main__ as bench
+from minidrag.bench import tiny as check
+from minidrag.bench.tiny import Line
+from minidrag.tiny.scenes import SIDE, render
+from minidrag.tiny.train import TrainConfig, scenes
+
+
+class Halves:
+    """An autoencoder that halves the contrast, for pictures and latents of one size."""
+
+    def encode(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cat([picture, picture[:, :1]], dim=1) / 2, torch.ones(())
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return latent[:, :3]
+
+
+def model() -> Any:
+    return types.SimpleNamespace(vae=Halves(), device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_no_scene_of_training_is_measured_on() -> None:
+    trained = list(scenes(TrainConfig(), 0, 300))
+    assert not set(check.unseen(50)) & set(trained)
+    assert check.unseen(3) == check.unseen(50)[:3] == list(scenes(TrainConfig(), -3, 3))[::-1]
+
+
+def test_the_autoencoders_lines() -> None:
+    some = check.unseen(check.BATCH + 1)
+    psnr, spread, ratio = check.check_vae(model(), some)
+    pixels = np.stack([np.asarray(render(scene), float) for scene in some])
+    halved = np.rint((pixels / 127.5 - 1) / 2 * 127.5 + 127.5)
+    errors = ((pixels - halved) ** 2).mean(axis=(1, 2, 3))
+    assert psnr.value == f"{(10 * np.log10(255**2 / errors)).mean():.2f} dB" and psnr.met is False
+    assert len(spread.value.split()) == 4 and spread.met is None
+    assert ratio.met is True
+
+
+def test_captions_agree_with_the_truth_and_not_with_another_scene() -> None:
+    some = check.unseen(4)
+    pictures = [render(scene) for scene in some]
+    assert check.check_captions(some, pictures)[0].met is True
+    swapped = check.check_captions(some, pictures[::-1])[0]
+    assert swapped.met is False and swapped.value == "0%"
+
+
+def test_the_sheet_shows_the_first_pictures() -> None:
+    pictures = [render(scene) for scene in check.unseen(7)]
+    page = np.asarray(check.sheet(pictures))
+    assert (page[4 : 4 + SIDE, 4 : 4 + SIDE] == np.asarray(pictures[0])).all()
+    assert (page[8 + SIDE : 8 + 2 * SIDE, 4 : 4 + SIDE] == np.asarray(pictures[6])).all()
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        ([Line("a", "1", ">= 1", True), Line("b", "2")], 0),
+        ([Line("a", "1", ">= 1", True), Line("b", "2", ">= 3", False)], 1),
+        ([Line("a", "no diffusers", "<= 1", None)], 1),
+    ],
+)
+def test_content_only_if_every_aim_is_met(
+    lines: list[Line], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "load_model", lambda source: None)
+    monkeypatch.setattr(check, "check", lambda model, args: lines)
+    assert bench.main(["tiny"]) == status
+
+
+def test_all_lines_are_printed_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "load_model", lambda source: None)
+    for name in ("check_vae", "check_inversion", "check_captions"):
+        monkeypatch.setattr(check, name, lambda *_, name=name: [Line(name, "1", "1", True)])
+    monkeypatch.setattr(check, "check_parity", lambda *_: Line("parity", "none", "same"))
+    monkeypatch.setattr(check, "sampled", lambda *_: [render(scene) for scene in check.unseen(1)])
+    assert bench.main(["tiny", "--out", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    written = json.loads((tmp_path / "check.json").read_text())
+    assert [line["name"] for line in written][:4] == [
+        "check_vae",
+        "check_inversion",
+        "check_captions",
+        "parity",
+    ]
+    assert all(line["name"] in shown for line in written) and "not measured" in shown
+    assert (tmp_path / "samples.png").is_file()
+
+
+def test_a_missing_model_is_told_in_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert bench.main(["tiny", str(tmp_path / "nowhere")]) == 2
+    assert "does not exist" in capsys.readouterr().err

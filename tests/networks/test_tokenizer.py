@@ -1,0 +1,250 @@
+"""The tokenizer against transformers' own: a vocabulary learned here and, where at hand, the official one."""
+
+import json
+import os
+import random
+import unicodedata
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import pre_tokenizers
+from transformers import CLIPTokenizerFast
+
+from minidrag.networks.tokenizer import BOS, EOS, Tokenizer
+from minidrag.tiny.vocabulary import learn_merges, train
+
+CAPTIONS = [
+    "a red circle on the grass",
+    "a blue square and two yellow stars in the snow",
+    "it's the circle's shadow, they're 12 of 345!",
+    "Un café, naïve résumé; über Straße",
+    "猫が桌子上 привет мир",
+    "hello!!! (best:1.2), snake_case_word",
+]
+HARD = [
+    *("", "   ", "a photo of a cat", "A PHOTO OF A CAT", "  a \t photo\n\n of   a cat  "),
+    *(
+        "a\u00a0photo\u3000of\u2003cat",
+        "a\u200bphoto",
+        "👨\u200d👩\u200d👧\u200d👦 portrait",
+        "a cat 😀🔥 on fire",
+    ),
+    *("\U0001f1ef\U0001f1f5 flag", "👍🏽", "caf\u00e9 na\u00efve", "cafe\u0301 nai\u0308ve", "ÜBER Straße ẞ"),
+    *(
+        "\u0130stanbul ISPARTA \u0131",
+        "ΟΔΥΣΣΕΥΣ",
+        "Привет мир",
+        "مرحبا بالعالم",
+        "שלום",
+        "नमस्ते दुनिया",
+        "สวัสดี",
+    ),
+    *("一只猫在桌子上", "猫がテーブルの上にいる カタカナ", "고양이", "a 猫 photo写真of cat"),
+    *("tom &amp; jerry &lt;3 &#39;hi&#39;", "<b>bold</b>", "it's they're I've I'm we'll he'd don't CAN'T"),
+    *(
+        "it\u2019s \u201cquoted\u201d text \u2014 dash\u2026",
+        "it`s",
+        "12345 3.14 1,000,000 2x4k 8K",
+        "Ⅷ ½ ² ①",
+    ),
+    *("ＡＢＣ１２３", "ﬁne ﬂow", "!!!???...,,,;;;###", "(masterpiece:1.2), [bad], ((best))", "dogs' cats'"),
+    *("a cat, <lora:foo:0.8>, BREAK, _underscore_", "https://example.com/a?b=c&d=e", "'s ''s 'S 'sun 'tis"),
+    *(
+        "congre\u017fs '\u017f",
+        "a <|endoftext|> b",
+        "<|startoftext|> a",
+        "a <|ENDOFTEXT|> b",
+        "<|STARTOFTEXT|>x",
+    ),
+    *(
+        "cafÃ© â€œhiâ€\u009d",
+        "a\x00b\x07c\x1bd",
+        "co\u00adop",
+        "\ufeffcat",
+        "a\u200fb",
+        "a\ufffdb",
+        "𝔘𝔫𝔦 𝐛𝐨𝐥𝐝",
+    ),
+    *("\u0301a", "a\u2028b\u2029c", "a\x0bb\x0cc", "a\x85b", "a\x1cb", "\u212a \u212b \u2126", "a≤b ∑ ∞"),
+    *(
+        "cat " * 74,
+        "cat " * 75,
+        "cat " * 76,
+        "cat " * 400,
+        "supercalifragilistic" * 30,
+        "hello! wow!! a!b ! <|endoftext|>!",
+    ),
+]
+
+
+def random_prompts(count: int) -> list[str]:
+    """Strings from all of Unicode but the surrogates, most letters from the first blocks."""
+    rng = random.Random(0)
+    blocks = [(32, 127), (32, 127), (0, 0x300), (0x300, 0x3000), (0x3000, 0xD800), (0xE000, 0x10000)]
+    blocks += [(0x10000, 0x20000)]
+    return [
+        "".join(chr(rng.randrange(*rng.choice(blocks))) for _ in range(rng.randrange(60)))
+        for _ in range(count)
+    ]
+
+
+def assert_same(folder: Path) -> None:
+    """Our ids of all the prompts above are those of transformers."""
+    ours, theirs = Tokenizer.load(folder), CLIPTokenizerFast.from_pretrained(folder)
+    prompts = HARD + CAPTIONS + random_prompts(2000)
+    got = ours(prompts)
+    want = theirs(
+        prompts, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+    ).input_ids
+    different = [repr(prompts[i]) for i in range(len(prompts)) if not torch.equal(got[i], want[i])]
+    assert not different, f"{len(different)} of {len(prompts)} prompts differ: {different[:3]}"
+    assert [ours.length(prompt) for prompt in prompts[:100]] == [
+        len(theirs(p).input_ids) for p in prompts[:100]
+    ]
+
+
+def set_pad(folder: Path, pad: object) -> None:
+    """Changes the pad token that the folder asks for."""
+    path = folder / "special_tokens_map.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": pad}))
+
+
+@pytest.fixture(scope="session")
+def official() -> Path:
+    folder = os.environ.get("MINIDRAG_CLIP_VOCAB")
+    if not folder:
+        pytest.skip("MINIDRAG_CLIP_VOCAB does not name a folder with CLIP's vocab.json and merges.txt")
+    return Path(folder)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    train(CAPTIONS, 600, tmp_path)
+    return tmp_path
+
+
+def test_small_vocabulary_gives_the_ids_of_transformers(small: Path) -> None:
+    assert_same(small)
+
+
+def test_official_vocabulary_gives_the_ids_of_transformers(official: Path) -> None:
+    assert_same(official)
+
+
+@pytest.mark.parametrize("pad", ["!", {"content": "!", "lstrip": False, "rstrip": False}])
+def test_exclamation_mark_as_pad_token_as_in_sd_2(small: Path, pad: object) -> None:
+    set_pad(small, pad)
+    assert Tokenizer.load(small)("a")[0, 3:].eq(0).all()
+    assert_same(small)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ids"),
+    [
+        ("a photo of a cat", [320, 1125, 539, 320, 2368]),
+        ("café naïve résumé", [15304, 1097, 35689, 563, 29106, 7054, 4166]),
+        (unicodedata.normalize("NFD", "café naïve résumé"), [15304, 1097, 35689, 563, 29106, 7054, 4166]),
+        ("a cat 😀🔥 on fire", [320, 2368, 12832, 3016, 525, 1769]),
+        (
+            "一只猫在桌子上",
+            [19759, 222, 34517, 103, 163, 234, 104, 37746, 101, 162, 94, 234, 35751, 238, 19759, 488],
+        ),
+        ("it’s", [585, 728, 503, 338]),
+        ("", []),
+    ],
+)
+def test_golden_ids(official: Path, prompt: str, ids: list[int]) -> None:
+    tokenizer = Tokenizer.load(official)
+    assert tokenizer(prompt).tolist() == [[49406, *ids, *[49407] * (76 - len(ids))]]
+    assert tokenizer.length(prompt) == len(ids) + 2
+
+
+def test_shape_ends_and_cut(small: Path) -> None:
+    tokenizer = Tokenizer.load(small)
+    rows = tokenizer(["", "a", "a " * 75, "a " * 76, "a " * 500])
+    assert rows.shape == (5, 77) and rows.dtype == torch.int64
+    assert tokenizer("a").shape == (1, 77) and tokenizer([]).shape == (0, 77)
+    assert rows[:, 0].eq(tokenizer.bos).all() and rows[:, -1].eq(tokenizer.eos).all()
+    assert torch.equal(rows[2], rows[3]) and torch.equal(rows[3], rows[4])
+    assert [tokenizer.length(text) for text in ("", "a", "a " * 75, "a " * 76)] == [2, 3, 77, 78]
+
+
+@pytest.mark.parametrize("limit", [16, 77, 512, 10**30])
+def test_length_from_the_config(small: Path, limit: int) -> None:
+    (small / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
+    assert Tokenizer.load(small)("a " * 100).shape == (1, min(limit, 77))
+
+
+def test_only_two_files_are_needed(small: Path) -> None:
+    before = Tokenizer.load(small)(CAPTIONS)
+    (small / "special_tokens_map.json").unlink()
+    (small / "tokenizer_config.json").unlink()
+    assert torch.equal(Tokenizer.load(small)(CAPTIONS), before)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_missing_file(small: Path, name: str) -> None:
+    (small / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
+        Tokenizer.load(small)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("vocab.json", b"", "vocab.json is not valid JSON"),
+        ("vocab.json", b'{"a": 0, "b', "vocab.json is not valid JSON"),
+        ("vocab.json", b"\xff\xfe\x00", "vocab.json is not valid JSON"),
+        ("vocab.json", b"[1, 2]", "vocab.json holds no JSON object"),
+        ("vocab.json", b'{"a": 0}', "the vocabulary lacks"),
+        ("merges.txt", b"#version: 0.2\na b c\n", "merges.txt is not a list of pairs"),
+        ("merges.txt", b"\xff\xfe\x00", "merges.txt is not a list of pairs"),
+        ("merges.txt", b"#version: 0.2\nqqq zzz\n", "do not fit together"),
+        ("special_tokens_map.json", b"{", "special_tokens_map.json is not valid JSON"),
+        ("special_tokens_map.json", b'{"pad_token": "<pad>"}', "lacks <pad>"),
+    ],
+)
+def test_broken_file(small: Path, name: str, content: bytes, message: str) -> None:
+    (small / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        Tokenizer.load(small)
+    assert str(small) in str(caught.value)
+
+
+def test_learned_vocabulary_has_the_layout_of_clip(small: Path) -> None:
+    tokens = sorted(json.loads((small / "vocab.json").read_text()).items(), key=lambda item: item[1])
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert [i for _, i in tokens] == list(range(600))
+    assert [token for token, _ in tokens[:512]] == letters + [letter + "</w>" for letter in letters]
+    assert [token for token, _ in tokens[-2:]] == [BOS, EOS]
+    lines = (small / "merges.txt").read_text().split("\n")
+    assert lines[0] == "#version: 0.2" and lines[-1] == "" and len(lines) == 600 - 514 + 2
+    assert [line.replace(" ", "") for line in lines[1:-1]] == [token for token, _ in tokens[512:-2]]
+
+
+def test_official_vocabulary_has_that_layout_too(official: Path) -> None:
+    tokens = sorted(json.loads((official / "vocab.json").read_text()).items(), key=lambda item: item[1])
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert [token for token, _ in tokens[:512]] == letters + [letter + "</w>" for letter in letters]
+    assert [token for token, _ in tokens[-2:]] == [BOS, EOS]
+
+
+def test_learning_joins_the_most_frequent_pair_first() -> None:
+    words = {("l", "o", "w</w>"): 5, ("l", "o", "t</w>"): 2, ("a", "a", "a", "a</w>"): 1}
+    merges = learn_merges(words, 3)  # type: ignore[arg-type]
+    # lo is seen 7 times; then w</w> after lo 5 times; then a pair of a's and the pair lo t</w> twice each
+    assert merges == [("l", "o"), ("lo", "w</w>"), ("a", "a")]
+
+
+def test_learning_does_not_depend_on_order_and_ends(tmp_path: Path) -> None:
+    train(CAPTIONS, 600, tmp_path / "forwards")
+    train(reversed(CAPTIONS), 600, tmp_path / "backwards")
+    for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"):
+        assert (tmp_path / "forwards" / name).read_bytes() == (tmp_path / "backwards" / name).read_bytes()
+    tokenizer = train(["red circle", "red square"], 5000, tmp_path / "few")
+    assert tokenizer.length("red circle square") == 5  # every word is one token, nothing is left to join
+    assert len(json.loads((tmp_path / "few" / "vocab.json").read_text())) < 600
+    assert_same(tmp_path / "few")
+    with pytest.raises(ValueError, match="513"):
+        train(CAPTIONS, 513, tmp_path / "none")

@@ -1,0 +1,380 @@
+"""The training of the small model: that it learns, resumes to the same numbers, and leaves a model behind."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.elsewhere import elsewhere
+from torch import Tensor, nn
+
+from minidrag.method.ddim import Schedule
+from minidrag.networks.clip import CLIPConfig
+from minidrag.networks.unet import UNetConfig
+from minidrag.networks.vae import VAE, VAEConfig
+from minidrag.tiny import folder, train
+from minidrag.tiny.scenes import caption
+from minidrag.tiny.train import TrainConfig, Trainer
+from minidrag.weights.model import Model, load_model
+
+SIDE = 32  # pixels of the pictures here; latents have 8 x 8
+FEW = TrainConfig(vae_steps=6, vae_batch=2, scenes=24, vocab_size=520, steps=6, batch=4, save_every=2)
+NAMES = ("vae_steps", "vae_batch", "scenes", "vocab_size", "steps", "batch", "save_every")
+WEIGHTS = {
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "text_encoder": "text_encoder/model.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """Networks and pictures with which a step takes milliseconds."""
+    drawn = train.render
+    sizes = {"layers_per_block": 1, "norm_num_groups": 4}
+    unet = replace(UNetConfig(**sizes), block_out_channels=(8, 8, 16, 16), heads=(1, 1, 2, 2))
+    text = CLIPConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "VAE_CONFIG", VAEConfig((8, 8, 8), **sizes))
+        patch.setattr(train, "UNET_CONFIG", replace(unet, cross_attention_dim=16))
+        patch.setattr(train, "TEXT_CONFIG", text)
+        patch.setattr(train, "render", lambda scene: drawn(scene, SIDE))
+        yield
+
+
+def run(*words: object, config: TrainConfig = FEW) -> int:
+    """The command, with the few steps of `config`; returns its exit status."""
+    options = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in NAMES]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train", *map(str, words), *options])
+        return train.main()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A whole run: the folder that it wrote, and its checkpoints."""
+    place = tmp_path_factory.mktemp("trained")
+    assert run(place / "model", "--work", place / "work") == 0
+    return place / "model", place / "work"
+
+
+def weights_of(model: Path) -> dict[str, bytes]:
+    return {name: (model / file).read_bytes() for name, file in WEIGHTS.items()}
+
+
+def assert_same(one: object, other: object) -> None:
+    """Bit by bit, whatever dictionaries and lists the tensors lie in."""
+    assert type(one) is type(other)
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict) and isinstance(other, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_same(*pair)
+    else:
+        assert one == other
+
+
+# Learning
+
+
+def round_trip(vae: VAE, config: TrainConfig) -> float:
+    """The mean error of the autoencoder on scenes that it was not trained on."""
+    batch = train.pictures(config, -32, 32)
+    with torch.no_grad():
+        return (vae.decode(vae.encode(batch)[0]) - batch).abs().mean().item()
+
+
+def test_a_few_steps_lower_the_autoencoders_error(tmp_path: Path) -> None:
+    config = replace(FEW, vae_steps=60, vae_batch=4, vae_rate=4e-2, save_every=60)
+    before = round_trip(train.train_vae(replace(config, vae_steps=0), tmp_path), config)
+    after = round_trip(train.train_vae(config, tmp_path), config)
+    assert after < 0.9 * before  # found: 0.54 to 0.78, for three seeds
+
+
+def test_a_few_steps_lower_the_unets_loss(tmp_path: Path) -> None:
+    config = replace(FEW, steps=60, batch=8, rate=2e-2, save_every=60, scenes=64)
+    torch.manual_seed(0)
+    vae = VAE(train.VAE_CONFIG).requires_grad_(False)
+    train.normalise(vae, train.encode(vae, config, 0, 64)[0])
+    clean, _ = train.encode(vae, config, -32, 32)
+    draw, schedule = torch.Generator().manual_seed(1), Schedule()
+    noise, timestep = torch.randn(clean.shape, generator=draw), torch.arange(15, 1000, 31)
+    errors = []
+    for steps in (0, config.steps):
+        unet, _ = train.train_unet(replace(config, steps=steps), tmp_path, vae, None)
+        text = torch.zeros(len(clean), 77, train.UNET_CONFIG.cross_attention_dim)
+        with torch.no_grad():
+            predicted = unet(schedule.add_noise(clean, noise, timestep), timestep, text).noise
+        errors.append((predicted - noise).square().mean().item())
+    assert errors[1] < 0.85 * errors[0]  # found: 0.68 to 0.71, for three seeds
+
+
+class Off(nn.Module):
+    """A UNet for latents of zeros: its noise is off by one everywhere, so its error is 1 at every level."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.weight, self.asked = nn.Parameter(torch.zeros(())), []
+
+    def forward(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> tuple[Tensor]:
+        self.asked.append(timestep.tolist())
+        # Stable Diffusion's schedule, from its definition: even steps in the root of beta.
+        betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+        deviation = torch.from_numpy(np.sqrt(1 - np.cumprod(1 - betas))).float()
+        return (noisy / deviation[timestep][:, None, None, None] + 1,)
+
+
+def test_the_loss_counts_each_noise_level_by_its_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SNR^(-1/2), SNR = alpha-bar / (1 - alpha-bar), mean 1 (arXiv 2310.08442), at evenly spread squares."""
+    losses: list[float] = []
+
+    def record(trainer: Trainer, loss_of: Callable[[int], Tensor], name: str) -> None:
+        losses.extend(loss_of(step).item() for step in range(8))
+
+    empty = torch.zeros(8, 4, 8, 8), torch.zeros(8, 4, 8, 8)
+    monkeypatch.setattr(train, "UNet", Off)
+    monkeypatch.setattr(train, "latents", lambda *_: empty)
+    monkeypatch.setattr(Trainer, "run", record)
+    unet, _ = train.train_unet(FEW, tmp_path, VAE(train.VAE_CONFIG), None)
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    signal = np.cumprod(1 - betas)
+    weights = (signal / (1 - signal)) ** -0.5
+    expected = [np.mean(weights[asked] / weights.mean()) for asked in unet.asked]
+    assert max(expected) > 1.05 * min(expected) and len(losses) == 8
+    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    starts = []
+    for asked in unet.asked:
+        even = ((np.sort(asked) + 0.5) / 1000) ** 2 * FEW.batch - np.arange(FEW.batch)
+        assert len(even) == FEW.batch and np.ptp(even) <= 0.01 and -0.01 <= even.min() <= 1.01
+        starts.append(even.mean())
+    assert np.ptp(starts) > 0.2
+
+
+def test_normalised_latents_and_the_same_round_trip() -> None:
+    torch.manual_seed(3)
+    vae, draw = VAE(train.VAE_CONFIG).double().requires_grad_(False), torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        vae.quant_conv.weight[:4] *= torch.tensor([0.1, 1, 5, 30.0])[:, None, None, None]
+        vae.quant_conv.bias += torch.randn(8, generator=draw)
+    picture = torch.rand(6, 3, 32, 32, generator=draw).double() * 2 - 1
+    mean, deviation = vae.encode(picture)
+    noise = torch.randn(mean.shape, generator=draw).double()
+    before = vae.decode(mean), vae.decode(mean + deviation * noise)
+    assert mean.std((0, 2, 3)).max() > 10 * mean.std((0, 2, 3)).min()
+    train.normalise(vae, mean)
+    mean, deviation = vae.encode(picture)
+    assert mean.mean((0, 2, 3)).abs().max() < 1e-9
+    assert (mean.std((0, 2, 3)) - 1).abs().max() < 1e-9
+    for one, other in zip(before, (vae.decode(mean), vae.decode(mean + deviation * noise)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+# Stopping and going on
+
+
+def stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
+    """Ctrl-C in the step after so many more."""
+    follow, left = Trainer.follow, [steps]
+
+    def counted(trainer: Trainer, decay: float) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        follow(trainer, decay)
+
+    patch.setattr(Trainer, "follow", counted)
+
+
+def test_a_stopped_run_goes_on_to_the_same_numbers(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped twice, between two checkpoints: in the autoencoder, and in the UNet."""
+    out, work = tmp_path / "model", tmp_path / "work"
+    for steps, file, done in ((3, "vae.pt", 2), (4 + 5, "unet.pt", 4)):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(patch, steps)
+            assert run(out, "--work", work) == 130
+        assert str(work) in capsys.readouterr().err and not out.exists()
+        assert torch.load(work / file, weights_only=True)["done"] == done
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 2)  # all that is left
+        assert run(out, "--work", work) == 0
+    for file in ("vae.pt", "unet.pt", "latents.pt"):
+        assert_same(*(torch.load(place / file, weights_only=True) for place in (work, trained[1])))
+    assert weights_of(out) == weights_of(trained[0])
+
+
+# What it leaves behind
+
+
+def test_the_folder_loads_and_holds_the_averages(trained: tuple[Path, Path]) -> None:
+    model, state = load_model(trained[0], device="cpu"), torch.load(trained[1] / "unet.pt", weights_only=True)
+    assert (
+        model.unet.config == replace(train.UNET_CONFIG, sample_size=32)
+        and model.vae.config == train.VAE_CONFIG
+    )
+    assert model.schedule == Schedule() and model.prediction == "epsilon"
+    for name, network in (("unet", model.unet), ("text_encoder", model.text_encoder)):
+        for key, value in network.state_dict().items():
+            average, last = (state[which][f"{name}.{key}"] for which in ("average", "networks"))
+            assert torch.equal(value, average.half().float()), key
+            assert not torch.equal(last, average) or not last.any(), key
+    scene = next(train.scenes(FEW, 0, 1))
+    assert model.encode_text(caption(scene)).isfinite().all()
+    made = json.loads((trained[0] / "training.json").read_text())
+    assert made["steps"] == FEW.steps and made["seed"] == 0 and made["hours"] > 0
+    assert not trained[0].with_name("model.part").exists()
+
+
+def test_diffusers_loads_the_folder(trained: tuple[Path, Path]) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(trained[0]).to(torch.float32)
+    model = load_model(trained[0], device="cpu")
+    draw = torch.Generator().manual_seed(2)
+    latent = torch.randn(2, 4, 8, 8, generator=draw)
+    prompts = ["a red ball on the left, on grass, at dusk", ""]
+    tokens = model.tokenizer(prompts)
+    options = {"padding": "max_length", "max_length": 77, "truncation": True, "return_tensors": "pt"}
+    assert torch.equal(pipe.tokenizer(prompts, **options).input_ids, tokens)
+    with torch.no_grad():
+        text = model.text_encoder(tokens)
+        torch.testing.assert_close(pipe.text_encoder(tokens)[0], text, rtol=0, atol=1e-5)
+        noise = pipe.unet(latent, 500, text).sample
+        torch.testing.assert_close(noise, model.unet(latent, 500, text).noise, rtol=0, atol=1e-5)
+        picture = pipe.vae.decode(latent / pipe.vae.config.scaling_factor).sample
+        torch.testing.assert_close(picture, model.vae.decode(latent), rtol=0, atol=1e-5)
+    assert pipe.scheduler.config.steps_offset == 1 and pipe.scheduler.config.clip_sample is False
+
+
+def test_training_on_keeps_the_autoencoder_and_begins_with_the_given_unet(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    start, before = trained[0], weights_of(trained[0])
+    for steps in (0, 3):
+        out, work = tmp_path / f"{steps}", tmp_path / f"work-{steps}"
+        config = replace(FEW, steps=steps)
+        assert run(out, "--work", work, "--start", start, config=config) == 0
+        after = weights_of(out)
+        assert after["vae"] == before["vae"]
+        for name in ("unet", "text_encoder"):
+            assert (after[name] == before[name]) == (steps == 0)
+        for file in ("vocab.json", "merges.txt"):
+            assert (out / "tokenizer" / file).read_bytes() == (start / "tokenizer" / file).read_bytes()
+        assert not (work / "vae.pt").exists()
+        assert json.loads((out / "training.json").read_text())["start"] == str(start)
+    assert weights_of(start) == before
+
+
+def test_an_older_model_is_replaced_but_nothing_else(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    model, out = load_model(trained[0], device="cpu"), tmp_path / "model"
+    shutil.copytree(trained[0], out)
+    (out / "old.txt").write_text("of an earlier run")
+    write(model, out, trained[1])
+    assert not (out / "old.txt").exists() and weights_of(out) == weights_of(trained[0])
+    other = tmp_path / "letters"
+    other.mkdir()
+    (other / "letter.txt").write_text("dear reader")
+    with pytest.raises(ValueError, match="letters"):
+        write(model, other, trained[1])
+    assert (other / "letter.txt").read_text() == "dear reader"
+
+
+def write(model: Model, out: Path, work: Path) -> None:
+    folder.write(out, model.unet, model.vae, model.text_encoder, work / "tokenizer", {})
+
+
+# What it refuses
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object, config: TrainConfig = FEW) -> str:
+    """The one sentence that the command ends with."""
+    capsys.readouterr()
+    assert run(*words, config=config) == 2
+    message = capsys.readouterr().err
+    assert message.splitlines()[-1].startswith("minidrag: ") and "Traceback" not in message
+    return message.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kept", [0, 100, 0.5])
+@pytest.mark.parametrize("name", ["vae.pt", "unet.pt", "latents.pt", "config.json"])
+def test_a_broken_checkpoint_is_named(
+    name: str, kept: float, trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work, out = tmp_path / "work", tmp_path / "model"
+    shutil.copytree(trained[1], work)
+    if name == "latents.pt":
+        (work / "unet.pt").unlink()  # or else nobody would read them
+    whole = (work / name).read_bytes()
+    (work / name).write_bytes(whole[: int(kept * len(whole)) if kept < 1 else int(kept)])
+    message = refused(capsys, out, "--work", work)
+    assert str(work / name) in message and "delete it" in message
+    assert not out.exists()
+
+
+def test_a_checkpoint_of_other_networks_is_named(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(trained[1], work)
+    monkeypatch.setattr(train, "VAE_CONFIG", replace(train.VAE_CONFIG, layers_per_block=2))
+    assert str(work / "vae.pt") in refused(capsys, tmp_path / "model", "--work", work)
+
+
+def test_missing_checkpoints_are_made_again(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "model"
+    shutil.copytree(trained[1], work)
+    for name in ("unet.pt", "latents.pt"):
+        (work / name).unlink()
+    assert run(out, "--work", work) == 0
+    assert weights_of(out) == weights_of(trained[0])
+
+
+def test_a_run_with_other_settings_is_left_alone(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained[1].iterdir()}
+    message = refused(capsys, tmp_path / "model", "--work", trained[1], config=replace(FEW, batch=5))
+    assert str(trained[1]) in message and "--work" in message
+    assert {path: path.stat().st_mtime_ns for path in trained[1].iterdir()} == before
+
+
+def test_a_missing_start_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, tmp_path / "model", "--work", tmp_path / "work", "--start", tmp_path / "none")
+    assert str(tmp_path / "none") in message and "does not exist" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_something_else_is_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That is told before any training."""
+    (tmp_path / "letter.txt").write_text("dear reader")
+    message = refused(capsys, tmp_path, "--work", tmp_path / "work")
+    assert str(tmp_path) in message
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_it_trains_the_same_on_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "autocast", lambda config: nullcontext())  # this device has none
+    monkeypatch.setattr(Trainer, "save", lambda trainer: None)
+    train.train(FEW, tmp_path / "here", tmp_path / "work")
+    with elsewhere() as device:
+        train.train(replace(FEW, device=device), tmp_path / "there", tmp_path / "other work")
+    here, there = (load_model(tmp_path / name, device="cpu") for name in ("here", "there"))
+    for name in WEIGHTS:
+        found = getattr(there, name).state_dict()
+        for key, weight in getattr(here, name).state_dict().items():
+            torch.testing.assert_close(found[key], weight, atol=1e-3, rtol=0)

@@ -1,0 +1,172 @@
+"""The hub: only needed files are fetched, the cache comes first, and what is missing is named."""
+
+import shutil
+import socket
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.utils import RepositoryNotFoundError
+from safetensors.torch import load_file
+from support import checkpoints
+from support.checkpoints import Tensors
+
+from minidrag.weights import model as weights
+from minidrag.weights.model import load_model
+
+SMALL_FILES = {
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/tokenizer_config.json",
+    "scheduler/scheduler_config.json",
+}
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write_folder(tmp_path_factory.mktemp("clean") / "model")
+
+
+@pytest.fixture(scope="module")
+def expected(clean: Path) -> Tensors:
+    return checkpoints.outputs(load_model(clean, device="cpu"))
+
+
+class Hub:
+    """Stands in for the hub: copies what it is asked for from one folder to another, the cache."""
+
+    def __init__(self, repository: Path, cache: Path):
+        self.repository, self.cache = repository, cache
+        self.online = True
+        self.asked: list[tuple[str, set[str]]] = []
+
+    def snapshot_download(self, name: str, allow_patterns: list[str], local_files_only: bool) -> str:
+        if not local_files_only:
+            if not self.online:
+                raise OSError("Name or service not known\nhttps://huggingface.co/api/models")
+            self.asked.append((name, set(allow_patterns)))
+            for pattern in allow_patterns:
+                for file in self.repository.glob(pattern):
+                    target = self.cache / file.relative_to(self.repository)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, target)
+        if not self.cache.exists():
+            raise FileNotFoundError("Cannot find an appropriate cached snapshot folder")
+        return str(self.cache)
+
+
+@pytest.fixture
+def hub(clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A repository that has everything, the variants and what nobody needs among it."""
+    hub = Hub(Path(shutil.copytree(clean, tmp_path / "hub")), tmp_path / "cache")
+    for file in checkpoints.FILES.values():
+        half = {key: tensor.half() for key, tensor in load_file(hub.repository / file).items()}
+        checkpoints.write(hub.repository / file.replace(".safetensors", ".fp16.safetensors"), half)
+        (hub.repository / file).with_suffix(".bin").write_bytes(b"large")
+    (hub.repository / "v1-5-pruned.safetensors").write_bytes(b"large")
+    monkeypatch.setattr("minidrag.weights.hub.snapshot_download", hub.snapshot_download)
+    return hub
+
+
+def test_only_what_is_needed_is_fetched_and_only_once(hub: Hub, expected: Tensors) -> None:
+    for source in (None, "sd15", weights.DEFAULT):
+        model = load_model(source, device="cpu")
+        assert checkpoints.same(checkpoints.outputs(model), expected)
+    assert hub.asked == [(weights.DEFAULT, SMALL_FILES | set(checkpoints.FILES.values()))]
+    assert model.source == weights.DEFAULT
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_dtypes_fetch_half_as_much(hub: Hub, dtype: torch.dtype) -> None:
+    assert load_model("owner/name", device="cpu", dtype=dtype).dtype == dtype
+    halves = {file.replace(".safetensors", ".fp16.safetensors") for file in checkpoints.FILES.values()}
+    assert hub.asked == [("owner/name", SMALL_FILES | halves)]
+
+
+def test_a_repository_with_one_variant_of_each_network(hub: Hub) -> None:
+    """Some have no .fp16 files, some nothing else: only what is missing is taken from the other kind."""
+    (hub.repository / checkpoints.FILES["unet"]).unlink()
+    load_model("owner/name", device="cpu")
+    second = {name for name in hub.asked[1][1] if name.endswith("safetensors")}
+    assert second == {"unet/diffusion_pytorch_model.fp16.safetensors"}
+    hub.online = False
+    load_model("owner/name", device="cpu")
+
+
+def test_a_vae_from_the_hub_replaces_the_models_own(hub: Hub, clean: Path, expected: Tensors) -> None:
+    shutil.rmtree(hub.repository)
+    shutil.copytree(clean / "vae", hub.repository)
+    model = load_model(clean, vae="stabilityai/sd-vae-ft-mse", device="cpu")
+    assert checkpoints.same(checkpoints.outputs(model), expected)
+    name, patterns = hub.asked[0]
+    assert name == "stabilityai/sd-vae-ft-mse"
+    assert {"config.json", "diffusion_pytorch_model.safetensors"} <= patterns
+
+
+def test_with_another_vae_the_repositorys_is_not_fetched(hub: Hub, clean: Path) -> None:
+    load_model("owner/name", vae=clean, device="cpu")
+    assert not any(file.startswith("vae") for _, patterns in hub.asked for file in patterns)
+
+
+def test_no_network_and_nothing_cached(hub: Hub) -> None:
+    hub.online = False
+    with pytest.raises(FileNotFoundError) as caught:
+        load_model(device="cpu")
+    message = str(caught.value)
+    assert "\n" not in message and "Name or service not known" in message and weights.DEFAULT in message
+    assert "unet/diffusion_pytorch_model.safetensors" in message and "hf download" in message
+
+
+def test_no_network_and_something_missing(hub: Hub) -> None:
+    load_model(device="cpu")
+    hub.online = False
+    (hub.cache / "tokenizer/merges.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"^tokenizer/merges\.txt of .* not in the cache"):
+        load_model(device="cpu")
+
+
+def test_a_repository_of_pickles(hub: Hub) -> None:
+    for file in hub.repository.rglob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no unet/.*python -m weights_convert safetensors"):
+        load_model("owner/name", device="cpu")
+
+
+def test_no_such_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> str:
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+    monkeypatch.setattr("minidrag.weights.hub.snapshot_download", refuse)
+    with pytest.raises(ValueError, match=r"the hub shows no model owner/name"):
+        load_model("owner/name", device="cpu")
+
+
+def test_the_real_cache_layout_without_a_network(
+    clean: Path, expected: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """huggingface_hub's own folders; any connection would fail the test."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("opened a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
+    commit = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+    shutil.copytree(clean, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    assert checkpoints.same(checkpoints.outputs(load_model(device="cpu")), expected)
+
+
+def test_offline_mode_with_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match=r"not in the cache and the hub does not answer") as caught:
+        load_model(device="cpu")
+    assert "\n" not in str(caught.value)
