@@ -36,7 +36,7 @@ class EditConfig:
     """All constants of an edit. Raises ValueError for what makes no sense."""
 
     steps: int = 50  # of DDIM, from pure noise to picture (paper section 4)
-    edited_step: int = 35  # so many steps up from the picture lies the latent that is edited: t = 681
+    inversion_steps: int = 35  # so many steps up from the picture lies the latent that is edited: t = 681
     block: int = 3  # which up block's features, 1 to 4; the third has 640 channels at 64x64 (section 4)
     drag_steps: int = 80  # at most (section 4)
     drag_rate: float = 0.01  # Adam's, on the latent (section 4)
@@ -63,7 +63,7 @@ class EditConfig:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise ValueError(f"{name} {value} is not possible: choose {least} to {most}")
-        for name, most in (("edited_step", self.steps), ("block", 4)):
+        for name, most in (("inversion_steps", self.steps), ("block", 4)):
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} {getattr(self, name)} is not possible: choose 1 to {most}")
         for name, known in CHOICES.items():

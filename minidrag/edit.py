@@ -70,7 +70,7 @@ def drag_edit(
     if trained is None:
         with stage("LoRA", config.lora_steps, seconds, None):
             trained = fit_lora(model, picture, prompt, config, seed, on_stage)
-    unet, schedule, taken = model.unet, model.schedule, config.edited_step
+    unet, schedule, taken = model.unet, model.schedule, config.inversion_steps
     clean, _ = encode(model, picture, config)
     rows, columns = clean.shape[2:]
     grid = rows * model.vae.config.factor // 2, columns * model.vae.config.factor // 2

@@ -41,7 +41,7 @@ assert spec and spec.loader
 demo = module_from_spec(spec)
 spec.loader.exec_module(demo)
 
-FAST = ["--steps", "4", "--edited-step", "3", "--lora-steps", "2", "--lora-batch", "1"]
+FAST = ["--steps", "4", "--inversion-steps", "3", "--lora-steps", "2", "--lora-batch", "1"]
 FAST += ["--drag-steps", "2", "--size", "64", "--device", "cpu"]
 DRAG = ["--drag", "30,40:48,42"]
 WRITTEN = ["comparison.png", "edited.png", "lora.safetensors", "process.gif", "run.json"]
@@ -142,7 +142,7 @@ def test_run_json_says_all_that_is_needed_to_repeat(start: Callable[..., int], h
     assert values["drags"][1] == {"handle": [60, 60], "target": [61.5, 60]}
     assert values["config"] == asdict(EditConfig()) | {
         "steps": 4,
-        "edited_step": 3,
+        "inversion_steps": 3,
         "lora_steps": 2,
         "lora_batch": 1,
         "drag_steps": 2,
@@ -459,7 +459,7 @@ BAD = {  # options -> words of the complaint
     "unknown config": ([*PHOTO, "--config", "mine"], "'paper', 'official'"),
     "unknown option": ([*PHOTO, "--lora-step", "3"], "unrecognized arguments: --lora-step"),
     "setting no number": ([*PHOTO, "--lora-steps", "few"], "invalid int value: 'few'"),
-    "impossible step": ([*PHOTO, "--edited-step", "9"], "edited_step 9 is not possible"),
+    "impossible step": ([*PHOTO, "--inversion-steps", "9"], "inversion_steps 9 is not possible"),
     "too many steps": ([*PHOTO, "--steps", "999999"], "choose 1 to 999"),
     "negative": ([*PHOTO, "--lora-steps", "-1"], "lora_steps -1 is not possible"),
     "rate not a number": ([*PHOTO, "--drag-rate", "nan"], "drag_rate nan is not possible"),

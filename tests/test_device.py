@@ -24,7 +24,7 @@ from minidrag.method.drag import Drag, optimise
 from minidrag.tiny.scenes import random_scene, render
 from minidrag.weights.model import Model, load_model
 
-QUICK = EditConfig(steps=4, edited_step=3, drag_steps=2, lora_rank=2, lora_steps=2, lora_batch=2, size=64)
+QUICK = EditConfig(steps=4, inversion_steps=3, drag_steps=2, lora_rank=2, lora_steps=2, lora_batch=2, size=64)
 PAIR: dict[str, Any] = {"handles": [(40, 50)], "targets": [(90, 30)], "prompt": "a ball"}
 PICTURE = render(random_scene(random.Random(5)))
 LEVELS = 3  # of 255; measured 1: off the CPU torch adds in another order

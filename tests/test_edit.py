@@ -33,7 +33,7 @@ from minidrag.weights.model import Model, load_model
 
 SIZE = (131, 97)  # of the picture that most tests edit: two odd numbers, 44 x 32 for the model, 22 x 16 cells
 QUICK = EditConfig(
-    steps=10, edited_step=7, drag_steps=3, lora_rank=2, lora_steps=2, lora_batch=1, lora_rate=1e-2, size=32
+    steps=10, inversion_steps=7, drag_steps=3, lora_rank=2, lora_steps=2, lora_batch=1, lora_rate=1e-2, size=32
 )
 PAIR: dict[str, Any] = {"handles": [(40, 50)], "targets": [(90, 30)]}
 STAGES = ("LoRA", "inversion", "drag", "denoising")
@@ -356,7 +356,7 @@ def test_a_model_that_wears_a_lora_is_refused_and_keeps_it(shared: Model) -> Non
 
 PAPER = {
     "steps": 50,
-    "edited_step": 35,
+    "inversion_steps": 35,
     "block": 3,
     "drag_steps": 80,
     "drag_rate": 0.01,
@@ -395,7 +395,7 @@ def test_the_constants_are_those_of_the_paper_and_of_its_code() -> None:
 
 def test_the_edited_step_of_the_paper_is_time_index_681(shared: Model) -> None:
     config = EditConfig()
-    assert shared.schedule.pairs(config.steps)[config.steps - config.edited_step] == (681, 661)
+    assert shared.schedule.pairs(config.steps)[config.steps - config.inversion_steps] == (681, 661)
 
 
 # Refusals.
@@ -415,10 +415,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {  # sentence that tells it; wh
     "no steps": ("steps 0 is not possible", {"settings": {"steps": 0}}),
     "too many steps": ("steps are not possible", {"settings": {"steps": 2000}}),
     "edited step 0": (
-        "edited_step 0 is not possible: choose 1 to 10",
-        {"settings": {"edited_step": 0}},
+        "inversion_steps 0 is not possible: choose 1 to 10",
+        {"settings": {"inversion_steps": 0}},
     ),
-    "edited step 11": ("edited_step 11 is not possible", {"settings": {"edited_step": 11}}),
+    "edited step 11": ("inversion_steps 11 is not possible", {"settings": {"inversion_steps": 11}}),
     "block 0": ("block 0 is not possible: choose 1 to 4", {"settings": {"block": 0}}),
     "block 5": ("block 5 is not possible", {"settings": {"block": 5}}),
     "motion reference": ("motion_reference 'x' is not known", {"settings": {"motion_reference": "x"}}),
@@ -653,7 +653,7 @@ def test_reference_latent_control_keeps_what_the_mask_keeps(trained: Model, move
     for move in moves:
         with stages.wearing(trained, move.edit.lora, LEARNED):
             pair = [move.edit.inverted, move.edit.dragged]
-            text, steps, taken = trained.encode_text(caption(move.scene)), LEARNED.steps, LEARNED.edited_step
+            text, steps, taken = trained.encode_text(caption(move.scene)), LEARNED.steps, LEARNED.inversion_steps
             *_, free = denoise(trained.unet, trained.schedule, pair, text, steps, taken, control_from=taken)
         ratios.append(outside(move, move.edit.raw) / outside(move, edit.decode(trained, free)))
     assert median(ratios) <= MOST_CHANGED
@@ -661,7 +661,7 @@ def test_reference_latent_control_keeps_what_the_mask_keeps(trained: Model, move
 
 def test_the_trained_model_edits_a_scene_and_stays_as_it_was(trained: Model) -> None:
     scene, drag = moving(0)
-    config = replace(LEARNED, steps=10, edited_step=7, drag_steps=5, lora_steps=2, lora_rank=4)
+    config = replace(LEARNED, steps=10, inversion_steps=7, drag_steps=5, lora_steps=2, lora_rank=4)
     mask = (torch.from_numpy(np.array(drag.mask)) > 127).float()
     before = state(trained)
     told = {"mask": mask, "prompt": caption(scene), "config": config}

@@ -52,9 +52,12 @@ KINDS: dict[str, Any] = {  # what the keys of a request hold in JSON
 }
 EXTRAS = {"sha256": dict, "versions": dict, "result": dict, "scene": dict}  # keys that ask for nothing
 
+RENAMED = {  # settings in a run.json of version 0.1
+    "edited_step": "inversion_steps",
+}
 HELP = {  # every field of EditConfig
     "steps": "DDIM steps from noise to picture",
-    "edited_step": "how many steps up from the picture lies the latent that is dragged: more, freer",
+    "inversion_steps": "how many steps up from the picture lies the latent that is dragged: more, freer",
     "block": "the UNet's up block that the features are from, 1 to 4",
     "drag_steps": "steps of the drag at most: more for far drags",
     "drag_rate": "how much a step changes: more is faster and rougher",
@@ -289,6 +292,7 @@ def drag_of(entry: Any) -> Drag:
 def configured(config: EditConfig, values: dict[str, Any]) -> EditConfig:
     """The config with other values; ValueError for unknown names and values of the wrong kind."""
     kinds: dict[str, Any] = {entry.name: entry.type for entry in fields(EditConfig)}
+    values = {RENAMED.get(name, name): value for name, value in values.items()}
     for name, value in values.items():
         if name not in kinds:
             raise ValueError(f"{name} is no setting: there are {', '.join(kinds)}")

@@ -41,7 +41,7 @@ from minidrag.config import EditConfig
 from minidrag.images import write_whole
 
 VALUES: dict[str, tuple[Any, ...]] = {  # the paper's, and what users ask for
-    "edited_step": (10, 20, 30, 35, 40, 50),
+    "inversion_steps": (10, 20, 30, 35, 40, 50),
     "lora_steps": (0, 20, 40, 80, 120, 200),
     "block": (1, 2, 3, 4),
     "mask_weight": (0.0, 0.1, 0.2, 0.5, 1.0),

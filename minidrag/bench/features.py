@@ -186,7 +186,7 @@ def draw_table(
             for i, block in enumerate(blocks):
                 one = maps[step][block][k].resize((width, height), Image.Resampling.NEAREST)
                 table.paste(one, (start, 2 * STRIP + row * i + (tall - height) // 2))
-        if step == CONFIG.edited_step and CONFIG.block in blocks:
+        if step == CONFIG.inversion_steps and CONFIG.block in blocks:
             y, edge = 2 * STRIP + row * list(blocks).index(CONFIG.block), GAP // 2
             corners = x - edge, y - edge, x + across + edge - 1, y + tall + edge - 1
             draw.rectangle(corners, outline=RED, width=edge)
@@ -230,7 +230,7 @@ def features_page(
     table = draw_table(frames, maps, [times[-step] for step in steps])
     notes = ["Colours: the first three principal components of both frames together."]
     notes.append("Within a pair equal colours mean equal features.")
-    if CONFIG.edited_step in steps and CONFIG.block in blocks:
+    if CONFIG.inversion_steps in steps and CONFIG.block in blocks:
         notes.append("Framed: the features that the method drags.")
     return draw_page(frames, table, notes)
 

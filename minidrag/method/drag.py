@@ -55,7 +55,7 @@ def optimise(
     The latent and the loss are float32 at least.
     Raises FloatingPointError, with the step, for a loss or a gradient that is not finite.
     """
-    time, below = schedule.pairs(config.steps)[config.steps - config.edited_step]
+    time, below = schedule.pairs(config.steps)[config.steps - config.inversion_steps]
     edited = latent.detach().to(torch.promote_types(latent.dtype, torch.float32), copy=True).requires_grad_()
     optimizer = torch.optim.Adam([edited], lr=config.drag_rate)
     paths, losses, clean, reason = [[handle] for handle in handles], [], [], "steps"

@@ -29,7 +29,7 @@ from minidrag.config import EditConfig
 from minidrag.weights.model import load_model
 
 FAST = ["--model", "tiny", "--metric-model", "tiny"]
-FAST += ["--set", "lora_steps=1", "lora_batch=1", "steps=4", "edited_step=2", "drag_steps=1"]
+FAST += ["--set", "lora_steps=1", "lora_batch=1", "steps=4", "inversion_steps=2", "drag_steps=1"]
 PAIRS = {  # of the cases that `folder` writes: one pair, two with one of no length, one in an odd picture
     "animals/a": [[40, 50], [43, 54]],
     "animals/b": [[60, 60], [60, 68], [30, 90], [30, 90]],

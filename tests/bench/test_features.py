@@ -260,4 +260,4 @@ def test_defaults_can_be_drawn() -> None:
     args = parser.parse_args([])
     frames, prompt = features.read_frames(args)
     assert len(frames) == 2 and prompt
-    assert EditConfig().edited_step in args.steps and args.blocks == [1, 2, 3, 4]
+    assert EditConfig().inversion_steps in args.steps and args.blocks == [1, 2, 3, 4]
