@@ -10,7 +10,7 @@ MOST = 1_000_000  # no sensible value comes near
 BOUNDS = {  # the least and the most that a number may be
     "steps": (1, MOST),
     "drag_steps": (0, MOST),
-    "drag_rate": (0, MOST),
+    "drag_lr": (0, MOST),
     "motion_radius": (0, MOST),
     "motion_step": (0, MOST),
     "track_radius": (0, MOST),
@@ -39,7 +39,7 @@ class EditConfig:
     inversion_steps: int = 35  # so many steps up from the picture lies the latent that is edited: t = 681
     block: int = 3  # which up block's features, 1 to 4; the third has 640 channels at 64x64 (section 4)
     drag_steps: int = 80  # at most (section 4)
-    drag_rate: float = 0.01  # Adam's, on the latent (section 4)
+    drag_lr: float = 0.01  # Adam's, on the latent (section 4)
     motion_radius: int = 1  # r_1: supervised patches are 3x3 (section 4)
     motion_step: float = 1.0  # grid units that a patch is asked to go ahead (eq. 3: d_i has length 1)
     motion_reference: str = "moving"  # a patch shall look as it does now (eq. 3), or as at the "start"

@@ -353,7 +353,7 @@ def test_notes_before_a_run(model: Path) -> None:
 
 
 def test_advice_after_a_run(start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    assert start("photo.png", *DRAG, "--drag-rate", "0", "--track-radius", "0", "--out", "stuck") == 0
+    assert start("photo.png", *DRAG, "--drag-lr", "0", "--track-radius", "0", "--out", "stuck") == 0
     said = capsys.readouterr().out
     assert re.search(r"handle 1: came -?[01]\.\d of 18\.1 pixels", said), said
     assert "advice: handle 1 did not move" in said
@@ -462,7 +462,7 @@ BAD = {  # options -> words of the complaint
     "impossible step": ([*PHOTO, "--inversion-steps", "9"], "inversion_steps 9 is not possible"),
     "too many steps": ([*PHOTO, "--steps", "999999"], "choose 1 to 999"),
     "negative": ([*PHOTO, "--lora-steps", "-1"], "lora_steps -1 is not possible"),
-    "rate not a number": ([*PHOTO, "--drag-rate", "nan"], "drag_rate nan is not possible"),
+    "rate not a number": ([*PHOTO, "--drag-lr", "nan"], "drag_lr nan is not possible"),
     "unknown targets": ([*PHOTO, "--lora-targets", "qv"], "qk, qkv, qkvo"),
     "huge size": ([*PHOTO, "--size", "9" * 30], "size 9"),
     "large size": ([*PHOTO, "--size", "100000"], "working size 120000x100000 is too large"),

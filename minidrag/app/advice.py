@@ -55,7 +55,7 @@ def after(edit: Edit, request: Request) -> list[str]:
     if stuck:
         found.append(
             f"advice: handle {', '.join(stuck)} did not move: put it on a corner or pattern of the thing, "
-            "name the thing in --prompt, mark more in --mask, or try a larger --drag-rate"
+            "name the thing in --prompt, mark more in --mask, or try a larger --drag-lr"
         )
     if edit.reason == "steps":
         more = f"--config thorough, or more --drag-steps than {request.config.drag_steps}"

@@ -54,13 +54,14 @@ EXTRAS = {"sha256": dict, "versions": dict, "result": dict, "scene": dict}  # ke
 
 RENAMED = {  # settings in a run.json of version 0.1
     "edited_step": "inversion_steps",
+    "drag_rate": "drag_lr",
 }
 HELP = {  # every field of EditConfig
     "steps": "DDIM steps from noise to picture",
     "inversion_steps": "how many steps up from the picture lies the latent that is dragged: more, freer",
     "block": "the UNet's up block that the features are from, 1 to 4",
     "drag_steps": "steps of the drag at most: more for far drags",
-    "drag_rate": "how much a step changes: more is faster and rougher",
+    "drag_lr": "how much a step changes: more is faster and rougher",
     "motion_radius": "radius of the patch that is pulled, in grid units of 2 pixels at working size",
     "motion_step": "how far ahead it is pulled in a step, in grid units",
     "motion_reference": "what it shall look like there: moving, as it does now; start, as in the original",

@@ -46,7 +46,7 @@ VALUES: dict[str, tuple[Any, ...]] = {  # the paper's, and what users ask for
     "block": (1, 2, 3, 4),
     "mask_weight": (0.0, 0.1, 0.2, 0.5, 1.0),
     "lora_targets": ("qk", "qkv", "qkvo"),
-    "drag_rate": (0.005, 0.01, 0.02, 0.04),
+    "drag_lr": (0.005, 0.01, 0.02, 0.04),
     "drag_steps": (20, 40, 80, 160),
     "motion_loss": ("sum", "mean"),
     "motion_reference": ("moving", "start"),

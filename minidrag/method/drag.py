@@ -57,7 +57,7 @@ def optimise(
     """
     time, below = schedule.pairs(config.steps)[config.steps - config.inversion_steps]
     edited = latent.detach().to(torch.promote_types(latent.dtype, torch.float32), copy=True).requires_grad_()
-    optimizer = torch.optim.Adam([edited], lr=config.drag_rate)
+    optimizer = torch.optim.Adam([edited], lr=config.drag_lr)
     paths, losses, clean, reason = [[handle] for handle in handles], [], [], "steps"
 
     def look() -> tuple[Tensor, Tensor]:

@@ -142,7 +142,7 @@ def slow_drag(
         gradient = pull(upon_features, upon_lower)
         first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
         mean, deviation = first / (1 - 0.9**step), (second / (1 - 0.999**step)).sqrt()
-        latent = latent - config.drag_rate * mean / (deviation + 1e-8)
+        latent = latent - config.drag_lr * mean / (deviation + 1e-8)
         losses.append(loss)
         gradients.append(gradient)
         features, _, _ = look(latent)
@@ -420,7 +420,7 @@ def test_steps_equal_a_hand_computation(
     mask = torch.zeros(5, 6) if masked else None
     if masked:
         mask[1:3, 1:5] = 1
-    config = {"motion_loss": kind, "block": block, "drag_rate": 0.05, "mask_weight": 0.1}
+    config = {"motion_loss": kind, "block": block, "drag_lr": 0.05, "mask_weight": 0.1}
     config |= {"motion_reference": reference, "motion_step": length}
     made = run(fake, latent, handles, targets, mask=mask, grid=grid, drag_steps=6, **config)
     wanted, paths, losses, _ = slow_drag(
@@ -433,7 +433,7 @@ def test_steps_equal_a_hand_computation(
 
 def test_the_first_step_is_the_rate_along_the_sign_of_the_gradient() -> None:
     fake, latent = Linear(), random(1, 4, 6, 6)
-    config = EditConfig(drag_rate=0.01)
+    config = EditConfig(drag_lr=0.01)
     made = run(fake, latent, [(2, 2)], [(5, 5)], drag_steps=1)
     *_, gradients = slow_drag(fake.look(3, (6, 6)), latent, [(2, 2)], [(5, 5)], None, config, 1)
     wanted = -0.01 * gradients[0] / (gradients[0].abs() + 1e-8)
