@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(f"stopped: {str(stop) or 'nothing was finished'}", 130)
     except FloatingPointError as error:
         half = asked is not None and asked.dtype in ("float16", "bfloat16")
-        return fail(f"{error}: try {'--dtype float32' if half else 'a smaller --drag-lr or --lora-rate'}")
+        return fail(f"{error}: try {'--dtype float32' if half else 'a smaller --drag-lr or --lora-lr'}")
     except OSError as error:
         named = error.filename and error.strerror
         return fail(f"{error.filename}: {error.strerror}" if named else str(error))

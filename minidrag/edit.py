@@ -131,7 +131,7 @@ def fit_lora(
             targets=config.lora_targets,
             steps=config.lora_steps,
             batch=config.lora_batch,
-            rate=config.lora_rate,
+            rate=config.lora_lr,
             seed=seed,
             on_step=on_step,
         )

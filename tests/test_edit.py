@@ -33,7 +33,7 @@ from minidrag.weights.model import Model, load_model
 
 SIZE = (131, 97)  # of the picture that most tests edit: two odd numbers, 44 x 32 for the model, 22 x 16 cells
 QUICK = EditConfig(
-    steps=10, inversion_steps=7, drag_steps=3, lora_rank=2, lora_steps=2, lora_batch=1, lora_rate=1e-2, size=32
+    steps=10, inversion_steps=7, drag_steps=3, lora_rank=2, lora_steps=2, lora_batch=1, lora_lr=1e-2, size=32
 )
 PAIR: dict[str, Any] = {"handles": [(40, 50)], "targets": [(90, 30)]}
 STAGES = ("LoRA", "inversion", "drag", "denoising")
@@ -371,7 +371,7 @@ PAPER = {
     "lora_targets": "qkv",
     "lora_steps": 80,
     "lora_batch": 4,
-    "lora_rate": 5e-4,
+    "lora_lr": 5e-4,
     "control_from": 0,
     "control_blocks": 3,
     "size": None,
