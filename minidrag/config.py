@@ -20,7 +20,7 @@ BOUNDS = {  # the least and the most that a number may be
     "lora_steps": (0, MOST),
     "lora_batch": (1, 1000),  # the system ends a process that asks for far too much memory
     "lora_lr": (0, MOST),
-    "control_from": (0, MOST),
+    "control_start": (0, MOST),
     "control_blocks": (0, 4),
     "size": (8, MOST),
 }
@@ -52,7 +52,7 @@ class EditConfig:
     lora_steps: int = 80  # (section 4)
     lora_batch: int = 4  # (section 4)
     lora_lr: float = 5e-4  # AdamW's (section 4)
-    control_from: int = 0  # denoising step from which on the original's keys and values are read (4.1: all)
+    control_start: int = 0  # denoising step from which on the original's keys and values are read (4.1: all)
     control_blocks: int = 2  # last up blocks in which they are (code); paper: in all three with attention
     size: int | None = None  # shorter side to work at; None: what the model was trained on, SD 1.5: 512
     keep_outside: bool = True  # the original's own pixels outside the mask; not part of the paper

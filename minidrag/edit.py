@@ -85,7 +85,7 @@ def drag_edit(
             with stage("drag", config.drag_steps, seconds, on_stage) as on_step:
                 drag = optimise(unet, schedule, path[-1], text, starts, ends, cells, grid, config, on_step)
             with stage("denoising", taken, seconds, on_stage) as on_step:
-                pair, control = [path[-1], drag.latent], (config.control_from, config.control_blocks)
+                pair, control = [path[-1], drag.latent], (config.control_start, config.control_blocks)
                 pair = denoise(unet, schedule, pair, text, config.steps, taken, *control, on_step)
     reconstruction, raw = (images.resize(decode(model, latent), picture.size) for latent in pair)
     return Edit(

@@ -221,7 +221,7 @@ def test_without_a_mask_or_unless_wanted_the_picture_is_the_raw_one(model: Model
 
 
 def test_an_edit_is_its_stages_one_after_the_other(model: Model) -> None:
-    config, mask, prompt = replace(QUICK, control_from=2), box(SIZE, 24, 16, 72, 60), "a blue house"
+    config, mask, prompt = replace(QUICK, control_start=2), box(SIZE, 24, 16, 72, 60), "a blue house"
     made = run(model, config, mask=mask, prompt=prompt, seed=3)
     clean, _ = edit.encode(model, picture(), config)
     trained = fit_lora(model, picture(), prompt, config, 3)
@@ -372,7 +372,7 @@ PAPER = {
     "lora_steps": 80,
     "lora_batch": 4,
     "lora_lr": 5e-4,
-    "control_from": 0,
+    "control_start": 0,
     "control_blocks": 3,
     "size": None,
     "keep_outside": False,
@@ -559,7 +559,7 @@ def test_the_finer_the_steps_the_nearer_inversion_and_denoising_come_to_the_pict
 
 
 def test_control_reaches_the_edit_and_not_the_reconstruction(model: Model) -> None:
-    always, late, never = (run(model, replace(QUICK, control_from=step)) for step in (0, 6, 7))
+    always, late, never = (run(model, replace(QUICK, control_start=step)) for step in (0, 6, 7))
     assert torch.equal(always.dragged, never.dragged)
     assert always.reconstruction.tobytes() == late.reconstruction.tobytes() == never.reconstruction.tobytes()
     assert len({always.raw.tobytes(), late.raw.tobytes(), never.raw.tobytes()}) == 3
@@ -654,7 +654,7 @@ def test_reference_latent_control_keeps_what_the_mask_keeps(trained: Model, move
         with stages.wearing(trained, move.edit.lora, LEARNED):
             pair = [move.edit.inverted, move.edit.dragged]
             text, steps, taken = trained.encode_text(caption(move.scene)), LEARNED.steps, LEARNED.inversion_steps
-            *_, free = denoise(trained.unet, trained.schedule, pair, text, steps, taken, control_from=taken)
+            *_, free = denoise(trained.unet, trained.schedule, pair, text, steps, taken, control_start=taken)
         ratios.append(outside(move, move.edit.raw) / outside(move, edit.decode(trained, free)))
     assert median(ratios) <= MOST_CHANGED
 

@@ -54,6 +54,7 @@ EXTRAS = {"sha256": dict, "versions": dict, "result": dict, "scene": dict}  # ke
 
 RENAMED = {  # settings in a run.json of version 0.1
     "edited_step": "inversion_steps",
+    "control_from": "control_start",
     "lora_rate": "lora_lr",
     "drag_rate": "drag_lr",
 }
@@ -75,7 +76,7 @@ HELP = {  # every field of EditConfig
     "lora_steps": "training steps: fewer are faster and keep the picture less well",
     "lora_batch": "samples in a step: fewer need less memory",
     "lora_lr": "its learning rate",
-    "control_from": "denoising step from which on the edit looks at the original's keys and values",
+    "control_start": "denoising step from which on the edit looks at the original's keys and values",
     "control_blocks": "in how many of the UNet's up blocks it does, counted from the last",
     "size": "shorter side that the model works at, in pixels (default: what it was trained on)",
     "keep_outside": "keep the original's own pixels outside the mask",

@@ -125,14 +125,14 @@ def denoise(
     text: Tensor,
     steps: int,
     count: int,
-    control_from: int = 0,
+    control_start: int = 0,
     control_blocks: int = 2,
     on_step: OnStep | None = None,
 ) -> list[Tensor]:
     """Takes the last `count` of `steps` denoising steps with one latent, or with an original and its edits.
 
     latents: the original first, each (B, 4, H, W) and at the level where the first step taken starts.
-    From step `control_from` of those taken on, counted from 0, the edits' self-attention in the last
+    From step `control_start` of those taken on, counted from 0, the edits' self-attention in the last
     `control_blocks` up blocks reads the original's keys and values in place of their own (paper section 3.4,
     reference-latent-control).
     Returns the finished latents in the order given; `on_step` is shown the last of them.
@@ -143,7 +143,7 @@ def denoise(
         for i, latent in enumerate(latents):
             noise, _, keys_values = unet(latent, time, text, given)
             latents[i] = schedule.move(latent, noise, time, below)
-            if i == 0 and done >= control_from:
+            if i == 0 and done >= control_start:
                 given = keys_values[len(keys_values) - control_blocks :]
         if on_step:
             on_step(done + 1, latents[-1])

@@ -235,7 +235,7 @@ def test_edits_read_the_original_keys_and_values_of_the_last_blocks(blocks: int)
     recorder = Recorder()
     original, edit, other = latents(1), latents(1, seed=1), latents(1, seed=2)
     given = [original, edit, other]
-    denoise(recorder, SCHEDULE, given, TEXT, 50, 35, control_from=10, control_blocks=blocks)
+    denoise(recorder, SCHEDULE, given, TEXT, 50, 35, control_start=10, control_blocks=blocks)
     assert given[0] is original and len(given) == 3  # the caller's list is left alone
     steps = [recorder.calls[i : i + 3] for i in range(0, 105, 3)]
     for done, (first, *edits) in enumerate(steps):
@@ -254,11 +254,11 @@ def test_reference_latent_control_against_a_hand_loop(blocks: int, compare: Comp
         edit_noise, _, _ = fake(want_edit, time, TEXT, keys_values[3 - blocks :] if step >= 4 else None)
         want_original = SCHEDULE.move(want_original, noise, time, time - 20)
         want_edit = SCHEDULE.move(want_edit, edit_noise, time, time - 20)
-    got = denoise(fake, SCHEDULE, [original, edit], TEXT, 50, 35, control_from=4, control_blocks=blocks)
+    got = denoise(fake, SCHEDULE, [original, edit], TEXT, 50, 35, control_start=4, control_blocks=blocks)
     compare("reference-latent-control, original", got[0], want_original)
     compare("reference-latent-control, edit", got[1], want_edit)
     alone = [denoise(fake, SCHEDULE, [latent], TEXT, 50, 35)[0] for latent in (original, edit)]
-    off = denoise(fake, SCHEDULE, [original, edit], TEXT, 50, 35, control_from=35)
+    off = denoise(fake, SCHEDULE, [original, edit], TEXT, 50, 35, control_start=35)
     assert torch.equal(got[0], alone[0]) and not torch.equal(got[1], alone[1])
     assert torch.equal(off[0], alone[0]) and torch.equal(off[1], alone[1])
 
