@@ -1,7 +1,7 @@
 """The constants of an edit, each with where it comes from.
 
 The defaults differ from the paper's in four fields: motion_loss, which measuring decided, lora_targets,
-control_blocks and keep_outside. "Paper" is arXiv 2306.14435; "code" is its authors' program.
+control_blocks and keep_background. "Paper" is arXiv 2306.14435; "code" is its authors' program.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class EditConfig:
     control_start: int = 0  # denoising step from which on the original's keys and values are read (4.1: all)
     control_blocks: int = 2  # last up blocks in which they are (code); paper: in all three with attention
     size: int | None = None  # shorter side to work at; None: what the model was trained on, SD 1.5: 512
-    keep_outside: bool = True  # the original's own pixels outside the mask; not part of the paper
+    keep_background: bool = True  # the original's own pixels outside the mask; not part of the paper
     checkpointing: bool = False  # less memory for more time; not part of the paper
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class EditConfig:
             motion_loss="sum",  # (eq. 3)
             lora_targets="qkv",  # (section 4.1); the course notes that this project began from say qk
             control_blocks=3,  # all up blocks that have attention (section 4.1)
-            keep_outside=False,  # the paper pastes nothing
+            keep_background=False,  # the paper pastes nothing
         )
 
     @classmethod
@@ -88,7 +88,7 @@ class EditConfig:
         """What the authors' program does."""
         return cls(
             lora_targets="qkvo",  # value and output projections as well
-            keep_outside=False,  # shows what comes out of the decoder
+            keep_background=False,  # shows what comes out of the decoder
         )
 
     @classmethod

@@ -89,7 +89,7 @@ def drag_edit(
                 pair = denoise(unet, schedule, pair, text, config.steps, taken, *control, on_step)
     reconstruction, raw = (images.resize(decode(model, latent), picture.size) for latent in pair)
     return Edit(
-        picture=paste(raw, picture, mask) if mask is not None and config.keep_outside else raw,
+        picture=paste(raw, picture, mask) if mask is not None and config.keep_background else raw,
         raw=raw,
         reconstruction=reconstruction,
         paths=[images.to_pixels(path, picture.size, grid) for path in drag.paths],

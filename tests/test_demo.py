@@ -180,12 +180,12 @@ def test_a_run_repeats_byte_for_byte(
 
 def test_options_change_a_run_that_is_repeated(start: Callable[..., int]) -> None:
     assert start("photo.png", *DRAG, "--mask", "mask.png", "--out", "first") == 0
-    options = ["--drag", "35,40:40,45", "--mask", "none", "--drag-steps", "1", "--no-keep-outside"]
+    options = ["--drag", "35,40:40,45", "--mask", "none", "--drag-steps", "1", "--no-keep-background"]
     assert demo.main(["--from", "first/run.json", *options, "--prompt", "a ball", "--out", "second"]) == 0
     before, after = (json.loads(Path(name, "run.json").read_text()) for name in ("first", "second"))
     assert after["mask"] is None and after["prompt"] == "a ball"
     assert after["drags"] == [{"handle": [35, 40], "target": [40, 45]}]
-    assert after["config"] == before["config"] | {"drag_steps": 1, "keep_outside": False}
+    assert after["config"] == before["config"] | {"drag_steps": 1, "keep_background": False}
 
 
 def test_without_a_photo_it_takes_what_comes_along(start: Callable[..., int]) -> None:
@@ -417,7 +417,7 @@ def bad_files(place: Path) -> None:
         "none": '{"drags": []}',
         "setting": '{"picture": "photo.png", "config": {"drag_step": 3}}',
         "value": '{"picture": "photo.png", "config": {"drag_steps": 2.5}}',
-        "truth": '{"picture": "photo.png", "config": {"keep_outside": 1}}',
+        "truth": '{"picture": "photo.png", "config": {"keep_background": 1}}',
         "gone": '{"picture": "gone.png", "drags": [{"handle": [1, 2], "target": [3, 4]}]}',
         "no picture": '{"drags": [{"handle": [1, 2], "target": [3, 4]}]}',
     }
@@ -483,7 +483,7 @@ BAD = {  # options -> words of the complaint
     "json flag": (["--from", "flag.json"], "seed cannot be true"),
     "json setting": (["--from", "setting.json"], "drag_step is no setting"),
     "json value": (["--from", "value.json"], "drag_steps cannot be 2.5"),
-    "json truth": (["--from", "truth.json"], "keep_outside cannot be 1"),
+    "json truth": (["--from", "truth.json"], "keep_background cannot be 1"),
     "json picture gone": (["--from", "gone.json"], "gone.png"),
     "json without picture": (["--from", "no picture.json"], "names no picture"),
     "points uneven": (["photo.png", "--points", "uneven.json"], "is no drag"),

@@ -212,7 +212,7 @@ def test_a_mask_that_reaches_the_border_of_the_picture_has_no_seam_there(model: 
 
 
 def test_without_a_mask_or_unless_wanted_the_picture_is_the_raw_one(model: Model) -> None:
-    free, bare = run(model), run(model, replace(QUICK, keep_outside=False), mask=box(SIZE, 24, 16, 72, 60))
+    free, bare = run(model), run(model, replace(QUICK, keep_background=False), mask=box(SIZE, 24, 16, 72, 60))
     for made in (free, bare):
         assert made.picture.tobytes() == made.raw.tobytes() != picture().tobytes()
 
@@ -375,11 +375,11 @@ PAPER = {
     "control_start": 0,
     "control_blocks": 3,
     "size": None,
-    "keep_outside": False,
+    "keep_background": False,
     "checkpointing": False,
 }
-OURS = PAPER | {"motion_loss": "mean", "lora_targets": "qk", "control_blocks": 2, "keep_outside": True}
-OFFICIAL = OURS | {"lora_targets": "qkvo", "keep_outside": False}
+OURS = PAPER | {"motion_loss": "mean", "lora_targets": "qk", "control_blocks": 2, "keep_background": True}
+OFFICIAL = OURS | {"lora_targets": "qkvo", "keep_background": False}
 THOROUGH = OURS | {"drag_steps": 160, "motion_step": 2.0, "motion_reference": "start"}
 
 

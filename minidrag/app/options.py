@@ -54,6 +54,7 @@ EXTRAS = {"sha256": dict, "versions": dict, "result": dict, "scene": dict}  # ke
 
 RENAMED = {  # settings in a run.json of version 0.1
     "edited_step": "inversion_steps",
+    "keep_outside": "keep_background",
     "control_from": "control_start",
     "lora_rate": "lora_lr",
     "drag_rate": "drag_lr",
@@ -79,7 +80,7 @@ HELP = {  # every field of EditConfig
     "control_start": "denoising step from which on the edit looks at the original's keys and values",
     "control_blocks": "in how many of the UNet's up blocks it does, counted from the last",
     "size": "shorter side that the model works at, in pixels (default: what it was trained on)",
-    "keep_outside": "keep the original's own pixels outside the mask",
+    "keep_background": "keep the original's own pixels outside the mask",
     "checkpointing": "need less memory and more time",
 }
 

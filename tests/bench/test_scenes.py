@@ -379,7 +379,7 @@ def test_settings_from_the_command_line() -> None:
     )
     assert (config.lora_steps, config.mask_weight, config.lora_targets) == (40, 0.5, "qkv")
     assert config.motion_loss == EditConfig.official().motion_loss
-    assert config.keep_outside == EditConfig.official().keep_outside
+    assert config.keep_background == EditConfig.official().keep_background
     assert harness.read_config(arguments("--config", "paper")) == EditConfig.paper()
     assert harness.read_config(arguments()) == EditConfig()
     for wrong in ("lora_stepps=3", "lora_steps=many", "lora_steps"):
