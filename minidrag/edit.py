@@ -15,7 +15,7 @@ from minidrag.method import lora
 from minidrag.method.ddim import denoise, invert
 from minidrag.method.drag import Point, optimise
 from minidrag.method.lora import LoRA
-from minidrag.stages import OnStage, checkpointing, must_be_finite, set_aside, stage, wearing
+from minidrag.stages import OnStage, checkpointing, must_be_finite, only_unet_on_device, stage, lora_attached
 from minidrag.weights.model import Model
 
 
@@ -77,9 +77,9 @@ def drag_edit(
     starts = [snap(point, grid) for point in images.to_grid(handles, picture.size, grid)]
     ends = images.to_grid(targets, picture.size, grid)
     cells = None if mask is None else images.mask_to_grid(mask.float(), (rows, columns)).to(clean)
-    with wearing(model, trained, config):
+    with lora_attached(model, trained, config):
         text = model.encode_text(prompt)
-        with set_aside(model):
+        with only_unet_on_device(model):
             with stage("inversion", taken, seconds, on_stage) as on_step:
                 path = invert(unet, schedule, clean, text, config.steps, taken, on_step)
             with stage("drag", config.drag_steps, seconds, on_stage) as on_step:
@@ -120,7 +120,7 @@ def fit_lora(
     mean, std = encode(model, picture, config)
     text = model.encode_text(prompt)
     recomputing = checkpointing(model.unet, config.checkpointing)
-    with stage("LoRA", config.lora_steps, {}, on_stage) as on_step, set_aside(model), recomputing:
+    with stage("LoRA", config.lora_steps, {}, on_stage) as on_step, only_unet_on_device(model), recomputing:
         trained = lora.fit(
             model.unet,
             model.schedule,

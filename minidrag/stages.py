@@ -18,7 +18,7 @@ OnStage = Callable[[str, int, int], None]  # called with a stage's name, its ste
 
 
 @contextmanager
-def wearing(model: Model, trained: LoRA, config: EditConfig) -> Iterator[None]:
+def lora_attached(model: Model, trained: LoRA, config: EditConfig) -> Iterator[None]:
     """Within it the model wears the LoRA, and its UNet saves memory if so configured."""
     lora.attach(model.unet, trained, model.text_encoder)
     try:
@@ -40,7 +40,7 @@ def checkpointing(unet: UNet, wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def set_aside(model: Model) -> Iterator[None]:
+def only_unet_on_device(model: Model) -> Iterator[None]:
     """Within it only the UNet is on the device: the other networks would fill its memory for nothing."""
     networks, device = (model.vae, model.text_encoder), model.device
     for network in networks:

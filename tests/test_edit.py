@@ -28,7 +28,7 @@ from minidrag.networks.vae import VAE, VAEConfig
 from minidrag.tiny import folder, vocabulary
 from minidrag.tiny.scenes import Drag as Truth
 from minidrag.tiny.scenes import Scene, caption, drags, random_scene, render
-from minidrag.weights.lora_file import Factors, LoRA, wearers
+from minidrag.weights.lora_file import Factors, LoRA, target_layers
 from minidrag.weights.model import Model, load_model
 
 SIZE = (131, 97)  # of the picture that most tests edit: two odd numbers, 44 x 32 for the model, 22 x 16 cells
@@ -304,7 +304,7 @@ def test_a_given_lora_is_worn_and_none_is_trained(model: Model) -> None:
 
 def test_a_given_lora_may_be_for_the_text_encoder_too(model: Model) -> None:
     path = "text_model.encoder.layers.0.self_attn.q_proj"
-    out, inside = wearers(model.text_encoder)[path].weight.shape
+    out, inside = target_layers(model.text_encoder)[path].weight.shape
     told = LoRA({}, {path: Factors(torch.ones(1, inside), torch.ones(out, 1), 1)})
     assert not torch.equal(run(model, trained=told).inverted, run(model, trained=LoRA({}, {})).inverted)
 
@@ -323,7 +323,7 @@ def test_an_interruption_leaves_the_model_as_it_was(
 ) -> None:
     def stop(stage: str, done: int, total: int) -> None:
         if (stage, done) == (name, 2):
-            assert lora.worn(model.unet)
+            assert lora.lora_layers(model.unet)
             raise interruption
 
     before = state(model)
@@ -349,7 +349,7 @@ def test_a_model_that_wears_a_lora_is_refused_and_keeps_it(shared: Model) -> Non
     for trained in (None, LoRA({}, {})):
         with pytest.raises(ValueError, match="wears a LoRA already"):
             run(mine, trained=trained)
-        assert same_state(state(mine), before) and lora.worn(mine.unet)
+        assert same_state(state(mine), before) and lora.lora_layers(mine.unet)
 
 
 # Constants.
@@ -632,7 +632,7 @@ def test_training_a_lora_lowers_the_error_about_its_picture(trained: Model, move
         drawn = lora.draw(trained.schedule, *told, 32, parts)
         text, errors = trained.encode_text(caption(move.scene)), []
         for worn in (LoRA({}, {}), move.edit.lora):
-            with stages.wearing(trained, worn, LEARNED), torch.no_grad():
+            with stages.lora_attached(trained, worn, LEARNED), torch.no_grad():
                 errors.append(lora.noise_loss(trained.unet, trained.schedule, *drawn, text).item())
         ratios.append(errors[1] / errors[0])
     assert median(ratios) <= MOST_ERROR and max(ratios) < 1
@@ -651,7 +651,7 @@ def test_inversion_then_denoising_returns_the_picture(trained: Model, moves: lis
 def test_reference_latent_control_keeps_what_the_mask_keeps(trained: Model, moves: list[Move]) -> None:
     ratios = []
     for move in moves:
-        with stages.wearing(trained, move.edit.lora, LEARNED):
+        with stages.lora_attached(trained, move.edit.lora, LEARNED):
             pair = [move.edit.inverted, move.edit.dragged]
             text, steps, taken = trained.encode_text(caption(move.scene)), LEARNED.steps, LEARNED.inversion_steps
             *_, free = denoise(trained.unet, trained.schedule, pair, text, steps, taken, control_start=taken)

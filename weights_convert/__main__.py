@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     elif options.command == "half":
         to_half(options.source, options.out)
     elif options.command == "lora":
-        tensors = lora_file.spell(read_lora(options.source), options.to)
+        tensors = lora_file.to_keys(read_lora(options.source), options.to)
         with written_whole(options.out) as file:
             save(tensors, file)
     print(f"{options.out} written")

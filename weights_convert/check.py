@@ -17,7 +17,7 @@ from minidrag.networks.tokenizer import Tokenizer, read_json
 from minidrag.weights import lora_file
 from minidrag.weights import model as weights
 from minidrag.weights.checkpoint import NAMES, NETWORKS, PICKLES, find_part, read_shapes
-from minidrag.weights.keys import TEXT, UNET, VAE, average_name, within
+from minidrag.weights.keys import TEXT, UNET, VAE, average_key, within
 
 PREFIXES = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
 OFFICIAL = {  # bytes of the files of stable-diffusion-v1-5/stable-diffusion-v1-5, and of a few others
@@ -121,7 +121,7 @@ def network(name: str, header: Header) -> Iterator[str]:
     if name == "text_encoder":
         yield from text_quirks(keys, header)
     if name == "unet":
-        average = {average_name(key) for key in keys}
+        average = {average_key(key) for key in keys}
         if there := average & header.shapes.keys():
             used = "which is used" if there == average else "not whole and not used"
             yield f"a second UNet, the average (EMA), {used}"

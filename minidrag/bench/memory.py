@@ -115,11 +115,11 @@ class Stages:
         with checkpointing(unet, self.config.checkpointing):
             noise, features, _ = unet(edited, 681, text)
             map_ = interpolate(features[self.config.block - 1].float(), size=grid, mode="bilinear")[0]
-            lower = schedule.move(edited, noise, 681, 661)
+            lower = schedule.step(edited, noise, 681, 661)
             handles, targets = [(middle, middle)], [(middle, 0.0)]
             kept = (torch.zeros_like(map_), handles) if self.config.motion_reference == "start" else None
             loss = drag.motion(map_, handles, targets, self.config, kept)
-            loss = loss + drag.change_outside(lower, lower.detach(), torch.zeros(edited.shape[2:]))
+            loss = loss + drag.background_loss(lower, lower.detach(), torch.zeros(edited.shape[2:]))
             (edited.grad,) = torch.autograd.grad(loss, edited)
         torch.optim.Adam([edited]).step()
 

@@ -70,7 +70,7 @@ class Schedule:
         """The index at which each denoising step asks the UNet, noisiest first."""
         return [time for time, _ in self.pairs(steps)]
 
-    def move(self, latent: Tensor, noise: Tensor, start: int, end: int) -> Tensor:
+    def step(self, latent: Tensor, noise: Tensor, start: int, end: int) -> Tensor:
         """Brings a latent from one noise level to another, up or down (DDIM eq. 12 with sigma = 0).
 
             x_end = sqrt(a_end) (x_start - sqrt(1 - a_start) eps) / sqrt(a_start) + sqrt(1 - a_end) eps
@@ -111,7 +111,7 @@ def invert(
     path = [latent]
     for time, below in reversed(last(schedule.pairs(steps), count)):
         noise, _, _ = unet(path[-1], time, text)
-        path.append(schedule.move(path[-1], noise, below, time))
+        path.append(schedule.step(path[-1], noise, below, time))
         if on_step:
             on_step(len(path) - 1, path[-1])
     return path
@@ -142,7 +142,7 @@ def denoise(
         given = None
         for i, latent in enumerate(latents):
             noise, _, keys_values = unet(latent, time, text, given)
-            latents[i] = schedule.move(latent, noise, time, below)
+            latents[i] = schedule.step(latent, noise, time, below)
             if i == 0 and done >= control_start:
                 given = keys_values[len(keys_values) - control_blocks :]
         if on_step:

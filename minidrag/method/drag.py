@@ -62,9 +62,9 @@ def optimise(
 
     def look() -> tuple[Tensor, Tensor]:
         noise, features, _ = unet(edited, time, text)
-        clean.append(schedule.move(edited.detach(), noise.detach(), time, -1))
+        clean.append(schedule.step(edited.detach(), noise.detach(), time, -1))
         map_ = interpolate(features[config.block - 1].to(edited.dtype), size=grid, mode="bilinear")[0]
-        return map_, schedule.move(edited, noise, time, below)  # (C, rows, columns), (1, 4, H, W)
+        return map_, schedule.step(edited, noise, time, below)  # (C, rows, columns), (1, 4, H, W)
 
     for step in range(config.drag_steps + 1):
         features, lower = look()
@@ -84,7 +84,7 @@ def optimise(
             break
         loss = motion(features, handles, targets, config, original)
         if mask is not None:
-            loss = loss + config.mask_weight * change_outside(lower, original_lower, mask)
+            loss = loss + config.mask_weight * background_loss(lower, original_lower, mask)
         (edited.grad,) = torch.autograd.grad(loss, edited)
         if not (loss.isfinite() and edited.grad.isfinite().all()):
             raise FloatingPointError(f"drag: the loss or its gradient is not finite in step {step + 1}")
@@ -129,7 +129,7 @@ def motion(
     return total
 
 
-def change_outside(lower: Tensor, original: Tensor, mask: Tensor) -> Tensor:
+def background_loss(lower: Tensor, original: Tensor, mask: Tensor) -> Tensor:
     """How much the latent one DDIM step further down differs where nothing may change (paper eq. 3).
 
         || (z_{t-1} - sg(z^0_{t-1})) (1 - M) ||_1

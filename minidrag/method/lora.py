@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685): a small trainable addition to frozen layers; wearing it and training it.
+"""LoRA (arXiv 2106.09685): a small trainable addition to frozen layers; lora_attached it and training it.
 
     W' = W + alpha / rank * up @ down
 
@@ -81,7 +81,7 @@ class LoRALayer(nn.Module):
         return Factors(down, up, self.alpha)
 
 
-def wearers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+def target_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     """Every layer that a LoRA can sit on, by its path without one: under a LoRA it is called `base`."""
     layers = ((path, x) for path, x in model.named_modules() if isinstance(x, (nn.Linear, nn.Conv2d)))
     return {path.removesuffix(".base"): layer for path, layer in layers}
@@ -91,7 +91,7 @@ def check(lora: LoRA, unet: nn.Module, text_encoder: nn.Module | None) -> None:
     """Raises ValueError, naming the first few layers, where a LoRA does not fit its models."""
     parts = (("UNet", unet, lora.unet), ("text encoder", text_encoder or nn.Module(), lora.text_encoder))
     for name, model, entries in parts:
-        layers, wrong = wearers(model), []
+        layers, wrong = target_layers(model), []
         for path, (down, up, _) in entries.items():
             if path not in layers:
                 wrong.append(f"there is no {path}")
@@ -113,7 +113,7 @@ def add(unet: nn.Module, rank: int, targets: str, generator: torch.Generator) ->
     """
     if targets not in TARGETS or rank < 1:
         raise ValueError(f"no LoRA of rank {rank} on {targets!r}: rank from 1, targets {', '.join(TARGETS)}")
-    layers, entries = wearers(unet), {}
+    layers, entries = target_layers(unet), {}
     attentions = [path for path, module in unet.named_modules() if isinstance(module, Attention)]
     for path in (f"{attention}.{target}" for attention in attentions for target in TARGETS[targets]):
         out, inside = layers[path].weight.shape
@@ -129,18 +129,18 @@ def attach(unet: nn.Module, lora: LoRA, text_encoder: nn.Module | None = None) -
     included, or where the model wears one already.
     """
     models = [model for model in (unet, text_encoder) if model is not None]
-    if any(worn(model) for model in models):
+    if any(lora_layers(model) for model in models):
         raise ValueError("the model wears a LoRA already: remove it first")
     check(lora, unet, text_encoder)
     for model, entries in zip(models, (lora.unet, lora.text_encoder), strict=False):
-        layers = wearers(model)
+        layers = target_layers(model)
         for path, factors in entries.items():
             _replace(model, path, LoRALayer(layers[path], factors))
 
 
 def remove(model: nn.Module) -> None:
     """Takes the LoRA off a UNet or text encoder, merged or not: the very layers from before are back."""
-    for path, layer in worn(model).items():
+    for path, layer in lora_layers(model).items():
         _replace(model, path, layer.base)
 
 
@@ -149,19 +149,19 @@ def merge(model: nn.Module) -> None:
 
     The old weights are kept; `extract` and `remove` do what they always do.
     """
-    for layer in worn(model).values():
+    for layer in lora_layers(model).values():
         layer.merge()
 
 
 def extract(unet: nn.Module, text_encoder: nn.Module | None = None) -> LoRA:
     """Copies the LoRA that a model wears, to the CPU."""
     models = (unet, text_encoder or nn.Module())
-    return LoRA(*({path: layer.factors() for path, layer in worn(model).items()} for model in models))
+    return LoRA(*({path: layer.factors() for path, layer in lora_layers(model).items()} for model in models))
 
 
 def parameters(model: nn.Module) -> list[nn.Parameter]:
     """What of a model is the LoRA's."""
-    return [parameter for layer in worn(model).values() for parameter in (layer.down, layer.up)]
+    return [parameter for layer in lora_layers(model).values() for parameter in (layer.down, layer.up)]
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def trainable(model: nn.Module) -> Iterator[list[nn.Parameter]]:
             parameter.grad = None
 
 
-def worn(model: nn.Module) -> dict[str, LoRALayer]:
+def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
     return {path: module for path, module in model.named_modules() if isinstance(module, LoRALayer)}
 
 

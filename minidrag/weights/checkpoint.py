@@ -14,13 +14,13 @@ from torch import nn
 from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
 from minidrag.networks.unet import UNet, UNetConfig
 from minidrag.networks.vae import VAE, VAEConfig
-from minidrag.weights.keys import UNET, text_names, unet_names, vae_names
+from minidrag.weights.keys import UNET, text_keys, unet_keys, vae_keys
 
 Shapes = dict[str, tuple[int, ...]]
 
 NETWORKS = {"unet": UNet, "vae": VAE, "text_encoder": CLIPTextEncoder}
 CONFIGS = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPConfig}
-NAMES = {"unet": unet_names, "vae": vae_names, "text_encoder": text_names}
+NAMES = {"unet": unet_keys, "vae": vae_keys, "text_encoder": text_keys}
 PICKLES = {".bin", ".ckpt", ".pt", ".pth"}
 MASKED = {9: "an inpainting model", 8: "an InstructPix2Pix model"}  # by their UNet's input channels
 FOREIGN = {  # by what their tensors' names have in them

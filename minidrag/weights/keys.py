@@ -68,28 +68,28 @@ def rename(name: str, rules: Rules) -> str:
     return name
 
 
-def unet_names(keys: Collection[str]) -> dict[str, str]:
+def unet_keys(keys: Collection[str]) -> dict[str, str]:
     """A UNet; of a single-file checkpoint the running average (EMA), which samples better, where it is there.
 
     Files with both weights of the training keep the average apart, under names that have lost their dots.
     """
     plain = {rename(key.removeprefix(UNET), UNET_RULES): key for key in within(keys, UNET)}
-    average = {name: average_name(key) for name, key in plain.items()}
+    average = {name: average_key(key) for name, key in plain.items()}
     return average if set(average.values()) <= set(keys) else plain
 
 
-def average_name(key: str) -> str:
+def average_key(key: str) -> str:
     """model.diffusion_model.out.0.weight -> model_ema.diffusion_modelout0weight; there is no way back."""
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
-def vae_names(keys: Collection[str]) -> dict[str, str]:
+def vae_keys(keys: Collection[str]) -> dict[str, str]:
     """A VAE in any spelling: of a single-file checkpoint, of its own file, bare or as `vae.`, of a folder."""
     kept = [key for key in within(keys, VAE) if not key.startswith(("model_ema.", "loss."))]
     return {rename(key.removeprefix(VAE).removeprefix("vae."), VAE_RULES): key for key in kept}
 
 
-def text_names(keys: Collection[str]) -> dict[str, str]:
+def text_keys(keys: Collection[str]) -> dict[str, str]:
     """A text encoder of a single-file checkpoint or of a folder, with or without a leading `text_model.`.
 
     What else a CLIP file may hold is left out: CLIP's picture half, its projections, and position_ids, which

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from minidrag.method.lora import Factors, LoRA, check, wearers
+from minidrag.method.lora import Factors, LoRA, check, target_layers
 
 FILE_NAME = "pytorch_lora_weights.safetensors"  # where everybody looks who is given a folder
 NOTES = "minidrag"  # the only metadata key that is written: safetensors puts several in random order
@@ -45,7 +45,7 @@ def read(path: str | Path, unet: nn.Module, text_encoder: nn.Module | None) -> L
     path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
     tensors, metadata = _open(path)
     parts = {"unet": unet, "text_encoder": text_encoder or nn.Module()}
-    names = {part: {name.replace(".", "_"): name for name in wearers(model)} for part, model in parts.items()}
+    names = {part: {name.replace(".", "_"): name for name in target_layers(model)} for part, model in parts.items()}
     found: dict[str, dict[str, dict[str, Tensor]]] = {part: {} for part in parts}
     try:
         for key, tensor in tensors.items():
@@ -104,7 +104,7 @@ def _factors(name: str, roles: dict[str, Tensor], part: str, config: dict[str, A
     return Factors(roles["down"], roles["up"], roles["alpha"].item() if "alpha" in roles else alpha)
 
 
-def spell(lora: LoRA, style: str) -> dict[str, Tensor]:
+def to_keys(lora: LoRA, style: str) -> dict[str, Tensor]:
     """The tensors of a LoRA under the names of a style: peft (diffusers today), diffusers (old), kohya.
 
     Only kohya's has a place for alpha; elsewhere it is multiplied into up, and readers take it for the rank.
@@ -129,7 +129,7 @@ def write(lora: LoRA, path: str | Path, notes: Mapping[str, str] | None = None) 
     """
     part = Path(path).with_name(f"{Path(path).name}.part")
     try:
-        save_file(spell(lora, "peft"), part, {NOTES: json.dumps(dict(notes or {}), sort_keys=True)})
+        save_file(to_keys(lora, "peft"), part, {NOTES: json.dumps(dict(notes or {}), sort_keys=True)})
         os.replace(part, path)
     except SafetensorError as error:  # a full disk, among others
         raise OSError(errno.EIO, str(error), str(path)) from error

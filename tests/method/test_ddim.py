@@ -190,9 +190,9 @@ def test_invert_keeps_the_whole_path_and_the_caller_latent() -> None:
     assert all(now is step for (_, now), step in zip(seen, path[1:], strict=True))
 
 
-def test_move_carries_gradients() -> None:
+def test_step_carries_gradients() -> None:
     latent, noise = latents().requires_grad_(), latents(seed=1).requires_grad_()
-    SCHEDULE.move(latent, noise, 681, 661).sum().backward()
+    SCHEDULE.step(latent, noise, 681, 661).sum().backward()
     a, b = SCHEDULE.alpha(681).double(), SCHEDULE.alpha(661).double()
     slope = (1 - b).sqrt() - (b / a * (1 - a)).sqrt()
     assert latent.grad is not None and noise.grad is not None
@@ -200,15 +200,15 @@ def test_move_carries_gradients() -> None:
     torch.testing.assert_close(noise.grad, slope.expand_as(noise), rtol=1e-6, atol=0)
 
 
-def test_move_between_any_levels_is_one_way_for_all() -> None:
+def test_step_between_any_levels_is_one_way_for_all() -> None:
     """Up, down and in one leap or two: with the same noise the result is the same."""
     latent, noise = latents(), latents(seed=1)
-    leap = SCHEDULE.move(latent, noise, 100, 900)
-    two = SCHEDULE.move(SCHEDULE.move(latent, noise, 100, 350), noise, 350, 900)
+    leap = SCHEDULE.step(latent, noise, 100, 900)
+    two = SCHEDULE.step(SCHEDULE.step(latent, noise, 100, 350), noise, 350, 900)
     torch.testing.assert_close(leap, two, rtol=0, atol=2e-6)
-    torch.testing.assert_close(SCHEDULE.move(leap, noise, 900, 100), latent, rtol=0, atol=2e-6)
-    assert torch.equal(SCHEDULE.move(latent, noise, 21, -19), SCHEDULE.move(latent, noise, 21, 0))
-    finished = Schedule(set_alpha_to_one=True).move(latent, noise, 1, -19)
+    torch.testing.assert_close(SCHEDULE.step(leap, noise, 900, 100), latent, rtol=0, atol=2e-6)
+    assert torch.equal(SCHEDULE.step(latent, noise, 21, -19), SCHEDULE.step(latent, noise, 21, 0))
+    finished = Schedule(set_alpha_to_one=True).step(latent, noise, 1, -19)
     a = SCHEDULE.alpha(1)
     torch.testing.assert_close(finished, (latent - (1 - a).sqrt() * noise) / a.sqrt(), rtol=0, atol=0)
 
@@ -216,11 +216,11 @@ def test_move_between_any_levels_is_one_way_for_all() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_moved_in_float32(dtype: torch.dtype) -> None:
     latent, noise = latents(dtype=dtype), latents(dtype=dtype, seed=1)
-    got = SCHEDULE.move(latent, noise, 681, 661)
+    got = SCHEDULE.step(latent, noise, 681, 661)
     assert got.dtype == dtype
-    assert torch.equal(got, SCHEDULE.move(latent.float(), noise.float(), 681, 661).to(dtype))
+    assert torch.equal(got, SCHEDULE.step(latent.float(), noise.float(), 681, 661).to(dtype))
     # A float32 latent stays one beside the half-precision noise of a UNet.
-    assert SCHEDULE.move(latent.float(), noise, 681, 661).dtype == torch.float32
+    assert SCHEDULE.step(latent.float(), noise, 681, 661).dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -252,8 +252,8 @@ def test_reference_latent_control_against_a_hand_loop(blocks: int, compare: Comp
     for step, time in enumerate(range(681, 0, -20)):
         noise, _, keys_values = fake(want_original, time, TEXT)
         edit_noise, _, _ = fake(want_edit, time, TEXT, keys_values[3 - blocks :] if step >= 4 else None)
-        want_original = SCHEDULE.move(want_original, noise, time, time - 20)
-        want_edit = SCHEDULE.move(want_edit, edit_noise, time, time - 20)
+        want_original = SCHEDULE.step(want_original, noise, time, time - 20)
+        want_edit = SCHEDULE.step(want_edit, edit_noise, time, time - 20)
     got = denoise(fake, SCHEDULE, [original, edit], TEXT, 50, 35, control_start=4, control_blocks=blocks)
     compare("reference-latent-control, original", got[0], want_original)
     compare("reference-latent-control, edit", got[1], want_edit)

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from minidrag.config import EditConfig
 from minidrag.method import drag
 from minidrag.method.ddim import KeysValues, Schedule
-from minidrag.method.drag import Point, change_outside, motion, optimise, patch, sample, track
+from minidrag.method.drag import Point, background_loss, motion, optimise, patch, sample, track
 from minidrag.networks.unet import UNet, UNetConfig
 
 SCHEDULE = Schedule()
@@ -171,7 +171,7 @@ class Linear:
     def look(self, block: int, grid: tuple[int, int]) -> Look:
         """The same by hand, backwards too."""
         one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-        keep, add = SCHEDULE.move(one, zero, TIME, BELOW), SCHEDULE.move(zero, one, TIME, BELOW)
+        keep, add = SCHEDULE.step(one, zero, TIME, BELOW), SCHEDULE.step(zero, one, TIME, BELOW)
         mix, step = self.mixes[block - 1], keep * torch.eye(4, dtype=torch.float64) + add * self.noise
 
         def look(latent: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]]:
@@ -218,7 +218,7 @@ def look_at(unet: UNet, block: int, grid: tuple[int, int]) -> Look:
     def look(latent: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]]:
         latent = latent.clone().requires_grad_()
         noise, features, _ = unet(latent, TIME, TEXT)
-        lower = SCHEDULE.move(latent, noise, TIME, BELOW)
+        lower = SCHEDULE.step(latent, noise, TIME, BELOW)
         down, across = (stretching(*sizes) for sizes in zip(features[block - 1].shape[2:], grid, strict=True))
         enlarged = torch.einsum("chw,rh,sw->crs", features[block - 1][0], down, across)
 
@@ -396,13 +396,13 @@ def test_tracking_does_not_look_beyond_its_window() -> None:
 def test_the_mask_term_and_its_gradient_are_those_of_the_equation() -> None:
     lower, original = random(1, 4, 5, 6, seed=5).requires_grad_(), random(1, 4, 5, 6, seed=6)
     mask = (random(5, 6, seed=7) > 0).float()
-    found = change_outside(lower, original, mask)
+    found = background_loss(lower, original, mask)
     wanted, gradient = slow_change(lower.detach(), original, mask)
     exactly(found, wanted)
     exactly(torch.autograd.grad(found, lower)[0], gradient)
     assert 0 < mask.sum() < 30
-    assert change_outside(lower, original, torch.ones(5, 6)) == 0
-    assert change_outside(original, original, mask) == 0
+    assert background_loss(lower, original, torch.ones(5, 6)) == 0
+    assert background_loss(original, original, mask) == 0
 
 
 # Whole steps.
@@ -463,7 +463,7 @@ def test_the_foreseen_pictures_are_of_the_moments_of_the_paths() -> None:
     made = run(fake, latent, [(2, 2)], [(5, 5)], drag_steps=3)
     assert len(made.clean) == len(made.paths[0]) == 4 and len(made.losses) == 3
     for foreseen, moment in ((made.clean[0], latent), (made.clean[-1], made.latent)):
-        exactly(foreseen, SCHEDULE.move(moment, fake(moment, TIME, TEXT)[0], TIME, -1))
+        exactly(foreseen, SCHEDULE.step(moment, fake(moment, TIME, TEXT)[0], TIME, -1))
 
 
 # One iteration after the other.

@@ -32,7 +32,7 @@ from minidrag.method import lora
 from minidrag.method.ddim import Schedule
 from minidrag.method.lora import LoRALayer
 from minidrag.weights import lora_file
-from minidrag.weights.lora_file import FILE_NAME, Factors, LoRA, wearers
+from minidrag.weights.lora_file import FILE_NAME, Factors, LoRA, target_layers
 
 TINY = SD15_UNET | {
     "attention_head_dim": 2,
@@ -86,7 +86,7 @@ def made_up(
 ) -> dict[str, Factors]:
     """Random factors, of two ranks, for all layers of a model whose paths end in one of `names`."""
     generator, entries = torch.Generator().manual_seed(seed), {}
-    for path, layer in wearers(model).items():
+    for path, layer in target_layers(model).items():
         if path.endswith(names):
             out, inside, *size = layer.weight.shape
             rank = 3 if path.endswith("to_k") else 4
@@ -157,7 +157,7 @@ def test_files_of_every_spelling_equal_diffusers(
     save_file(spelled(entries, spelling), tmp_path / FILE_NAME)
     lora.attach(models.unet, lora_file.read(tmp_path, models.unet, models.text_encoder))
     ours, plain = outputs(models)[0], reference_outputs(models)[0]
-    assert len(lora.worn(models.unet)) == 128
+    assert len(lora.lora_layers(models.unet)) == 128
     compare(f"LoRA, {spelling}: merged", ours, merged_outputs(models, entries))
     if spelling in BY_DIFFUSERS:
         models.pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)
@@ -205,7 +205,7 @@ def test_text_encoder_spellings_of_diffusers(
             ] = tensor
     save_file(tensors, tmp_path / FILE_NAME)
     lora.attach(models.unet, lora_file.read(tmp_path, models.unet, models.text_encoder), models.text_encoder)
-    assert len(lora.worn(models.text_encoder)) == 12
+    assert len(lora.lora_layers(models.text_encoder)) == 12
     models.pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)
     for name, ours, theirs in zip(("UNet", "text"), outputs(models), reference_outputs(models), strict=True):
         compare(f"LoRA, diffusers' text encoder spellings: {name}", ours, theirs)
@@ -236,14 +236,14 @@ def test_alpha_that_only_peft_metadata_tell(
 
 def test_layer_names_of_stable_diffusion_stay_apart_without_their_dots() -> None:
     for model in (our_unet(SD15_UNET), our_text(SD15_TEXT)):
-        paths = list(wearers(model))
+        paths = list(target_layers(model))
         assert len({path.replace(".", "_") for path in paths}) == len(paths)
 
 
 def test_kohya_default_file_for_stable_diffusion_has_264_modules() -> None:
     unet, text_encoder = our_unet(SD15_UNET), our_text(SD15_TEXT)
-    assert sum(path.endswith(DEFAULT_KOHYA) for path in wearers(unet)) == 192
-    assert sum(path.endswith(("_proj", "fc1", "fc2")) for path in wearers(text_encoder)) == 72
+    assert sum(path.endswith(DEFAULT_KOHYA) for path in target_layers(unet)) == 192
+    assert sum(path.endswith(("_proj", "fc1", "fc2")) for path in target_layers(text_encoder)) == 72
 
 
 # ---- what is written -------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_a_trained_lora_loads_in_diffusers_with_the_same_numbers(
 @pytest.mark.parametrize("style", ["peft", "diffusers", "kohya"])
 def test_styles_come_back_as_what_they_were(style: str, models: Models, tmp_path: Path) -> None:
     made = LoRA(made_up(models.unet, LOCON, 12), made_up(models.text_encoder, ("_proj", "fc2"), 13))
-    save_file(lora_file.spell(made, style), tmp_path / "lora.safetensors")
+    save_file(lora_file.to_keys(made, style), tmp_path / "lora.safetensors")
     found = lora_file.read(tmp_path / "lora.safetensors", models.unet, models.text_encoder)
     for before, after in ((made.unet, found.unet), (made.text_encoder, found.text_encoder)):
         assert before.keys() == after.keys()
@@ -293,7 +293,7 @@ def test_the_same_lora_makes_the_same_bytes_and_keeps_its_notes(tmp_path: Path) 
         lora_file.write(made, tmp_path / name, dict(reversed(notes.items())) if name == "c" else notes)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
     assert lora_file.read_notes(tmp_path / "a") == notes
-    save_file(lora_file.spell(made, "kohya"), tmp_path / "other")
+    save_file(lora_file.to_keys(made, "kohya"), tmp_path / "other")
     assert lora_file.read_notes(tmp_path / "other") == {}
 
 
@@ -403,7 +403,7 @@ def test_an_untrained_lora_changes_nothing_and_leaves_no_trace(
     modules, state = list(models.unet.named_modules()), models.unet.state_dict()
     before = outputs(models)[0]
     lora.add(models.unet, 4, targets, torch.Generator().manual_seed(0))
-    layers = lora.worn(models.unet)
+    layers = lora.lora_layers(models.unet)
     assert len(layers) == count and all(".attn" in path for path in layers)
     assert torch.equal(outputs(models)[0], before)
     lora.merge(models.unet)
@@ -425,7 +425,7 @@ def test_the_official_size() -> None:
 def test_initial_values() -> None:
     unet = tiny(torch.float16)
     lora.add(unet, 32, "qkvo", torch.Generator().manual_seed(0))
-    layers = lora.worn(unet).values()
+    layers = lora.lora_layers(unet).values()
     down = torch.cat([layer.down.flatten() for layer in layers])
     assert len(down) > 30_000 and down.dtype == torch.float32
     assert abs(down.mean().item()) < 4 / 32 / len(down) ** 0.5
@@ -500,7 +500,7 @@ def test_training_equals_peft_step_for_step(compare: Callable) -> None:
     generator = torch.Generator().manual_seed(7)
     lora.add(unet, RECIPE["rank"], RECIPE["targets"], generator)
     reference.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=list(ATTENTION)), "made")
-    for path, layer in lora.worn(unet).items():
+    for path, layer in lora.lora_layers(unet).items():
         wrapped = reference.get_submodule(path)
         wrapped.lora_A["made"].weight.data = layer.down.detach().clone()
         wrapped.lora_B["made"].weight.data = layer.up.detach().clone()
@@ -570,7 +570,7 @@ def test_training_lowers_the_loss_and_touches_nothing_else() -> None:
         asking = [name for name, parameter in unet.named_parameters() if parameter.requires_grad]
         holding = [name for name, parameter in unet.named_parameters() if parameter.grad is not None]
         assert asking == holding and all(name.endswith((".down", ".up")) for name in asking)
-        assert len(asking) == 2 * len(lora.worn(unet))
+        assert len(asking) == 2 * len(lora.lora_layers(unet))
         seen.append((step, value))
 
     untrained, seen = loss(), []

@@ -20,7 +20,7 @@ from transformers import CLIPTextModel
 from minidrag.networks.vae import VAEConfig
 from minidrag.weights import model as weights
 from minidrag.weights.checkpoint import find_part
-from minidrag.weights.keys import text_names, unet_names, vae_names
+from minidrag.weights.keys import text_keys, unet_keys, vae_keys
 from minidrag.weights.model import Model, load_model
 
 TEXT_PREFIX = "cond_stage_model.transformer.text_model."
@@ -357,19 +357,19 @@ def test_full_size_names_and_shapes_in_every_spelling() -> None:
     for prefix in (TEXT_PREFIX, "cond_stage_model.transformer."):
         checkpoint = full_size(prefix)
         assert len(checkpoint) == 1145
-        for name, rule in {"unet": unet_names, "vae": vae_names, "text_encoder": text_names}.items():
+        for name, rule in {"unet": unet_keys, "vae": vae_keys, "text_encoder": text_keys}.items():
             wanted, found = checkpoints.listed(name), rule(checkpoint)
             assert found.keys() == wanted.keys()
             for ours, key in found.items():
                 shape = list(checkpoint[key].shape)
                 assert shape == wanted[ours] or shape == [*wanted[ours], 1, 1]
-    for name, rule in {"unet": unet_names, "vae": vae_names, "text_encoder": text_names}.items():
+    for name, rule in {"unet": unet_keys, "vae": vae_keys, "text_encoder": text_keys}.items():
         assert rule(checkpoints.listed(name)) == {key: key for key in checkpoints.listed(name)}
 
 
 def test_the_vae_is_renamed_in_its_attention_alone() -> None:
     other = ["encoder.key.weight", "query.weight", "decoder.up_blocks.0.attentions.0.value.weight"]
-    assert vae_names(other) == {key: key for key in other}
+    assert vae_keys(other) == {key: key for key in other}
 
 
 def test_full_size_ema_names_are_unique() -> None:
@@ -379,9 +379,9 @@ def test_full_size_ema_names_are_unique() -> None:
     assert len(flat) == 686
     with_average = [*checkpoint, *flat]
     assert len(with_average) == 1831
-    assert set(unet_names(with_average).values()) == flat
+    assert set(unet_keys(with_average).values()) == flat
     almost = [key for key in with_average if key != "model_ema.diffusion_modelout2bias"]
-    assert not set(unet_names(almost).values()) & flat
+    assert not set(unet_keys(almost).values()) & flat
 
 
 @pytest.mark.slow
