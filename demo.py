@@ -1,82 +1,65 @@
-"""Edits one picture: what lies under a point goes where you say, and the rest stays.
+"""Drag the content of an image from one point to another and keep the rest.
 
-python demo.py                                          # the small model and a picture that come along
+python demo.py                                          # the small model and an image that ship
 python demo.py photo.jpg --drag 120,200:180,190         # Stable Diffusion 1.5
 python demo.py --from runs/photo-1/run.json --seed 1    # an earlier run again, with another seed
 """
 
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 import torch
-from huggingface_hub.utils import tqdm
 
 from minidrag import tiny
 from minidrag.app import advice, runs
-from minidrag.app.options import Request, build_parser, open_input, read_request
-from minidrag.checks import check
+from minidrag.app.lora_cache import find_lora
+from minidrag.app.options import Options, build_parser, open_input, read_options
+from minidrag.app.progress import Progress
 from minidrag.edit import drag_edit
-from minidrag.stages import stage
+from minidrag.points import to_task
+from minidrag.weights import lora_file
 from minidrag.weights.model import load_model
 
 MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # in PyTorch's errors, any device
 
 
-class Progress:
-    """A bar for every stage, with the time that it still takes."""
-
-    def __init__(self) -> None:
-        self.name, self.bar = "", None
-
-    def __call__(self, name: str, done: int, total: int) -> None:
-        if name != self.name:
-            self.close()
-            self.name, self.bar = name, tqdm(desc=f"{name:10}", total=total, initial=done)
-        elif self.bar is not None:
-            self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-def run(asked: Request, out: Path) -> None:
-    """Edits the picture and writes the results to a folder."""
-    picture, mask = open_input(asked)
-    seconds: dict[str, float] = {}
-    with runs.output(out) as folder, closing(Progress()) as progress:
-        say(f"model: {asked.model}, {asked.dtype} on {asked.device}")
-        with stage("model", 1, seconds, None):
-            dtype = getattr(torch, str(asked.dtype))
-            model = load_model(asked.model, vae=asked.vae, device=asked.device, dtype=dtype)
-        check(model, picture.size, asked.handles, asked.targets, mask, asked.config)
-        say(*(f"note: {caution}" for caution in advice.before(model, picture, mask, asked)))
-        with stage("LoRA", 1, seconds, None):
-            trained, origin = runs.find_lora(model, picture, asked, progress)
+def run(options: Options, out: Path) -> None:
+    """Edit the image and write the results to a folder."""
+    image, mask = open_input(options)
+    prompt, config, seed = options.prompt, options.config, options.seed
+    progress = Progress()
+    with runs.output(out) as folder:
+        say(f"model: {options.model}, {options.dtype} on {options.device}")
+        with progress.timed("model"):
+            dtype = getattr(torch, str(options.dtype))
+            model = load_model(options.model, vae=options.vae, device=options.device, dtype=dtype)
+        to_task(model, image.size, options.handles, options.targets, mask, config)  # before the long training
+        say(*(f"note: {caution}" for caution in advice.before(model, image, mask, options)))
+        if options.lora:
+            lora = lora_file.read(options.lora, model.unet, model.text_encoder)
+            origin = f"read from {options.lora}"
+        else:
+            lora, origin = find_lora(model, image, prompt, config, seed, progress)
         try:
             edit = drag_edit(
                 model,
-                picture,
-                asked.handles,
-                asked.targets,
+                image,
+                options.handles,
+                options.targets,
                 mask=mask,
-                prompt=asked.prompt,
-                config=asked.config,
-                trained=trained,
-                on_stage=progress,
+                prompt=prompt,
+                config=config,
+                lora=lora,
+                progress=progress,
             )
-            seconds |= edit.seconds
-            with stage("pictures", 1, seconds, None):
-                runs.write(folder, model, picture, mask, asked, edit, progress)
-            runs.write_json(folder / "run.json", asked, edit, seconds)
+            runs.write(folder, model, image, mask, options, edit, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"the LoRA was {origin}") from None
         names = ", ".join(sorted(file.name for file in folder.iterdir()))
-    parts = ", ".join(f"{name} {time:.1f}" for name, time in seconds.items())
-    say("", *advice.after(edit, asked), f"LoRA: {origin}")
-    say(f"seconds: {parts}, in all {sum(seconds.values()):.1f}", f"files: {names} in {out.resolve()}")
+    parts = ", ".join(f"{name} {time:.1f}" for name, time in progress.seconds.items())
+    say("", *advice.after(edit, options), f"LoRA: {origin}")
+    say(f"seconds: {parts}, total {sum(progress.seconds.values()):.1f}", f"files: {names} in {out.resolve()}")
 
 
 def say(*lines: str) -> None:
@@ -85,18 +68,18 @@ def say(*lines: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 for what cannot be done, 130 for Ctrl-C."""
-    asked = None
+    """Return the exit status: 0, 2 for what cannot be done, 130 for Ctrl-C."""
+    options = None
     try:
         given = vars(build_parser(__doc__).parse_args(arguments))
-        if "picture" not in given:
+        if "image" not in given:
             given.setdefault("base", tiny.DEMO / "drag.json")
-        asked = read_request(given)
-        run(asked, given.get("out") or runs.next_folder(asked.picture))
+        options = read_options(given)
+        run(options, given.get("out") or runs.next_folder(options.image))
     except KeyboardInterrupt as stop:
         return fail(f"stopped: {str(stop) or 'nothing was finished'}", 130)
     except FloatingPointError as error:
-        half = asked is not None and asked.dtype in ("float16", "bfloat16")
+        half = options is not None and options.dtype in ("float16", "bfloat16")
         return fail(f"{error}: try {'--dtype float32' if half else 'a smaller --drag-lr or --lora-lr'}")
     except OSError as error:
         named = error.filename and error.strerror
@@ -106,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in MEMORY):
             raise
-        settings = "--dtype float16, --checkpointing, --lora-batch 1 or a smaller --size"
+        settings = "--dtype float16, --checkpointing, --lora-batch 1, or a smaller --size"
         return fail(f"out of memory: try {settings}")
     return 0
 

@@ -1,14 +1,85 @@
-"""The constants of an edit, each with where it comes from.
+"""Constants of an edit, each with its source.
 
-The defaults differ from the paper's in four fields: motion_loss, which measuring decided, lora_targets,
-control_blocks and keep_background. "Paper" is arXiv 2306.14435; "code" is its authors' program.
+The defaults differ from the paper's in four fields: motion_loss, which measurements decided, lora_targets,
+control_blocks, and keep_background. "Paper" is arXiv 2306.14435, whose sections are in parentheses; "code" is
+its authors' program.
 """
 
 from dataclasses import dataclass
 
-MOST = 1_000_000  # no sensible value comes near
-BOUNDS = {  # the least and the most that a number may be
+
+@dataclass(frozen=True)
+class EditConfig:
+    """Constants of an edit. Raises ValueError for a value out of range."""
+
+    # Noise levels
+    steps: int = 50  # DDIM steps from noise to image (4)
+    inversion_steps: int = 35  # of them, from the image up to the latent that is dragged: t = 681 (4)
+    # Features
+    block: int = 3  # up block of the UNet, 1 to 4; the third has 640 channels at 64x64 (4)
+    # Latent optimization
+    drag_steps: int = 80  # updates, at most (4)
+    drag_lr: float = 0.01  # of Adam on the latent (4)
+    motion_radius: int = 1  # r_1: supervised patches are 3x3 cells (4)
+    motion_step: float = 1.0  # length of d_i in cells (eq. 3)
+    motion_reference: str = "moving"  # patch as it is now (eq. 3) or, "start", as in the original
+    motion_loss: str = "mean"  # over channels and patch, times the area (code); "sum" (eq. 3)
+    track_radius: int = 3  # r_2: the search window is 7x7 cells (4)
+    mask_weight: float = 0.1  # lambda (4)
+    tolerance: float = 2.0  # cells at which a handle has arrived (code)
+    # LoRA
+    lora_rank: int = 16  # (4)
+    lora_targets: str = "qk"  # projections of all attention modules; paper: qkv (4.1), code: qkvo
+    lora_steps: int = 80  # (4)
+    lora_batch: int = 4  # (4)
+    lora_lr: float = 5e-4  # of AdamW (4)
+    # Reference-latent-control
+    control_start: int = 0  # first denoising step that reads the original's keys and values (4.1)
+    control_blocks: int = 2  # last up blocks that do (code); paper: 3, all that have attention (4.1)
+    # Image
+    size: int | None = None  # shorter side to work at; None: the model's own, 512 for SD 1.5
+    keep_background: bool = True  # keep the original's pixels in the unmasked region; not in the paper
+    checkpointing: bool = False  # recompute activations: less memory, more time; not in the paper
+
+    def __post_init__(self) -> None:
+        bounds = BOUNDS | {"inversion_steps": (1, self.steps)}
+        for name, (least, most) in bounds.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if value is not None and not value <= most:
+                raise ValueError(f"{name} must be at most {most}, got {value}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def paper(cls) -> "EditConfig":
+        """The paper to the letter."""
+        return cls(
+            # Hundreds of times larger than the mean, so that the mask term hardly holds the background.
+            motion_loss="sum",  # (eq. 3)
+            lora_targets="qkv",  # (4.1); the course notes that this project began with say qk
+            control_blocks=3,  # (4.1)
+            keep_background=False,
+        )
+
+    @classmethod
+    def official(cls) -> "EditConfig":
+        """The authors' program."""
+        return cls(lora_targets="qkvo", keep_background=False)
+
+    @classmethod
+    def thorough(cls) -> "EditConfig":
+        """Longer drags that arrive more often, for about twice the time."""
+        # Held to the original (GoodDrag, arXiv 2404.07206), content keeps its look over many updates.
+        return cls(drag_steps=160, motion_step=2.0, motion_reference="start")
+
+
+MOST = 1_000_000  # larger than any sensible value
+BOUNDS = {
     "steps": (1, MOST),
+    "block": (1, 4),
     "drag_steps": (0, MOST),
     "drag_lr": (0, MOST),
     "motion_radius": (0, MOST),
@@ -18,7 +89,7 @@ BOUNDS = {  # the least and the most that a number may be
     "tolerance": (0, MOST),
     "lora_rank": (1, MOST),
     "lora_steps": (0, MOST),
-    "lora_batch": (1, 1000),  # the system ends a process that asks for far too much memory
+    "lora_batch": (1, 1000),  # far more memory than there is: the system would kill the process
     "lora_lr": (0, MOST),
     "control_start": (0, MOST),
     "control_blocks": (0, 4),
@@ -29,73 +100,3 @@ CHOICES = {
     "motion_loss": ("sum", "mean"),
     "lora_targets": ("qk", "qkv", "qkvo"),
 }
-
-
-@dataclass(frozen=True)
-class EditConfig:
-    """All constants of an edit. Raises ValueError for what makes no sense."""
-
-    steps: int = 50  # of DDIM, from pure noise to picture (paper section 4)
-    inversion_steps: int = 35  # so many steps up from the picture lies the latent that is edited: t = 681
-    block: int = 3  # which up block's features, 1 to 4; the third has 640 channels at 64x64 (section 4)
-    drag_steps: int = 80  # at most (section 4)
-    drag_lr: float = 0.01  # Adam's, on the latent (section 4)
-    motion_radius: int = 1  # r_1: supervised patches are 3x3 (section 4)
-    motion_step: float = 1.0  # grid units that a patch is asked to go ahead (eq. 3: d_i has length 1)
-    motion_reference: str = "moving"  # a patch shall look as it does now (eq. 3), or as at the "start"
-    track_radius: int = 3  # r_2: handles are looked for in 7x7 (section 4)
-    mask_weight: float = 0.1  # lambda, of the change outside the mask (section 4)
-    tolerance: float = 2.0  # grid units at which a handle has arrived (code; paper: "reached")
-    motion_loss: str = "mean"  # over channels and patch, times the area (code); "sum": eq. 3, see `paper`
-    lora_rank: int = 16  # (section 4)
-    lora_targets: str = "qk"  # projections of all attentions; paper: qkv (section 4.1), code: qkvo
-    lora_steps: int = 80  # (section 4)
-    lora_batch: int = 4  # (section 4)
-    lora_lr: float = 5e-4  # AdamW's (section 4)
-    control_start: int = 0  # denoising step from which on the original's keys and values are read (4.1: all)
-    control_blocks: int = 2  # last up blocks in which they are (code); paper: in all three with attention
-    size: int | None = None  # shorter side to work at; None: what the model was trained on, SD 1.5: 512
-    keep_background: bool = True  # the original's own pixels outside the mask; not part of the paper
-    checkpointing: bool = False  # less memory for more time; not part of the paper
-
-    def __post_init__(self) -> None:
-        for name, (least, most) in BOUNDS.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise ValueError(f"{name} {value} is not possible: choose {least} to {most}")
-        for name, most in (("inversion_steps", self.steps), ("block", 4)):
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} {getattr(self, name)} is not possible: choose 1 to {most}")
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} {getattr(self, name)!r} is not known: choose one of {', '.join(known)}"
-                )
-
-    @classmethod
-    def paper(cls) -> "EditConfig":
-        """The paper to the letter."""
-        return cls(
-            # Hundreds of times larger than the mean: the mask term hardly weighs, and the outside goes along.
-            motion_loss="sum",  # (eq. 3)
-            lora_targets="qkv",  # (section 4.1); the course notes that this project began from say qk
-            control_blocks=3,  # all up blocks that have attention (section 4.1)
-            keep_background=False,  # the paper pastes nothing
-        )
-
-    @classmethod
-    def official(cls) -> "EditConfig":
-        """What the authors' program does."""
-        return cls(
-            lora_targets="qkvo",  # value and output projections as well
-            keep_background=False,  # shows what comes out of the decoder
-        )
-
-    @classmethod
-    def thorough(cls) -> "EditConfig":
-        """Comes further than the paper's, for about twice the time of its drag; see the README's figures."""
-        return cls(
-            drag_steps=160,
-            motion_step=2.0,
-            motion_reference="start",  # GoodDrag's: what has been pulled for long is still what it was
-        )

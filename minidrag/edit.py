@@ -1,180 +1,171 @@
-"""DragDiffusion (arXiv 2306.14435) from picture to picture; `drag_edit` reads like the paper's figure 3."""
+"""DragDiffusion (arXiv 2306.14435) from image to image; `drag_edit` reads like the paper's Figure 3."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image
 from torch import Tensor
 
 from minidrag import images
-from minidrag.checks import check
 from minidrag.config import EditConfig
-from minidrag.method import lora
 from minidrag.method.ddim import denoise, invert
-from minidrag.method.drag import Point, optimise
-from minidrag.method.lora import LoRA
-from minidrag.stages import OnStage, checkpointing, must_be_finite, only_unet_on_device, stage, lora_attached
+from minidrag.method.drag import Step, arrived
+from minidrag.method.dragdiffusion import Task, dragdiffusion
+from minidrag.method.lora import LoRA, Moments, extract, initialize, lora_attached, train
+from minidrag.points import Pixel, to_pixels, to_task, working_size
+from minidrag.weights.lora_file import check_fit
 from minidrag.weights.model import Model
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class Edit:
-    """An edited picture and how it came about; points are (x, y) in pixels of the picture given.
 
-    picture: the edit, outside the mask with the original's own pixels if so configured. raw: the method's
-    output. reconstruction: the original, taken the same way without the drag. paths: each handle at the start
-    and after each step. distances, remaining: from handle to target before and after the drag, in pixels.
-    reason: "arrived" or "steps". inverted, dragged: (1, 4, H, W) at the edited step. clean: the finished
-    latent as foreseen at the moments of the paths. seconds: per stage.
-    """
+class Progress(Protocol):
+    """Passes on what a stage yields, and may show or stop it."""
 
-    picture: Image.Image
-    raw: Image.Image
-    reconstruction: Image.Image
-    paths: list[list[Point]]
-    distances: list[float]
-    remaining: list[float]
-    losses: list[float]
-    reason: str
-    lora: LoRA
-    inverted: Tensor
-    dragged: Tensor
-    clean: list[Tensor]
-    seconds: dict[str, float]
+    def __call__(self, name: str, items: Iterable[T], total: int) -> Iterator[T]: ...
+
+
+def watch(name: str, items: Iterable[T], total: int) -> Iterator[T]:
+    """Pass on what a stage yields; raise FloatingPointError for a number that is not finite."""
+    for count, item in enumerate(items, 1):
+        for part in item if isinstance(item, (list, tuple)) else [item]:
+            if isinstance(part, (Tensor, float)) and not torch.as_tensor(part).isfinite().all():
+                raise FloatingPointError(f"{name}: a number is not finite after {count} of {total}")
+        yield item
 
 
 def drag_edit(
     model: Model,
-    picture: Image.Image,
-    handles: Sequence[Point],
-    targets: Sequence[Point],
+    image: Image.Image,
+    handles: Sequence[tuple[float, float]],
+    targets: Sequence[tuple[float, float]],
     *,
     mask: Tensor | None = None,
     prompt: str = "",
     config: EditConfig = EditConfig(),  # noqa: B008, it is frozen
     seed: int = 0,
-    trained: LoRA | None = None,
-    on_stage: OnStage | None = None,
-) -> Edit:
-    """Moves what lies under each handle to its target and leaves the rest as it is (paper section 3).
+    lora: LoRA | None = None,
+    progress: Progress = watch,
+) -> "Edit":
+    """Drag the content under each handle point to its target point and keep the rest (section 3).
 
-    picture: RGB. handles, targets: (x, y) in its pixels. mask: (height, width), 1 where it may change; None:
-    everywhere. prompt: what the picture shows. trained: a LoRA from `fit_lora`, which is called if None.
-    Raises ValueError for input that makes no sense, FloatingPointError, with stage and step, for numbers that
-    left their range. The model is afterwards as it was before.
+    image: RGB. handles, targets: (x, y) in its pixels. mask: (height, width), 1 in the editable region;
+    None: all of it. prompt: describes the image. lora: from `train_lora`, which is called if None.
+    Raises ValueError for input that cannot be edited, FloatingPointError for numbers out of range. Leaves the
+    model as it was.
     """
-    check(model, picture.size, handles, targets, mask, config)
-    seconds: dict[str, float] = {}
-    if trained is None:
-        with stage("LoRA", config.lora_steps, seconds, None):
-            trained = fit_lora(model, picture, prompt, config, seed, on_stage)
-    unet, schedule, taken = model.unet, model.schedule, config.inversion_steps
-    clean, _ = encode(model, picture, config)
-    rows, columns = clean.shape[2:]
-    grid = rows * model.vae.config.factor // 2, columns * model.vae.config.factor // 2
-    starts = [snap(point, grid) for point in images.to_grid(handles, picture.size, grid)]
-    ends = images.to_grid(targets, picture.size, grid)
-    cells = None if mask is None else images.mask_to_grid(mask.float(), (rows, columns)).to(clean)
-    with lora_attached(model, trained, config):
+    handles, targets = ([Pixel(*point) for point in points] for points in (handles, targets))
+    task = to_task(model, image.size, handles, targets, mask, config)
+    lora = lora or train_lora(model, image, prompt, config, seed, progress)
+    unet, schedule = model.unet, model.schedule
+    check_fit(lora, unet, model.text_encoder)
+    clean, _ = encode(model, image, config)
+    with lora_attached(unet, model.text_encoder, lora):
         text = model.encode_text(prompt)
-        with only_unet_on_device(model):
-            with stage("inversion", taken, seconds, on_stage) as on_step:
-                path = invert(unet, schedule, clean, text, config.steps, taken, on_step)
-            with stage("drag", config.drag_steps, seconds, on_stage) as on_step:
-                drag = optimise(unet, schedule, path[-1], text, starts, ends, cells, grid, config, on_step)
-            with stage("denoising", taken, seconds, on_stage) as on_step:
-                pair, control = [path[-1], drag.latent], (config.control_start, config.control_blocks)
-                pair = denoise(unet, schedule, pair, text, config.steps, taken, *control, on_step)
-    reconstruction, raw = (images.resize(decode(model, latent), picture.size) for latent in pair)
-    return Edit(
-        picture=paste(raw, picture, mask) if mask is not None and config.keep_background else raw,
-        raw=raw,
-        reconstruction=reconstruction,
-        paths=[images.to_pixels(path, picture.size, grid) for path in drag.paths],
-        distances=[math.dist(handle, target) for handle, target in zip(handles, targets, strict=True)],
-        remaining=[
-            math.dist(images.to_pixels(path[-1:], picture.size, grid)[0], target)
-            for path, target in zip(drag.paths, targets, strict=True)
-        ],
-        losses=drag.losses,
-        reason=drag.reason,
-        lora=trained,
-        inverted=path[-1],
-        dragged=drag.latent,
-        clean=drag.clean,
-        seconds=seconds,
-    )
+        with only_unet_on_device(model, config.checkpointing):
+            inversion = invert(unet, schedule, clean, text, config)
+            path = [clean, *progress("inversion", inversion, config.inversion_steps)]
+            drag = dragdiffusion(unet, schedule, path, text, task, config)
+            steps = list(progress("drag", drag, config.drag_steps + 1))
+            latent, level = steps[-1].latent, steps[-1].level
+            denoising = denoise(unet, schedule, [path[level], latent], text, level, config)
+            *_, (original, latent) = progress("denoising", denoising, level)
+    reconstruction, raw = (images.resize(decode(model, z), image.size) for z in (original, latent))
+    edited = raw if mask is None or not config.keep_background else images.paste(raw, image, mask)
+    return Edit(edited, raw, reconstruction, handles, targets, task, config, path, steps, lora)
 
 
-def fit_lora(
+@dataclass(frozen=True)
+class Edit:
+    """Result of a drag; points are pixels of the image given."""
+
+    image: Image.Image  # the edit, with the original's background if config.keep_background
+    raw: Image.Image  # the edit as decoded
+    reconstruction: Image.Image  # the original, inverted and denoised without a drag
+    handles: list[Pixel]
+    targets: list[Pixel]
+    task: Task
+    config: EditConfig
+    path: list[Tensor]  # latents of the inversion by level, the clean one first
+    steps: list[Step]  # of the drag
+    lora: LoRA
+
+    @property
+    def paths(self) -> list[list[Pixel]]:
+        """Where each handle was before the first update and after each."""
+        moments = [to_pixels(step.handles, self.image.size, self.task.grid) for step in self.steps]
+        return [list(path) for path in zip(*moments, strict=True)]
+
+    @property
+    def distances(self) -> list[float]:
+        """From each handle to its target before the drag."""
+        return [math.dist(*pair) for pair in zip(self.handles, self.targets, strict=True)]
+
+    @property
+    def remaining(self) -> list[float]:
+        """From each handle to its target after the drag."""
+        return [math.dist(path[-1], target) for path, target in zip(self.paths, self.targets, strict=True)]
+
+    @property
+    def arrived(self) -> bool:
+        """Whether every handle came within the tolerance of its target."""
+        pairs = zip(self.steps[-1].handles, self.task.targets, strict=True)
+        return all(arrived(handle, target, self.config.tolerance) for handle, target in pairs)
+
+    @property
+    def losses(self) -> list[float]:
+        """Loss of each update."""
+        return [step.loss for step in self.steps if step.loss is not None]
+
+
+def train_lora(
     model: Model,
-    picture: Image.Image,
+    image: Image.Image,
     prompt: str = "",
     config: EditConfig = EditConfig(),  # noqa: B008, it is frozen
     seed: int = 0,
-    on_stage: OnStage | None = None,
+    progress: Progress = watch,
 ) -> LoRA:
-    """Trains a LoRA on one picture, so that the UNet knows it (paper section 3.2). The model stays as is."""
-    mean, std = encode(model, picture, config)
-    text = model.encode_text(prompt)
-    recomputing = checkpointing(model.unet, config.checkpointing)
-    with stage("LoRA", config.lora_steps, {}, on_stage) as on_step, only_unet_on_device(model), recomputing:
-        trained = lora.fit(
-            model.unet,
-            model.schedule,
-            mean,
-            std,
-            text,
-            rank=config.lora_rank,
-            targets=config.lora_targets,
-            steps=config.lora_steps,
-            batch=config.lora_batch,
-            rate=config.lora_lr,
-            seed=seed,
-            on_step=on_step,
-        )
-        lora.remove(model.unet)  # not where training failed: then it has none, or one from before
-    return trained
-
-
-def working_size(model: Model, size: tuple[int, int], config: EditConfig) -> tuple[int, int]:
-    """The (width, height) at which the model works on a picture of `size`: multiples of 8 for SD 1.5."""
-    factor = model.vae.config.factor
-    return images.working_size(*size, config.size or model.unet.config.sample_size * factor, factor)
+    """Train a LoRA on one image, so that the UNet knows it (section 3.2). Leaves the model as it was."""
+    moments, text = encode(model, image, config), model.encode_text(prompt)
+    generator = torch.Generator().manual_seed(seed)
+    untrained = initialize(model.unet, config.lora_rank, config.lora_targets, generator)
+    attached = lora_attached(model.unet, model.text_encoder, untrained)
+    with attached, only_unet_on_device(model, config.checkpointing):
+        training = train(model.unet, model.schedule, moments, text, config, generator)
+        list(progress("LoRA", training, config.lora_steps))
+        return extract(model.unet)
 
 
 @torch.no_grad()
-def encode(model: Model, picture: Image.Image, config: EditConfig) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of a picture's latent, (1, 4, H, W), float32 at least."""
-    image = images.to_tensor(images.resize(picture, working_size(model, picture.size, config)))
-    mean, std = model.vae.encode(image.to(model.device, model.dtype))
-    must_be_finite(mean, "encoding")
-    exact = torch.promote_types(model.dtype, torch.float32)
-    return mean.to(exact), std.to(exact)
+def encode(model: Model, image: Image.Image, config: EditConfig) -> Moments:
+    """Mean and standard deviation of an image's latent, (1, 4, H, W), float32 or wider."""
+    resized = images.resize(image, working_size(model, image.size, config))
+    moments = model.vae.encode(images.to_tensor(resized).to(model.device, model.dtype))
+    mean, std = (x.to(torch.promote_types(model.dtype, torch.float32)) for x in moments)
+    return next(watch("encoding", [(mean, std)], 1))
 
 
 @torch.no_grad()
 def decode(model: Model, latent: Tensor) -> Image.Image:
-    """The picture, at working size, of a latent (1, 4, H, W)."""
-    image = model.vae.decode(latent.to(model.dtype))
-    must_be_finite(image, "decoding")
-    return images.to_picture(image)
+    """Image, at working size, of a latent (1, 4, H, W)."""
+    return images.to_image(next(watch("decoding", [model.vae.decode(latent.to(model.dtype))], 1)))
 
 
-def snap(point: Point, grid: tuple[int, int]) -> Point:
-    """The cell of the grid nearest to a point."""
-    row, column = (float(min(max(round(at), 0), size - 1)) for at, size in zip(point, grid, strict=True))
-    return row, column
-
-
-def paste(edited: Image.Image, original: Image.Image, mask: Tensor) -> Image.Image:
-    """The original with the edit laid into the mask; the seam is soft on the mask's side only.
-
-    edited, original: the same size. mask: (height, width). Outside the mask every pixel is the original's.
-    """
-    hard = Image.fromarray((mask >= 0.5).cpu().numpy()).convert("L")
-    blurred = hard.filter(ImageFilter.GaussianBlur(max(1, min(hard.size) // 128)))
-    soft = blurred.point([max(0, 2 * level - 255) for level in range(256)])  # 0 at the edge, 255 well inside
-    return Image.composite(edited, original, ImageChops.multiply(soft, hard))
+@contextmanager
+def only_unet_on_device(model: Model, checkpointing: bool) -> Iterator[None]:
+    """Save memory within a context: the other networks wait on the CPU, and the UNet may recompute."""
+    others, device, before = (model.vae, model.text_encoder), model.device, model.unet.checkpointing
+    model.unet.checkpointing = checkpointing
+    try:
+        for network in others:
+            network.to("cpu")
+        yield
+    finally:
+        for network in others:
+            network.to(device)
+        model.unet.checkpointing = before

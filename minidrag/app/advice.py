@@ -1,65 +1,66 @@
-"""What a person should know before and after an edit, in plain sentences."""
+"""Advice before and after an edit, in plain sentences."""
 
 import math
 
 from PIL import Image
 from torch import Tensor
 
-from minidrag.app.options import Request
+from minidrag.app.options import Options
 from minidrag.edit import Edit
 from minidrag.weights.model import Model
 
-FAR = 0.25  # of the picture's shorter side: from there on drags often do not arrive
-STUCK = 0.1  # of its way, which a handle that has not moved did not cover
+FAR = 0.25  # of the shorter side: longer drags often do not arrive
+STUCK = 0.1  # of its distance: a handle that has covered less has not moved
 
 
-def before(model: Model, picture: Image.Image, mask: Tensor | None, request: Request) -> list[str]:
-    """What may spoil an edit that is about to begin."""
+def before(model: Model, image: Image.Image, mask: Tensor | None, options: Options) -> list[str]:
+    """Cautions about an edit that is about to start."""
     found, limit = [], model.tokenizer.context
     if mask is None:
-        why = "the mask is empty" if request.mask else "there is no mask"
-        found.append(f"{why}: everything may change; paint white in --mask what may, and the rest stays")
-    if not request.prompt.strip():
-        found.append("there is no prompt: one that says what the picture shows mostly helps (--prompt)")
-    if (length := model.tokenizer.length(request.prompt)) > limit:
-        found.append(f"the prompt has {length} tokens and was cut to the {limit} that the model reads")
-    for number, (handle, (x, y)) in enumerate(request.drags, 1):
-        if math.dist(handle, (x, y)) > FAR * min(picture.size):
-            found.append(f"drag {number} is far for this picture: --config thorough may come further")
-        row, column = min(round(y), picture.height - 1), min(round(x), picture.width - 1)
+        why = "the mask is empty" if options.mask else "there is no mask"
+        found.append(f"{why}, so everything may change: paint what may change white in --mask")
+    if not options.prompt.strip():
+        found.append("there is no prompt: describing the image usually helps (--prompt)")
+    if (length := model.tokenizer.length(options.prompt)) > limit:
+        found.append(f"the prompt has {length} tokens: the model reads only the first {limit}")
+    for number, (handle, target) in enumerate(options.drags, 1):
+        if math.dist(handle, target) > FAR * min(image.size):
+            found.append(f"drag {number} is long for this image: --config thorough may bring it further")
+        row, column = min(round(target.y), image.height - 1), min(round(target.x), image.width - 1)
         if mask is not None and mask[row, column] < 0.5:
-            found.append(f"the target of drag {number} lies outside the mask, where nothing can show up")
+            found.append(f"the target of drag {number} is outside the mask, where nothing can appear")
     return found
 
 
-def after(edit: Edit, request: Request) -> list[str]:
-    """How an edit went, and what to try where it went badly."""
+def after(edit: Edit, options: Options) -> list[str]:
+    """Result of an edit, and what to try if it fell short."""
     found = []
-    for number, (way, left) in enumerate(zip(edit.distances, edit.remaining, strict=True), 1):
-        if left > way:
-            came = f"had {way:.1f} pixels to go and went away from its target, {left:.1f} are left"
+    pairs = list(zip(edit.paths, edit.distances, edit.remaining, strict=True))
+    for number, (_, distance, remaining) in enumerate(pairs, 1):
+        if remaining > distance:
+            moved = f"moved away from its target: {remaining:.1f} pixels remain of {distance:.1f}"
         else:
-            came = f"came {way - left:.1f} of {way:.1f} pixels nearer to its target, {left:.1f} are left"
-        found.append(f"handle {number}: {came}")
-    done = len(edit.losses)
-    ends = {
-        "arrived": f"every handle has arrived, after {done} steps",
-        "steps": f"all {done} steps were done (--drag-steps)",
-    }
-    found.append(f"stopped: {ends[edit.reason]}")
-    stuck = [
-        str(number)
-        for number, (path, way) in enumerate(zip(edit.paths, edit.distances, strict=True), 1)
-        if edit.reason != "arrived" and way > 0 and math.dist(path[0], path[-1]) < STUCK * way
-    ]
-    if stuck:
+            moved = f"moved {distance - remaining:.1f} of {distance:.1f} pixels, {remaining:.1f} remain"
+        found.append(f"handle {number} {moved}")
+    updates = len(edit.losses)
+    if edit.arrived and updates == 0:
+        found.append("advice: nothing was dragged, as every target is within --tolerance of its handle")
+    elif edit.arrived:
+        found.append(f"stopped: every handle arrived after {updates} steps")
+    else:
+        found.append(f"stopped: all {updates} steps were used (--drag-steps)")
+        stuck = [
+            str(number)
+            for number, (path, distance, _) in enumerate(pairs, 1)
+            if distance > 0 and math.dist(path[0], path[-1]) < STUCK * distance
+        ]
+        if stuck:
+            found.append(
+                f"advice: handle {', '.join(stuck)} did not move: put it on a corner or pattern of the "
+                "object, name the object in --prompt, mark more in --mask, or try a larger --drag-lr"
+            )
         found.append(
-            f"advice: handle {', '.join(stuck)} did not move: put it on a corner or pattern of the thing, "
-            "name the thing in --prompt, mark more in --mask, or try a larger --drag-lr"
+            f"advice: --config thorough, or more --drag-steps than {options.config.drag_steps}, may bring it "
+            "further"
         )
-    if edit.reason == "steps":
-        more = f"--config thorough, or more --drag-steps than {request.config.drag_steps}"
-        found.append(f"advice: {more}, may bring it further")
-    if edit.reason == "arrived" and done == 0:
-        found.append("advice: nothing was dragged, as every target lay within --tolerance of its handle")
     return found

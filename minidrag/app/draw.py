@@ -1,6 +1,6 @@
-"""Drawings of drags and masks, pictures side by side, and animations.
+"""Drawings of drags and masks, images side by side, and animations.
 
-Sizes are (width, height) and points (x, y) in pixels.
+Sizes are (width, height), points pixels.
 """
 
 import math
@@ -11,40 +11,41 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
-from minidrag.images import BLACK, WHITE, Point, resize, write_whole
+from minidrag.images import BLACK, WHITE, resize, write_whole
+from minidrag.points import Pixel
 
-RED, BLUE = (226, 32, 44), (36, 92, 240)
-SMOOTH = 3  # times larger marks are drawn than they are shown
-PATTERN = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]) - 7.5  # Bayer's, in levels
+RED, BLUE, INK = (226, 32, 44), (36, 92, 240), (40, 40, 40)
+OVERSAMPLING = 3  # Pillow draws without antialiasing
+# Ordered dithering (Bayer 1973), in levels of 255.
+PATTERN = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]) - 7.5
 
 
-def enlarge(picture: Image.Image, least: int = 512) -> tuple[Image.Image, int]:
-    """Makes a small picture a whole number of times larger, so that marks fit; returns that number too."""
-    factor = max(1, round(least / min(picture.size)))
-    return resize(picture, (picture.width * factor, picture.height * factor)), factor
+def enlarge(image: Image.Image, side: int = 512) -> tuple[Image.Image, int]:
+    """Enlarge a small image by a whole factor, to a shorter side of about `side`; return the factor too."""
+    factor = max(1, round(side / min(image.size)))
+    return resize(image, (image.width * factor, image.height * factor)), factor
 
 
 def draw_drags(
-    picture: Image.Image,
-    handles: Sequence[Point],
-    targets: Sequence[Point],
+    image: Image.Image,
+    handles: Sequence[Pixel],
+    targets: Sequence[Pixel],
     mask: Tensor | None = None,
-    trails: Sequence[Sequence[Point]] = (),
+    trails: Sequence[Sequence[Pixel]] = (),
 ) -> Image.Image:
-    """Draws red handles, blue targets, white arrows on a copy, enlarged if small; dims what may not change.
+    """Draw red handles, blue targets, and white arrows on a copy, enlarged if small; dim the unmasked region.
 
-    All points are (x, y) in the picture. mask: (H, W), 1 where it may change. trails: ways of the handles.
+    mask: (H, W), 1 in the editable region. trails: paths of the handles.
     """
-    canvas, factor = enlarge(picture)
+    canvas, factor = enlarge(image)
     if mask is not None:
         canvas = dim(canvas, mask)
-    # Pillow's marks have rough edges: they are drawn larger, on a layer of their own, and made smaller.
-    layer = Image.new("RGBA", (SMOOTH * canvas.width, SMOOTH * canvas.height))
-    draw, radius = ImageDraw.Draw(layer), SMOOTH * max(6, min(canvas.size) // 64)
+    layer = Image.new("RGBA", (OVERSAMPLING * canvas.width, OVERSAMPLING * canvas.height))
+    draw, radius = ImageDraw.Draw(layer), OVERSAMPLING * max(6, min(canvas.size) // 64)
 
-    def place(points: Sequence[Point]) -> list[Point]:
-        scale = factor * SMOOTH
-        return [((x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5) for x, y in points]
+    def place(points: Sequence[Pixel]) -> list[Pixel]:
+        scale = factor * OVERSAMPLING
+        return [Pixel((x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5) for x, y in points]
 
     for handle, target in zip(place(handles), place(targets), strict=True):
         draw_arrow(draw, handle, target, radius)
@@ -60,26 +61,26 @@ def draw_drags(
     return canvas
 
 
-def dim(picture: Image.Image, mask: Tensor) -> Image.Image:
-    """A copy that is dark outside the mask, (H, W), whose edge is a soft white line."""
+def dim(image: Image.Image, mask: Tensor) -> Image.Image:
+    """Darken a copy outside the mask, (H, W), and outline the mask with a soft white line."""
     free = Image.fromarray(((mask >= 0.5).cpu().numpy() * 255).astype(np.uint8))
-    soft = max(1.0, picture.width / free.width / 2)
-    free = free.resize(picture.size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(soft))
-    dark = Image.blend(picture, Image.new("RGB", picture.size, BLACK), 0.55)
-    shown = Image.composite(picture, dark, free)
-    shown.paste(WHITE, mask=free.point([255 - abs(2 * level - 255) for level in range(256)]))
-    return shown
+    soft = max(1.0, image.width / free.width / 2)
+    free = free.resize(image.size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(soft))
+    dark = Image.blend(image, Image.new("RGB", image.size, BLACK), 0.55)
+    dimmed = Image.composite(image, dark, free)
+    dimmed.paste(WHITE, mask=free.point([255 - abs(2 * level - 255) for level in range(256)]))
+    return dimmed
 
 
-def draw_arrow(draw: ImageDraw.ImageDraw, start: Point, end: Point, radius: int) -> None:
-    """Draws a white arrow with a dark edge up to the rim of the target's disc; none if the discs touch."""
+def draw_arrow(draw: ImageDraw.ImageDraw, start: Pixel, end: Pixel, radius: int) -> None:
+    """Draw a white arrow with a dark edge up to the rim of the target's disc; none if the discs touch."""
     length = math.dist(start, end)
     if length <= 2 * radius:
         return
-    across, down = (end[0] - start[0]) / length, (end[1] - start[1]) / length
+    across, down = (end.x - start.x) / length, (end.y - start.y) / length
 
-    def at(ahead: float, aside: float) -> Point:
-        return start[0] + ahead * across - aside * down, start[1] + ahead * down + aside * across
+    def at(ahead: float, aside: float) -> Pixel:
+        return Pixel(start.x + ahead * across - aside * down, start.y + ahead * down + aside * across)
 
     tip, edge = length - radius, radius // 6
     neck = max(tip - 2 * radius, 0)
@@ -91,7 +92,7 @@ def draw_arrow(draw: ImageDraw.ImageDraw, start: Point, end: Point, radius: int)
 
 
 def side_by_side(pictures: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
-    """Puts pictures of one shape in a row on white, all as high as the highest, each below its label."""
+    """Put images of one aspect in a row on white, all as high as the highest, each under its label."""
     height = max(enlarge(picture)[0].height for picture in pictures)
     widths = [round(picture.width * height / picture.height) for picture in pictures]
     gap = max(8, height // 40)
@@ -102,14 +103,14 @@ def side_by_side(pictures: Sequence[Image.Image], labels: Sequence[str]) -> Imag
         font = ImageFont.load_default(2 * gap)
         fit = min(1.0, width / max(1.0, font.getlength(label)))
         font = ImageFont.load_default(2 * gap * fit)
-        draw.text((left + width / 2, top / 2), label, (40, 40, 40), font, anchor="mm")
+        draw.text((left + width / 2, top / 2), label, INK, font, anchor="mm")
         row.paste(resize(picture, (width, height)), (left, top))
         left += width + gap
     return row
 
 
 def save_gif(frames: Sequence[Image.Image], path: Path, seconds: float = 0.12, hold: float = 1.5) -> None:
-    """Writes an endless animation, every frame shown for `seconds`, the first and the last for `hold`."""
+    """Write an endless animation with `seconds` per frame, `hold` for the first and the last."""
     first, *rest = [with_palette(frame) for frame in frames]
     durations = [round(1000 * hold), *[round(1000 * seconds)] * len(rest)]
     durations[-1] = durations[0]
@@ -121,10 +122,9 @@ def save_gif(frames: Sequence[Image.Image], path: Path, seconds: float = 0.12, h
 
 
 def with_palette(frame: Image.Image) -> Image.Image:
-    """A picture in 256 colours, with a fine pattern laid over it first, so that smooth areas get no steps.
+    """Reduce an image to 256 colors after ordered dithering, so that smooth areas have no bands.
 
-    Pillow's own ways to choose colours or to hide the steps take a hundred times longer; the pattern also
-    stays where it is from frame to frame.
+    Pillow's error diffusion takes a hundred times longer, and flickers from frame to frame.
     """
     tiles = -(-frame.height // 4), -(-frame.width // 4), 1
     pattern = np.tile(PATTERN[..., None], tiles)[: frame.height, : frame.width]

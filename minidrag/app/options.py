@@ -1,8 +1,8 @@
-"""What is asked of a run: as options on the command line, as JSON, and whether it makes sense.
+"""Options of a run, on the command line and as JSON, and whether they make sense.
 
-One form of JSON serves for all: a finished run writes it and can be repeated from it, and a person may write
-as little of it as a picture and drags. Checks that hold for every caller are elsewhere: of pictures and masks
-in `images.py`, of points in `checks.py`, of settings in `config.py`. The method can be read without this.
+There is one form of JSON: a finished run writes it and can be repeated from it, and a person may write just
+an image and drags. Checks that every caller needs are elsewhere: of images and masks in `images.py`, of
+points in `points.py`, of settings in `config.py`.
 """
 
 import argparse
@@ -20,25 +20,24 @@ from PIL import Image
 from torch import Tensor
 
 from minidrag import images
-from minidrag.checks import check_points
 from minidrag.config import EditConfig
-from minidrag.method.drag import Point
+from minidrag.points import Pixel, check_instruction
 from minidrag.weights.model import default_device
 
-Drag = tuple[Point, Point]  # handle and target
+Drag = tuple[Pixel, Pixel]  # handle and target
 
-DTYPES = {"cpu": "float32", "cuda": "float16", "mps": "float32"}  # each kind of device's default
+DTYPES = {"cpu": "float32", "cuda": "float16", "mps": "float32"}  # default by device type
 CONFIGS = {
     "paper": EditConfig.paper(),
     "official": EditConfig.official(),
     "thorough": EditConfig.thorough(),
 }
-CONFIG_HELP = "paper: to its letter; official: the authors' program; thorough: further, and slower"
+CONFIG_HELP = "paper: to the letter; official: the authors' program; thorough: longer drags, slower"
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-NAMED = ("sd15", "tiny")  # models that go by a name
-FILES = ("picture", "mask", "lora")
-KINDS: dict[str, Any] = {  # what the keys of a request hold in JSON
-    "picture": str,
+NAMED = ("sd15", "tiny")  # models that have a name
+FILES = ("image", "mask", "lora")
+KINDS: dict[str, Any] = {  # JSON types by key
+    "image": str,
     "drags": list,
     "mask": str | None,
     "prompt": str,
@@ -50,67 +49,64 @@ KINDS: dict[str, Any] = {  # what the keys of a request hold in JSON
     "device": str | None,
     "dtype": str | None,
 }
-EXTRAS = {"sha256": dict, "versions": dict, "result": dict, "scene": dict}  # keys that ask for nothing
-
-RENAMED = {  # settings in a run.json of version 0.1
+EXTRAS = {"sha256": dict, "versions": dict, "result": dict, "scene": dict}  # keys that are not options
+RENAMED = {  # keys and settings of a run.json by version 0.1
+    "picture": "image",
     "edited_step": "inversion_steps",
-    "keep_outside": "keep_background",
-    "control_from": "control_start",
-    "lora_rate": "lora_lr",
     "drag_rate": "drag_lr",
+    "lora_rate": "lora_lr",
+    "control_from": "control_start",
+    "keep_outside": "keep_background",
 }
-HELP = {  # every field of EditConfig
-    "steps": "DDIM steps from noise to picture",
-    "inversion_steps": "how many steps up from the picture lies the latent that is dragged: more, freer",
-    "block": "the UNet's up block that the features are from, 1 to 4",
-    "drag_steps": "steps of the drag at most: more for far drags",
-    "drag_lr": "how much a step changes: more is faster and rougher",
-    "motion_radius": "radius of the patch that is pulled, in grid units of 2 pixels at working size",
-    "motion_step": "how far ahead it is pulled in a step, in grid units",
-    "motion_reference": "what it shall look like there: moving, as it does now; start, as in the original",
-    "track_radius": "radius in which a handle is looked for again, in grid units",
-    "mask_weight": "how strongly the outside of the mask is held",
-    "tolerance": "how near a handle must come to its target, in grid units",
-    "motion_loss": "sum or mean over the patch's features",
-    "lora_rank": "the LoRA's rank",
-    "lora_targets": "projections of the attention that get one: qk, qkv or qkvo",
-    "lora_steps": "training steps: fewer are faster and keep the picture less well",
-    "lora_batch": "samples in a step: fewer need less memory",
-    "lora_lr": "its learning rate",
-    "control_start": "denoising step from which on the edit looks at the original's keys and values",
-    "control_blocks": "in how many of the UNet's up blocks it does, counted from the last",
-    "size": "shorter side that the model works at, in pixels (default: what it was trained on)",
-    "keep_background": "keep the original's own pixels outside the mask",
-    "checkpointing": "need less memory and more time",
+
+HELP = {  # of every field of EditConfig
+    "steps": "DDIM steps from noise to image",
+    "inversion_steps": "DDIM steps from the image up to the dragged latent: more allow larger changes",
+    "block": "up block of the UNet whose features are used, 1 to 4",
+    "drag_steps": "maximum number of drag updates: more for far drags",
+    "drag_lr": "learning rate of the drag: higher is faster and rougher",
+    "motion_radius": "radius of the supervised patch, in cells of 2 pixels at working size",
+    "motion_step": "distance that an update pulls the patch ahead, in cells",
+    "motion_reference": "what the patch is compared with: moving, itself; start, the original",
+    "motion_loss": "sum or mean over the features of the patch",
+    "track_radius": "radius of the window in which a handle is tracked, in cells",
+    "mask_weight": "weight of the loss that holds the unmasked region",
+    "tolerance": "distance from its target at which a handle has arrived, in cells",
+    "lora_rank": "rank of the LoRA",
+    "lora_targets": "attention projections that have one: qk, qkv, or qkvo",
+    "lora_steps": "training steps: fewer are faster and keep the image less well",
+    "lora_batch": "samples per training step: fewer need less memory",
+    "lora_lr": "learning rate of the LoRA",
+    "control_start": "first denoising step in which the edit reads the original's keys and values",
+    "control_blocks": "number of up blocks in which it does, counted from the last",
+    "size": "shorter side to work at, in pixels (default: what the model was trained on)",
+    "keep_background": "keep the original's pixels in the unmasked region",
+    "checkpointing": "use less memory and more time",
 }
 
 
 @dataclass(frozen=True)
-class Request:
-    """All that decides what comes out of a run.
+class Options:
+    """Everything that decides the result of a run."""
 
-    drags: (x, y) in the picture's pixels. mask: None: everything may change. model, vae: as for
-    `load_model`. lora: a file, None: train one. device, dtype: as for `choose_device`.
-    """
-
-    picture: Path
+    image: Path
     drags: list[Drag]
-    mask: Path | None = None
+    mask: Path | None = None  # None: everything is editable
     prompt: str = ""
-    model: str = "sd15"
-    vae: str | None = None
-    lora: Path | None = None
+    model: str = "sd15"  # as for `load_model`
+    vae: str | None = None  # as for `load_model`
+    lora: Path | None = None  # a file; None: train one
     config: EditConfig = field(default_factory=EditConfig)
     seed: int = 0
-    device: str | None = None
-    dtype: str | None = None
+    device: str | None = None  # as for `choose_device`
+    dtype: str | None = None  # as for `choose_device`
 
     @property
-    def handles(self) -> list[Point]:
+    def handles(self) -> list[Pixel]:
         return [handle for handle, _ in self.drags]
 
     @property
-    def targets(self) -> list[Point]:
+    def targets(self) -> list[Pixel]:
         return [target for _, target in self.drags]
 
 
@@ -120,34 +116,34 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(description: str | None = None) -> Parser:
-    # SUPPRESS: what was not given is not there, and does not override what --from says.
+    # SUPPRESS: an option that is not given is absent, and does not override --from.
     parser = Parser("demo.py", "demo.py [PHOTO] [options]", description, allow_abbrev=False)
     parser.formatter_class, parser.argument_default = argparse.RawDescriptionHelpFormatter, argparse.SUPPRESS
-    add = parser.add_argument_group("what to do").add_argument
-    add("picture", nargs="?", metavar="PHOTO", help="a picture; without one, one that comes along")
-    add("--drag", action="append", metavar="X,Y:X,Y", help="from where to where, in pixels; once per handle")
+    add = parser.add_argument_group("edit").add_argument
+    add("image", nargs="?", metavar="PHOTO", help="an image (default: the one that ships)")
+    add("--drag", action="append", metavar="X,Y:X,Y", help="handle and target in pixels; once per handle")
     add("--points", type=path, metavar="FILE.json", help="drags from a file in the form of run.json")
-    add("--mask", type=path, metavar="MASK.png", help="white where it may change; none: everywhere")
-    add("--prompt", help="what the picture shows")
-    add("--from", dest="base", type=path, metavar="run.json", help="repeat a run; other options change it")
+    add("--mask", type=path, metavar="MASK.png", help="white where the image may change; none: everywhere")
+    add("--prompt", help="description of the image")
+    add("--from", dest="base", type=path, metavar="run.json", help="repeat a run; other options override it")
     add("--out", type=path, metavar="DIR", help="folder for the results (default: a new one in runs)")
-    add = parser.add_argument_group("the model").add_argument
-    add("--model", help="sd15, tiny, a folder, a .safetensors file or a hub id (default for a PHOTO: sd15)")
-    add("--vae", help="folder, file or hub id of another VAE; none: the model's own")
-    add("--lora", type=path, metavar="FILE", help="a LoRA to use in place of training one; none: train")
-    add("--device", help="cpu, cuda or mps (default: the best there is)")
+    add = parser.add_argument_group("model").add_argument
+    add("--model", help="sd15, tiny, a folder, a .safetensors file, or a hub id (default for a PHOTO: sd15)")
+    add("--vae", help="folder, file, or hub id of another VAE; none: the model's own")
+    add("--lora", type=path, metavar="FILE", help="a LoRA to use instead of training one; none: train")
+    add("--device", help="cpu, cuda, or mps (default: the fastest available)")
     add("--dtype", help=f"{', '.join(FLOATS)} (default: float16 on cuda, else float32)")
-    add("--seed", type=int, help="of the LoRA's training (default: 0)")
+    add("--seed", type=int, help="of the LoRA training (default: 0)")
     add_settings(parser)
     return parser
 
 
 def add_settings(parser: Parser) -> None:
-    """An option for every field of EditConfig."""
-    everything = parser.add_argument_group("all settings at once")
-    everything.add_argument("--config", choices=CONFIGS, help=CONFIG_HELP)
-    groups = {"lora": parser.add_argument_group("the LoRA, which is trained on the picture")}
-    rest = parser.add_argument_group("the edit")
+    """Add an option for every field of EditConfig."""
+    presets = parser.add_argument_group("presets")
+    presets.add_argument("--config", choices=CONFIGS, help=CONFIG_HELP)
+    groups = {"lora": parser.add_argument_group("LoRA, trained on the image")}
+    rest = parser.add_argument_group("settings")
     for entry in fields(EditConfig):
         name, text = "--" + entry.name.replace("_", "-"), HELP[entry.name]
         values = {which: getattr(config, entry.name) for which, config in CONFIGS.items()}
@@ -163,20 +159,20 @@ def add_settings(parser: Parser) -> None:
 
 
 def path(text: str) -> Path:
-    """A path on the command line; refuses an empty one, which would mean the folder that one is in."""
+    """A path on the command line; an empty one, which would mean the current folder, is refused."""
     if not text:
-        raise ValueError("the name of a file is empty")
+        raise ValueError("a file name is empty")
     return Path(os.path.expanduser(text))
 
 
-def read_request(given: dict[str, Any]) -> Request:
-    """Puts together what the options, or else the run to repeat, or else the defaults say.
+def read_options(given: dict[str, Any]) -> Options:
+    """Combine the command line, the run to repeat, and the defaults, in this order of precedence.
 
-    given: the options by name, those that were not given left out. Raises ValueError, one sentence.
+    given: command-line options by name, without those that were not given. Raises ValueError, one sentence.
     """
     own = {name: value for name, value in given.items() if name in KINDS and name != "config"}
-    if "picture" in own:
-        own["picture"] = path(own["picture"])  # here, as argparse would convert its absence too
+    if "image" in own:
+        own["image"] = path(own["image"])  # not by argparse, which would convert its absence too
     own |= {name: None for name in ("mask", "vae", "lora") if str(own.get(name)) == "none"}
     values = read(given["base"], replaced=own) if "base" in given else {}
     drags = [parse_drag(text) for text in given.get("drag", [])]
@@ -186,78 +182,87 @@ def read_request(given: dict[str, Any]) -> Request:
     config = CONFIGS[given["config"]] if "config" in given else values.get("config", EditConfig())
     settings = {entry.name: given[entry.name] for entry in fields(EditConfig) if entry.name in given}
     values["config"] = replace(config, **settings)
-    if "picture" not in values:
-        raise ValueError(f"{given.get('base', 'the command')} names no picture: give one")
+    if "image" not in values:
+        raise ValueError(f"{given.get('base', 'the command')} names no image: give one")
     if not values.get("drags"):
-        raise ValueError("no drag: give at least one --drag X,Y:X,Y, from where to where in pixels")
+        raise ValueError("no drag: give at least one --drag X,Y:X,Y, handle and target in pixels")
     if not 0 <= values.get("seed", 0) < 2**63:
-        raise ValueError(f"--seed {values['seed']} is not possible: choose 0 to 2**63 - 1")
+        raise ValueError(f"--seed must be 0 to 2**63 - 1, got {values['seed']}")
     values["device"], values["dtype"] = choose_device(values.get("device"), values.get("dtype"))
-    return Request(**values)
+    return Options(**values)
 
 
-def open_input(asked: Request) -> tuple[Image.Image, Tensor | None]:
-    """The picture and its mask; all that can be checked before a model is loaded is checked.
+def open_input(options: Options) -> tuple[Image.Image, Tensor | None]:
+    """Load the image and its mask, and check everything that can be checked without a model.
 
     Raises ValueError, one sentence.
     """
-    picture = images.load_picture(asked.picture)
-    mask = images.load_mask(asked.mask, picture.size) if asked.mask else None
-    check_points(picture.size, asked.handles, asked.targets, mask)
-    if asked.lora and not asked.lora.is_file():
-        raise ValueError(f"there is no LoRA file {asked.lora}")
-    return picture, mask
+    image = images.load_image(options.image)
+    mask = images.load_mask(options.mask, image.size) if options.mask else None
+    check_instruction(image.size, options.handles, options.targets, mask)
+    if options.lora and not options.lora.is_file():
+        raise ValueError(f"there is no LoRA file {options.lora}")
+    return image, mask
 
 
 def parse_drag(text: str) -> Drag:
-    """Reads "X,Y:X,Y"."""
+    """Read "X,Y:X,Y"."""
     try:
-        handle, target = (point(at.split(",")) for at in text.split(":"))
+        handle, target = (to_pixel(point.split(",")) for point in text.split(":"))
     except ValueError:
-        raise ValueError(f"{text!r} is no drag: write X,Y:X,Y, handle and target in pixels") from None
+        raise ValueError(f"invalid drag {text!r}: expected X,Y:X,Y, handle and target in pixels") from None
     return handle, target
 
 
-def point(values: Sequence[Any]) -> Point:
-    """Two finite numbers out of two numbers or texts; ValueError or TypeError for anything else."""
+def to_pixel(values: Sequence[Any]) -> Pixel:
+    """Two finite numbers from two numbers or strings; ValueError or TypeError for anything else."""
     x, y = (float(value) for value in values)
     if not (math.isfinite(x) and math.isfinite(y)):
-        raise ValueError(f"{x},{y} is no point")
-    return x, y
+        raise ValueError(f"{x},{y} is not a point")
+    return Pixel(x, y)
 
 
 def read(path: Path, replaced: Collection[str] = ()) -> dict[str, Any]:
-    """Reads the fields of a Request that a JSON file has, but for those to be `replaced`.
+    """Read the options in a JSON file, except for those to be `replaced`.
 
-    Paths in it start from its folder. Raises ValueError, one sentence, for a broken file, unknown keys,
-    values of the wrong kind, and files that are no longer what they were when it was written.
+    Paths in it are relative to its folder. Raises ValueError, one sentence, for a broken file, unknown keys,
+    values of the wrong type, and files that have changed since it was written.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # the last for very deep brackets
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: very deep brackets
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     try:
+        values = current_names(values)
         check_kinds(values)
         kept = [name for name in values if name in KINDS and name not in replaced]
         found = {name: convert(name, values[name], path.parent) for name in kept}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    for name in set(FILES) & found.keys() & values.get("sha256", {}).keys():
-        if found[name] and found[name].is_file() and sha256(found[name]) != values["sha256"][name]:
+    checksums = current_names(values.get("sha256", {}))
+    for name in set(FILES) & found.keys() & checksums.keys():
+        if found[name] and found[name].is_file() and sha256(found[name]) != checksums[name]:
             raise ValueError(
-                f"{found[name]} has changed since {path} was written: to use it all the same, name it on the "
+                f"{found[name]} has changed since {path} was written: to use it anyway, name it on the "
                 "command line"
             )
     return found
 
 
+def current_names(values: Any) -> Any:
+    """A JSON object of version 0.1 under the names of today; anything else as it is."""
+    if not isinstance(values, dict):
+        return values
+    return {RENAMED.get(name, name): value for name, value in values.items()}
+
+
 def check_kinds(values: Any) -> None:
-    """Raises ValueError unless `values` is an object with known keys and values of the right kinds."""
+    """Raise ValueError unless `values` is an object with known keys and values of the right types."""
     known = KINDS | EXTRAS
     if not isinstance(values, dict):
-        raise ValueError("this is no JSON object")
+        raise ValueError("expected a JSON object")
     if unknown := sorted(values.keys() - known.keys()):
-        raise ValueError(f"unknown keys {', '.join(unknown)}: there are {', '.join(KINDS)}")
+        raise ValueError(f"unknown keys {', '.join(unknown)}: the keys are {', '.join(KINDS)}")
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, known[name]):
             raise ValueError(f"{name} cannot be {shown(value)}")
@@ -269,11 +274,11 @@ def shown(value: Any) -> str:
 
 
 def convert(name: str, value: Any, folder: Path) -> Any:
-    """A JSON value as the field of a Request that it is for."""
+    """Convert a JSON value to the type of its option."""
     if name == "config":
         return configured(EditConfig(), value)
     if name == "drags":
-        return [drag_of(entry) for entry in value]
+        return [to_drag(entry) for entry in value]
     if value and name in FILES:
         return folder / Path(value).expanduser()
     if value and name in ("model", "vae") and value not in NAMED and (folder / value).exists():
@@ -281,36 +286,36 @@ def convert(name: str, value: Any, folder: Path) -> Any:
     return value
 
 
-def drag_of(entry: Any) -> Drag:
-    """A drag out of {"handle": [x, y], "target": [x, y]}."""
+def to_drag(entry: Any) -> Drag:
+    """A drag from {"handle": [x, y], "target": [x, y]}."""
     try:
         numbers = [type(number) in (int, float) for name in ("handle", "target") for number in entry[name]]
         if len(entry) == 2 and all(numbers):
-            return point(entry["handle"]), point(entry["target"])
-    except (LookupError, ValueError, TypeError, OverflowError):  # the last for an absurdly long number
+            return to_pixel(entry["handle"]), to_pixel(entry["target"])
+    except (LookupError, ValueError, TypeError, OverflowError):  # OverflowError: a number of many digits
         pass
     form = '{"handle": [x, y], "target": [x, y]}'
-    raise ValueError(f"{shown(entry)} is no drag: write {form}, in pixels")
+    raise ValueError(f"invalid drag {shown(entry)}: expected {form}, in pixels")
 
 
 def configured(config: EditConfig, values: dict[str, Any]) -> EditConfig:
-    """The config with other values; ValueError for unknown names and values of the wrong kind."""
+    """The config with other values; ValueError for unknown names and values of the wrong type."""
     kinds: dict[str, Any] = {entry.name: entry.type for entry in fields(EditConfig)}
-    values = {RENAMED.get(name, name): value for name, value in values.items()}
+    values = current_names(values)
     for name, value in values.items():
         if name not in kinds:
-            raise ValueError(f"{name} is no setting: there are {', '.join(kinds)}")
+            raise ValueError(f"unknown setting {name}: the settings are {', '.join(kinds)}")
         kind = int | float if kinds[name] is float else kinds[name]
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
             raise ValueError(f"the setting {name} cannot be {shown(value)}")
     return replace(config, **values)
 
 
-def to_json(request: Request) -> dict[str, Any]:
-    """What `read` reads, with paths that hold from anywhere and the files' checksums."""
-    values = {entry.name: getattr(request, entry.name) for entry in fields(Request)}
-    values["drags"] = [{"handle": handle, "target": target} for handle, target in request.drags]
-    values["config"] = asdict(request.config)
+def to_json(options: Options) -> dict[str, Any]:
+    """Inverse of `read`, with absolute paths and the files' checksums."""
+    values = {entry.name: getattr(options, entry.name) for entry in fields(Options)}
+    values["drags"] = [{"handle": handle, "target": target} for handle, target in options.drags]
+    values["config"] = asdict(options.config)
     for name in ("model", "vae"):
         if values[name] and values[name] not in NAMED and Path(values[name]).expanduser().exists():
             values[name] = str(Path(values[name]).expanduser().resolve())
@@ -324,20 +329,18 @@ def sha256(file: Path) -> str:
 
 
 def choose_device(device: str | None, dtype: str | None) -> tuple[str, str]:
-    """The device and the dtype's name to compute with; None: the best there is, and what suits it.
+    """Names of the device and dtype to compute with; None: the fastest device, and the dtype that suits it.
 
-    Raises ValueError where there is no such thing.
+    Raises ValueError for one that does not exist.
     """
     name = device or default_device()
     try:
         kind, index = torch.device(name).type, torch.device(name).index or 0
     except RuntimeError:
-        raise ValueError(f"{name} is no device: choose cpu, cuda or mps") from None
+        raise ValueError(f"unknown device {name!r}: use cpu, cuda, or mps") from None
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if index >= count.get(kind, 0):
-        raise ValueError(f"there is no device {name} here: choose another, such as {default_device()}")
+        raise ValueError(f"device {name!r} is not available: use {default_device()}")
     if (dtype or DTYPES[kind]) not in FLOATS or (kind, dtype) == ("mps", "float64"):
-        raise ValueError(
-            f"{dtype} is no dtype to compute with on {kind}: choose one of {', '.join(FLOATS[:3])}"
-        )
+        raise ValueError(f"dtype {dtype!r} does not work on {kind}: use one of {', '.join(FLOATS[:3])}")
     return name, dtype or DTYPES[kind]

@@ -19,8 +19,9 @@ from torch import nn
 
 from minidrag import images
 from minidrag.app import draw
-from minidrag.app.options import CONFIG_HELP, CONFIGS, Request, configured
-from minidrag.app.runs import find_lora
+from minidrag.app.lora_cache import find_lora
+from minidrag.app.options import CONFIG_HELP, CONFIGS, configured
+from minidrag.app.progress import Progress
 from minidrag.bench.cases import (
     KINDS,
     Case,
@@ -32,10 +33,10 @@ from minidrag.bench.cases import (
     references,
 )
 from minidrag.bench.metrics import Missing, fidelity_network
-from minidrag.bench.tables import EXPLAINED, Results, mean_seconds, report, summarise
-from minidrag.checks import check
+from minidrag.bench.tables import EXPLAINED, Results, mean_seconds, report, summarize
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
+from minidrag.points import to_task
 from minidrag.weights.model import Model, load_model
 
 T = TypeVar("T")
@@ -105,19 +106,25 @@ def read_config(args: argparse.Namespace) -> EditConfig:
 
 
 def editor(model: Model, config: EditConfig, seed: int) -> Editor:
-    """Edits a case with a LoRA of its own, trained or kept from an earlier run."""
+    """Edit a case with a LoRA of its own, trained now or cached by an earlier run."""
 
     def edit(case: Case) -> Edited:
         mask = torch.from_numpy(case.mask.astype(np.float32))
-        check(model, case.before.size, case.handles, case.targets, mask, config)  # before the long training
-        pairs = list(zip(case.handles, case.targets, strict=True))
-        asked = Request(Path(f"{case.name}.png"), pairs, prompt=case.prompt, config=config, seed=seed)
-        began = time.perf_counter()
-        lora, origin = find_lora(model, case.before, asked)
-        seconds = {"LoRA": time.perf_counter() - began} if origin.startswith("trained") else {}
-        options: dict[str, Any] = {"mask": mask, "prompt": case.prompt, "config": config, "seed": seed}
-        edit = drag_edit(model, case.before, case.handles, case.targets, **options, trained=lora)
-        return Edited(edit.picture, edit.raw, seconds | edit.seconds)
+        to_task(model, case.before.size, case.handles, case.targets, mask, config)  # before the long training
+        progress = Progress(show=False)
+        lora, _ = find_lora(model, case.before, case.prompt, config, seed, progress)
+        edit = drag_edit(
+            model,
+            case.before,
+            case.handles,
+            case.targets,
+            mask=mask,
+            prompt=case.prompt,
+            config=config,
+            lora=lora,
+            progress=progress,
+        )
+        return Edited(edit.image, edit.raw, progress.seconds)
 
     return edit
 
@@ -129,13 +136,13 @@ def run_case(
     folder.mkdir(parents=True, exist_ok=True)
     edited = edit(case)
     began = time.perf_counter()
-    rows = {"edit": measure(case, edited.picture, edited.raw, learned)}
+    rows = {"edit": measure(case, edited.image, edited.raw, learned)}
     rows |= {name: measure(case, picture, picture, learned) for name, picture in others.items()}
     seconds = edited.seconds | {"measuring": time.perf_counter() - began}
     result = {"case": case.name, "kind": case.kind, "drag": case.drags, "prompt": case.prompt}
     result |= {"rows": rows, "seconds": seconds}
     marked = draw.draw_drags(case.before, case.handles, case.targets, torch.from_numpy(case.mask))
-    shown = {"drag": marked, "edit": edited.picture, "raw": edited.raw}
+    shown = {"drag": marked, "edit": edited.image, "raw": edited.raw}
     shown |= {"truth": case.truth} if isinstance(case, SceneCase) else {}
     case.before.save(folder / "before.png")
     for name, picture in (shown | others).items():
@@ -242,7 +249,7 @@ def fidelity() -> nn.Module | None:
 
 def write_tables(results: Results, out: Path, explained: str = EXPLAINED) -> str:
     """Writes table.json, table.md and seconds.json; returns what is to be shown."""
-    summary, seconds = summarise(results), mean_seconds(results)
+    summary, seconds = summarize(results), mean_seconds(results)
     text = report(summary, explained)
     write_json(summary, out / "table.json")
     write_text(text + "\n", out / "table.md")

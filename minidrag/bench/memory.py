@@ -16,18 +16,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.functional import interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minidrag.bench.harness import add_config_arguments, read_config, work
 from minidrag.config import EditConfig
-from minidrag.method import drag, lora
+from minidrag.method import lora
 from minidrag.method.ddim import Schedule
+from minidrag.method.drag import Cell, Origin, View
+from minidrag.method.dragdiffusion import Task, observe, supervise
 from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
 from minidrag.networks.unet import UNet, UNetConfig
 from minidrag.networks.vae import VAE, VAEConfig
-from minidrag.stages import checkpointing
 
 N = TypeVar("N", bound=nn.Module)
 GB = 1e9
@@ -94,34 +94,35 @@ class Stages:
     def inputs(self) -> tuple[UNet, Schedule, Tensor, Tensor]:
         side = self.size // self.vae.factor
         text = torch.zeros(1, 77, self.unet.cross_attention_dim, dtype=self.dtype)
-        return build(UNet, self.unet, self.dtype), Schedule(), torch.zeros(1, 4, side, side), text
+        unet = build(UNet, self.unet, self.dtype)
+        unet.checkpointing = self.config.checkpointing
+        return unet, Schedule(), torch.zeros(1, 4, side, side), text
 
-    def fit(self) -> None:
-        """As in `lora.fit`."""
+    def train(self) -> None:
+        """One step of `lora.train`."""
         unet, schedule, mean, text = self.inputs()
-        lora.add(unet, self.config.lora_rank, self.config.lora_targets, torch.Generator())
-        with checkpointing(unet, self.config.checkpointing), lora.trainable(unet) as chosen:
-            drawn = lora.draw(schedule, mean, mean, self.config.lora_batch, torch.Generator())
-            loss = lora.noise_loss(unet, schedule, *drawn, text)
-            for parameter, gradient in zip(chosen, torch.autograd.grad(loss, chosen), strict=True):
+        config, generator = self.config, torch.Generator()
+        untrained = lora.initialize(unet, config.lora_rank, config.lora_targets, generator)
+        with lora.lora_attached(unet, nn.Module(), untrained):
+            factors = [x.requires_grad_() for y in lora.lora_layers(unet).values() for x in (y.down, y.up)]
+            batch = lora.sample_batch(schedule, (mean, mean), config.lora_batch, generator)
+            loss = lora.noise_loss(unet, schedule, *batch, text)
+            for parameter, gradient in zip(factors, torch.autograd.grad(loss, factors), strict=True):
                 parameter.grad = gradient
-            torch.optim.AdamW(chosen).step()
+            torch.optim.AdamW(factors).step()
 
-    def optimise(self) -> None:
-        """As in `drag.optimise`, with one handle in the middle."""
-        unet, schedule, edited, text = self.inputs()
-        grid, middle = (self.size // 2, self.size // 2), self.size / 4
-        edited.requires_grad_()
-        with checkpointing(unet, self.config.checkpointing):
-            noise, features, _ = unet(edited, 681, text)
-            map_ = interpolate(features[self.config.block - 1].float(), size=grid, mode="bilinear")[0]
-            lower = schedule.step(edited, noise, 681, 661)
-            handles, targets = [(middle, middle)], [(middle, 0.0)]
-            kept = (torch.zeros_like(map_), handles) if self.config.motion_reference == "start" else None
-            loss = drag.motion(map_, handles, targets, self.config, kept)
-            loss = loss + drag.background_loss(lower, lower.detach(), torch.zeros(edited.shape[2:]))
-            (edited.grad,) = torch.autograd.grad(loss, edited)
-        torch.optim.Adam([edited]).step()
+    def drag(self) -> None:
+        """One update of `drag`, with one handle in the middle."""
+        unet, schedule, latent, text = self.inputs()
+        latent.requires_grad_()
+        grid, middle, config = (self.size // 2, self.size // 2), self.size // 4, self.config
+        task = Task([Cell(middle, middle)], [Cell(middle, 0)], torch.zeros(latent.shape[2:]), grid)
+        view = observe(unet, schedule, text, grid, config, config.inversion_steps, latent)
+        features, previous = (torch.zeros_like(x) for x in (view.features, view.previous))
+        origin = Origin(task.handles, View(features, previous, view.predicted, view.level))
+        loss = supervise(task, config, view, task.handles, origin)
+        (latent.grad,) = torch.autograd.grad(loss, latent)
+        torch.optim.Adam([latent]).step()
 
     @torch.no_grad()
     def denoise(self) -> None:
@@ -153,9 +154,9 @@ def report(args: argparse.Namespace) -> int:
     print(f"Stable Diffusion 1.5 at {size}x{size} in {args.dtype}: most GB of tensors, weights included")
     stages = Stages(config, getattr(torch, args.dtype), size)
     for name, job in {
-        "LoRA": stages.fit,
+        "LoRA": stages.train,
         "inversion, denoising": stages.denoise,
-        "drag": stages.optimise,
+        "drag": stages.drag,
         "encoding, decoding": stages.pictures,
     }.items():
         print(f"{name:22}{peak(job) / GB:6.2f}", flush=True)
