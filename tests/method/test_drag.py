@@ -1,8 +1,9 @@
-"""The drag against slow references: the paper's equations as loops over cells, their gradients by hand."""
+"""Latent optimization against slow references: the equations as loops over cells, gradients by hand."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -10,18 +11,32 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.testing import assert_close
 
+import minidrag.method.dragdiffusion as dragdiffusion_module
 from minidrag.config import EditConfig
+from minidrag.edit import watch
 from minidrag.method import drag
 from minidrag.method.ddim import KeysValues, Schedule
-from minidrag.method.drag import Point, background_loss, motion, optimise, patch, sample, track
+from minidrag.method.drag import (
+    Cell,
+    Origin,
+    Step,
+    View,
+    arrived,
+    background_loss,
+    motion_loss,
+    patch,
+    sample,
+    track,
+)
+from minidrag.method.dragdiffusion import Task, dragdiffusion, observe
 from minidrag.networks.unet import UNet, UNetConfig
 
 SCHEDULE = Schedule()
-TIME, BELOW = 681, 661  # of the edited step, 35 of 50, and of the step under it
+LEVEL, TIME, BELOW = 35, 681, 661  # of the dragged latent, and the timestep below
 TEXT = torch.linspace(-1, 1, 77 * 8, dtype=torch.float64).reshape(1, 77, 8)
 Output = tuple[Tensor, list[Tensor], KeysValues]
-# A latent's feature map and its latent one step down, both without a graph, and what takes gradients with
-# respect to the two back to the latent.
+# From a latent to its feature map and the latent one step down, both without a graph, and a function that
+# pulls gradients with respect to the two back to the latent.
 Look = Callable[[Tensor], tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]]]
 
 
@@ -50,7 +65,12 @@ def corners(row: float, column: float, height: int, width: int) -> list[tuple[in
     return [(min(max(r, 0), height - 1), min(max(c, 0), width - 1), weight) for r, c, weight in four]
 
 
-def slow_patch(center: Point, radius: int, height: int, width: int) -> list[tuple[int, int]]:
+def origin_of(features: Tensor, handles: Sequence[Cell]) -> Origin:
+    """Origin with these features; nothing else of its view is used."""
+    return Origin(handles, View(features, torch.empty(0), torch.empty(0), LEVEL))
+
+
+def slow_patch(center: Cell, radius: int, height: int, width: int) -> list[tuple[int, int]]:
     around = range(-radius, radius + 1)
     cells = [(int(center[0]) + down, int(center[1]) + across) for down in around for across in around]
     return [(row, column) for row, column in cells if 0 <= row < height and 0 <= column < width]
@@ -58,17 +78,17 @@ def slow_patch(center: Point, radius: int, height: int, width: int) -> list[tupl
 
 def slow_motion(
     features: Tensor,
-    handles: Sequence[Point],
-    targets: Sequence[Point],
+    handles: Sequence[Cell],
+    targets: Sequence[Cell],
     config: EditConfig,
-    original: tuple[Tensor, Sequence[Point]] | None = None,
+    origin: Origin | None = None,
 ) -> tuple[float, Tensor]:
-    """Equation 3's first sum, and its gradient, in which nothing comes from F_q itself.
+    """First term of eq. 3 and its gradient, to which F_q itself contributes nothing.
 
-    With the original, F_q is read there, as far from its handle as q is from the handle now.
+    origin: read F_q there, as far from its handle as q is from the handle now.
     """
     (channels, height, width), total, gradient = features.shape, 0.0, torch.zeros_like(features)
-    source, begun = original or (features, handles)
+    source, begun = (origin.view.features, origin.handles) if origin else (features, handles)
     for (row, column), target, began in zip(handles, targets, begun, strict=True):
         down, across = target[0] - row, target[1] - column
         way = math.sqrt(down**2 + across**2)
@@ -94,7 +114,7 @@ def slow_motion(
 
 
 def slow_change(lower: Tensor, original: Tensor, mask: Tensor) -> tuple[float, Tensor]:
-    """Equation 3's second term without lambda, and its gradient."""
+    """Second term of eq. 3 without lambda, and its gradient."""
     total, gradient = 0.0, torch.zeros_like(lower)
     for channel in range(lower.shape[1]):
         for row in range(lower.shape[2]):
@@ -106,32 +126,32 @@ def slow_change(lower: Tensor, original: Tensor, mask: Tensor) -> tuple[float, T
     return total, gradient
 
 
-def slow_track(features: Tensor, start: Tensor, handle: Point, radius: int) -> Point:
+def slow_track(features: Tensor, start: Tensor, handle: Cell, radius: int) -> Cell:
     """Equation 5."""
     best, nearest = math.inf, handle
     for row, column in slow_patch(handle, radius, *features.shape[1:]):
         pairs = zip(features[:, row, column].tolist(), start.tolist(), strict=True)
         distance = sum(abs(now - then) for now, then in pairs)
         if distance < best:
-            best, nearest = distance, (float(row), float(column))
+            best, nearest = distance, Cell(float(row), float(column))
     return nearest
 
 
 def slow_drag(
     look: Look,
     latent: Tensor,
-    handles: list[Point],
-    targets: list[Point],
+    handles: list[Cell],
+    targets: list[Cell],
     mask: Tensor | None,
     config: EditConfig,
     steps: int,
-) -> tuple[Tensor, list[list[Point]], list[float], list[Tensor]]:
-    """So many steps of algorithm and optimiser (Adam, arXiv 1412.6980, algorithm 1); last the gradients."""
+) -> tuple[Tensor, list[list[Cell]], list[float], list[Tensor]]:
+    """Updates by the equations and by Adam (arXiv 1412.6980, algorithm 1); returns the gradients last."""
     first, second = torch.zeros_like(latent), torch.zeros_like(latent)
     paths, losses, gradients = [[handle] for handle in handles], [], []
     features, original, _ = look(latent)
     starts = [features[:, int(row), int(column)] for row, column in handles]
-    begun = (features, handles) if config.motion_reference == "start" else None
+    begun = origin_of(features, handles) if config.motion_reference == "start" else None
     for step in range(1, steps + 1):
         features, lower, pull = look(latent)
         loss, upon_features = slow_motion(features, [path[-1] for path in paths], targets, config, begun)
@@ -196,8 +216,10 @@ def stretching(cells: int, size: int) -> Tensor:
     return matrix
 
 
-def as_it_is(latent: Tensor, timestep: int, text: Tensor, keys_values: KeysValues | None = None) -> Output:
-    """A stand-in for the UNet that sees no noise; each block's features are the latent."""
+def same_features(
+    latent: Tensor, timestep: int, text: Tensor, keys_values: KeysValues | None = None
+) -> Output:
+    """Stand-in for the UNet that predicts no noise; each block's features are the latent."""
     return latent * 0, [latent] * 4, []
 
 
@@ -230,12 +252,42 @@ def look_at(unet: UNet, block: int, grid: tuple[int, int]) -> Look:
     return look
 
 
-def run(unet: Any, latent: Tensor, handles: list[Point], targets: list[Point], **told: Any) -> drag.Drag:
-    """`optimise` on a grid of the latent's own size, unless told."""
-    mask, grid = told.pop("mask", None), told.pop("grid", tuple(latent.shape[2:]))
-    on_step = told.pop("on_step", None)
-    config = EditConfig(**told)
-    return optimise(unet, SCHEDULE, latent, TEXT, handles, targets, mask, grid, config, on_step)
+class Drag(NamedTuple):
+    """Steps of a drag, transposed."""
+
+    latent: Tensor
+    paths: list[list[Cell]]
+    losses: list[float]
+    predicted: list[Tensor]
+    arrived: bool
+
+    @classmethod
+    def of(cls, steps: Iterable[Step], targets: Sequence[Cell], config: EditConfig) -> "Drag":
+        steps = list(watch("drag", steps, config.drag_steps + 1))
+        paths = [list(path) for path in zip(*[step.handles for step in steps], strict=True)]
+        losses, predicted = [step.loss for step in steps[1:]], [step.predicted for step in steps]
+        there = all(arrived(path[-1], to, config.tolerance) for path, to in zip(paths, targets, strict=True))
+        assert steps[0].loss is None and all(step.level == LEVEL for step in steps)
+        return cls(steps[-1].latent, paths, [loss for loss in losses if loss is not None], predicted, there)
+
+
+def run(
+    unet: Any,
+    latent: Tensor,
+    handles: Sequence[tuple[float, float]],
+    targets: Sequence[tuple[float, float]],
+    mask: Tensor | None = None,
+    grid: tuple[int, int] | None = None,
+    **settings: Any,
+) -> Drag:
+    """`dragdiffusion`, by default on a grid of the latent's own size."""
+    starts, ends = ([Cell(*point) for point in points] for points in (handles, targets))
+    task, config = (
+        Task(starts, ends, mask, grid or (latent.shape[2], latent.shape[3])),
+        EditConfig(**settings),
+    )
+    path = [latent * math.nan] * LEVEL + [latent]
+    return Drag.of(dragdiffusion(unet, SCHEDULE, path, TEXT, task, config), ends, config)
 
 
 # Reading between cells.
@@ -272,7 +324,7 @@ def test_a_patch_has_the_cells_around_any_cell_that_lie_on_the_map(radius: int) 
 
 # Motion supervision.
 
-PLACES: dict[str, tuple[list[Point], list[Point]]] = {  # on a map of 6 x 7
+PLACES: dict[str, tuple[list[Cell], list[Cell]]] = {  # on a map of 6 x 7
     "inside, at a slant": ([(3, 3)], [(0.4, 5.5)]),
     "inside, along a row": ([(3, 3)], [(3, 6)]),
     "top left corner, inwards": ([(0, 0)], [(5, 3)]),
@@ -296,7 +348,7 @@ def test_motion_loss_and_gradient_are_those_of_the_equation(place: str, kind: st
     (handles, targets), features = PLACES[place], random(4, 6, 7, seed=3).requires_grad_()
     for radius in (0, 1, 2):
         config = EditConfig(motion_radius=radius, motion_loss=kind)
-        loss = motion(features, handles, targets, config)
+        loss = motion_loss(features, handles, targets, config)
         wanted, gradient = slow_motion(features.detach(), handles, targets, config)
         exactly(loss, wanted)
         exactly(torch.autograd.grad(loss, features)[0], gradient)
@@ -306,10 +358,10 @@ def test_motion_loss_and_gradient_are_those_of_the_equation(place: str, kind: st
 def test_a_patch_held_to_the_original_and_a_longer_step_are_those_of_the_slow_reference(place: str) -> None:
     (handles, targets), features = PLACES[place], random(4, 6, 7, seed=3).requires_grad_()
     for begun in (handles, [(5, 0), (0, 6), (2, 3)][: len(handles)]):
-        original = random(4, 6, 7, seed=4), begun
+        original = origin_of(random(4, 6, 7, seed=4), begun)
         for step in (0.5, 2.0, 3.7):
             config = EditConfig(motion_step=step, motion_reference="start")
-            loss = motion(features, handles, targets, config, original)
+            loss = motion_loss(features, handles, targets, config, original)
             wanted, gradient = slow_motion(features.detach(), handles, targets, config, original)
             exactly(loss, wanted)
             exactly(torch.autograd.grad(loss, features)[0], gradient)
@@ -318,9 +370,9 @@ def test_a_patch_held_to_the_original_and_a_longer_step_are_those_of_the_slow_re
 def test_the_two_motion_losses_differ_by_channels_inside_and_by_less_at_a_border() -> None:
     features = random(5, 9, 9)
 
-    def ratio(handle: Point) -> float:
+    def ratio(handle: Cell) -> float:
         configs = EditConfig(motion_loss="sum"), EditConfig(motion_loss="mean")
-        whole, mean = (motion(features, [handle], [(4, 20)], config) for config in configs)
+        whole, mean = (motion_loss(features, [handle], [(4, 20)], config) for config in configs)
         return (whole / mean).item()
 
     assert math.isclose(ratio((4, 4)), 5)  # 9 cells times 5 channels, against 9
@@ -331,22 +383,22 @@ def test_the_two_motion_losses_differ_by_channels_inside_and_by_less_at_a_border
 def test_a_step_is_one_grid_unit_long_however_far_the_target() -> None:
     ramp = torch.arange(12.0).double().expand(1, 12, 12)  # the feature is the column
     for far in (2.0, 3.5, 100.0):
-        loss = motion(ramp, [(5, 4)], [(5, 4 + far)], EditConfig())
+        loss = motion_loss(ramp, [(5, 4)], [(5, 4 + far)], EditConfig())
         exactly(loss, 9)
-    slanted = motion(ramp, [(5, 4)], [(5 + 30, 4 + 40)], EditConfig())
+    slanted = motion_loss(ramp, [(5, 4)], [(5 + 30, 4 + 40)], EditConfig())
     exactly(slanted, 9 * 0.8)
 
 
 def test_a_longer_step_ends_at_the_target() -> None:
     ramp = torch.arange(12.0).double().expand(1, 12, 12)  # the feature is the column
     for far, gone in ((2.5, 2.5), (3.0, 3.0), (5.0, 3.0), (0.4, 1.0)):
-        loss = motion(ramp, [(5, 4)], [(5, 4 + far)], EditConfig(motion_step=3.0, tolerance=0.0))
+        loss = motion_loss(ramp, [(5, 4)], [(5, 4 + far)], EditConfig(motion_step=3.0, tolerance=0.0))
         exactly(loss, 9 * gone)
 
 
 def test_what_is_at_the_handle_is_held_and_only_what_lies_ahead_follows() -> None:
     features = random(2, 9, 9).requires_grad_()
-    loss = motion(features, [(4, 3)], [(4, 8)], EditConfig(motion_radius=0, motion_loss="sum"))
+    loss = motion_loss(features, [(4, 3)], [(4, 8)], EditConfig(motion_radius=0, motion_loss="sum"))
     (gradient,) = torch.autograd.grad(loss, features)
     assert gradient[:, 4, 4].abs().eq(1).all()
     gradient[:, 4, 4] = 0
@@ -356,7 +408,7 @@ def test_what_is_at_the_handle_is_held_and_only_what_lies_ahead_follows() -> Non
 @pytest.mark.parametrize("distance", [0.0, 5e-324, 1e-300, 1e-9])
 def test_no_distance_is_divided_by_zero_without_a_tolerance(distance: float) -> None:
     features = random(2, 5, 5).requires_grad_()
-    loss = motion(features, [(0, 0)], [(0, distance)], EditConfig(tolerance=0))
+    loss = motion_loss(features, [(0, 0)], [(0, distance)], EditConfig(tolerance=0))
     (gradient,) = torch.autograd.grad(loss, features)
     assert loss.isfinite() and gradient.isfinite().all()
     assert bool(loss) == bool(gradient.any()) == (distance > 0)
@@ -365,29 +417,41 @@ def test_no_distance_is_divided_by_zero_without_a_tolerance(distance: float) -> 
 # Tracking.
 
 
+def holding(reference: Tensor) -> Origin:
+    """Origin with one handle whose feature is (C,)."""
+    return origin_of(reference[:, None, None], [Cell(0, 0)])
+
+
 @pytest.mark.parametrize("radius", [0, 1, 3, 9])
 def test_tracking_finds_what_the_equation_finds_from_every_cell(radius: int) -> None:
     features = random(3, 6, 7, seed=4)
     for row in range(6):
         for column in range(7):
             for start in random(3, 3, seed=10 * row + column):
-                found = track(features, start, (row, column), radius)
-                assert found == slow_track(features, start, (row, column), radius)
+                handle = Cell(row, column)
+                [found] = track(features, [handle], holding(start), radius)
+                assert found == slow_track(features, start, handle, radius)
 
 
 def test_tracking_measures_by_the_sum_of_differences_and_not_of_squares() -> None:
     features = torch.full((4, 3, 3), 9.0)
     features[:, 0, 1] = torch.tensor([1.5, 0.0, 0.0, 0.0])  # sum 1.5, squares 2.25
     features[:, 2, 2] = torch.tensor([0.5, 0.5, 0.5, 0.5])  # sum 2.0, squares 1.0
-    assert track(features, torch.zeros(4), (1, 1), 1) == (0, 1)
+    assert track(features, [Cell(1, 1)], holding(torch.zeros(4)), 1) == [(0, 1)]
 
 
 def test_tracking_does_not_look_beyond_its_window() -> None:
     features = torch.full((1, 9, 9), 5.0)
     features[0, 4, 8] = 0.0
     features[0, 4, 7] = 1.0
-    assert track(features, torch.zeros(1), (4, 4), 3) == (4, 7)
-    assert track(features, torch.zeros(1), (4, 4), 4) == (4, 8)
+    assert track(features, [Cell(4, 4)], holding(torch.zeros(1)), 3) == [(4, 7)]
+    assert track(features, [Cell(4, 4)], holding(torch.zeros(1)), 4) == [(4, 8)]
+
+
+def test_each_handle_is_tracked_by_its_own_feature() -> None:
+    features, handles = random(3, 8, 9, seed=5), [Cell(1, 2), Cell(6, 7)]
+    moved = features.roll((1, -1), (1, 2))
+    assert track(moved, handles, origin_of(features, handles), 2) == [(2, 1), (7, 6)]
 
 
 # The mask.
@@ -461,100 +525,122 @@ def test_steps_on_a_real_unet_equal_the_equations(masked: bool) -> None:
 def test_the_foreseen_pictures_are_of_the_moments_of_the_paths() -> None:
     fake, latent = Linear(), random(1, 4, 6, 6)
     made = run(fake, latent, [(2, 2)], [(5, 5)], drag_steps=3)
-    assert len(made.clean) == len(made.paths[0]) == 4 and len(made.losses) == 3
-    for foreseen, moment in ((made.clean[0], latent), (made.clean[-1], made.latent)):
+    assert len(made.predicted) == len(made.paths[0]) == 4 and len(made.losses) == 3
+    for foreseen, moment in ((made.predicted[0], latent), (made.predicted[-1], made.latent)):
         exactly(foreseen, SCHEDULE.step(moment, fake(moment, TIME, TEXT)[0], TIME, -1))
 
 
-# One iteration after the other.
+# The loop.
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, events: list[str]) -> Callable[..., Output]:
-    """Notes every forward, tracking and supervision of a drag in `as_it_is`, which it returns."""
-    for name in ("motion", "track"):
-        real = getattr(drag, name)
-        noting = lambda *given, name=name, real=real: (events.append(name), real(*given))[1]  # noqa: E731
-        monkeypatch.setattr(drag, name, noting)
-    return lambda *given: (events.append("forward"), as_it_is(*given))[1]
+def noting(events: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Output]:
+    """`same_features`, noting in `events` each UNet call, supervision, and tracking."""
+
+    def note(name: str, function: Callable) -> Callable:
+        return lambda *given: (events.append(name), function(*given))[1]
+
+    monkeypatch.setattr(dragdiffusion_module, "motion_loss", note("supervise", motion_loss))
+    monkeypatch.setattr(drag, "track", note("track", track))
+    return note("observe", same_features)
 
 
-def test_each_iteration_looks_then_tracks_then_supervises(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_update_supervises_then_observes_then_tracks(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    made = run(watch(monkeypatch, events), random(1, 4, 9, 9), [(2, 2)], [(8, 8)], drag_steps=3)
-    once = ["forward", "track", "motion"]
-    assert events == ["forward", "motion", *once, *once, "forward", "track"]
-    assert made.reason == "steps"
+    made = run(noting(events, monkeypatch), random(1, 4, 9, 9), [(2, 2)], [(8, 8)], drag_steps=3)
+    assert events == ["observe", *["supervise", "observe", "track"] * 3]
+    assert not made.arrived
 
 
-def test_no_steps_at_all_look_once_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_updates_it_observes_once_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     latent = random(1, 4, 9, 9)
-    made = run(watch(monkeypatch, events), latent, [(2, 2)], [(8, 8)], drag_steps=0)
-    assert events == ["forward"] and made.reason == "steps"
+    made = run(noting(events, monkeypatch), latent, [(2, 2)], [(8, 8)], drag_steps=0)
+    assert events == ["observe"] and not made.arrived
     assert torch.equal(made.latent, latent) and made.paths == [[(2, 2)]] and made.losses == []
 
 
 @pytest.mark.parametrize("targets", [[(2, 2), (5, 5)], [(2, 3.9), (6, 6)]])
-def test_pairs_of_no_length_and_pairs_that_have_arrived_change_nothing(
-    targets: list[Point], monkeypatch: pytest.MonkeyPatch
+def test_pairs_that_have_arrived_change_nothing(
+    targets: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
     latent = random(1, 4, 9, 9)
-    made = run(watch(monkeypatch, events), latent, [(2, 2), (5, 5)], targets)
-    assert events == ["forward"] and made.reason == "arrived"
+    made = run(noting(events, monkeypatch), latent, [(2, 2), (5, 5)], targets)
+    assert events == ["observe"] and made.arrived
     assert torch.equal(made.latent, latent) and made.paths == [[(2, 2)], [(5, 5)]] and made.losses == []
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, ways: list[list[Point]]) -> list[list[Point]]:
-    """Lets handles go where the test says; returns the list in which every supervision notes its handles."""
-    found, seen = iter([point for moment in zip(*ways, strict=True) for point in moment]), []
+def test_a_given_origin_is_what_handles_are_supervised_and_tracked_by() -> None:
+    """As in alternating methods: the drag goes on at another level, from where its handles are by now."""
+    fake, before, latent, grid = Linear(), random(1, 4, 8, 9, seed=3), random(1, 4, 8, 9, seed=4), (8, 9)
+    config = EditConfig(drag_steps=2, motion_reference="start")
+    look = partial(observe, fake, SCHEDULE, TEXT, grid, config, LEVEL)
+    origin, begun, now = Origin([Cell(2, 3)], look(before)), Cell(2, 3), Cell(4, 4)
+    seen: list[tuple[Sequence[Cell], Origin]] = []
+
+    def supervise(view: View, handles: Sequence[Cell], given: Origin) -> Tensor:
+        seen.append((handles, given))
+        return motion_loss(view.features, handles, [Cell(7, 8)], config, given)
+
+    steps = list(drag.drag(latent, [now], [Cell(7, 8)], look, supervise, config, origin))
+    start = origin.view.features[:, int(begun.row), int(begun.column)]
+    handle = slow_track(look(latent).features, start, now, config.track_radius)
+    assert steps[0].handles == [handle] and len(steps) == 3
+    assert seen[0] == ([handle], origin) and all(given is origin for _, given in seen)
+    after = look(steps[1].latent).features
+    assert steps[1].handles == [slow_track(after, start, handle, config.track_radius)]
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, ways: list[list[tuple[int, int]]]) -> list[list[Cell]]:
+    """Move handles as the test says; returns the list in which each supervision notes those it pulls."""
+    found, seen = iter([[Cell(*point) for point in moment] for moment in zip(*ways, strict=True)]), []
     monkeypatch.setattr(drag, "track", lambda *given: next(found))
-    real = drag.motion
 
     def note(
-        features: Tensor, handles: list[Point], targets: list[Point], config: EditConfig, original: None
-    ) -> Tensor:
-        far = [math.dist(*pair) >= config.tolerance for pair in zip(handles, targets, strict=True)]
-        seen.append([handle for handle, counts in zip(handles, far, strict=True) if counts])
-        return real(features, handles, targets, config)
+        features: Tensor, handles: Sequence[Cell], targets: Sequence[Cell], config: EditConfig, held: None
+    ):
+        pairs = zip(handles, targets, strict=True)
+        seen.append([handle for handle, to in pairs if math.dist(handle, to) >= config.tolerance])
+        return motion_loss(features, handles, targets, config)
 
-    monkeypatch.setattr(drag, "motion", note)
+    monkeypatch.setattr(dragdiffusion_module, "motion_loss", note)
     return seen
 
 
 def test_it_stops_when_the_last_handle_is_nearer_than_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
-    target, away = (4.0, 8.0), (0.0, 0.0)
-    scripted(monkeypatch, [[(4, 5), (4, 6), (4, 7), away]])  # at (4, 6) it is exactly 2 away, not nearer
-    made = run(as_it_is, random(1, 4, 9, 9), [(4, 4)], [target])
-    assert made.reason == "arrived" and made.paths == [[(4, 4), (4, 5), (4, 6), (4, 7)]]
-    assert len(made.losses) == 3 and len(made.clean) == 4
+    # At (4, 6) the handle is exactly 2 away, not nearer.
+    scripted(monkeypatch, [[(4, 5), (4, 6), (4, 7), (0, 0)]])
+    made = run(same_features, random(1, 4, 9, 9), [(4, 4)], [(4, 8)])
+    assert made.arrived and made.paths == [[(4, 4), (4, 5), (4, 6), (4, 7)]]
+    assert len(made.losses) == 3 and len(made.predicted) == 4
 
 
 def test_it_goes_on_until_all_handles_have_arrived_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = [(4, 7), (4, 4), (4, 7), (0, 0)], [(1, 1), (1, 7), (1, 8), (0, 0)]
     seen = scripted(monkeypatch, [one, other])
-    made = run(as_it_is, random(1, 4, 9, 9), [(4, 4), (1, 0)], [(4, 8), (1, 8)])
-    assert made.reason == "arrived" and made.paths == [[(4, 4), *one[:3]], [(1, 0), *other[:3]]]
-    # One that has arrived is let go, and taken up again when it drifts off.
+    made = run(same_features, random(1, 4, 9, 9), [(4, 4), (1, 0)], [(4, 8), (1, 8)])
+    assert made.arrived and made.paths == [[(4, 4), *one[:3]], [(1, 0), *other[:3]]]
+    # A handle that has arrived is released, and taken up again when it drifts off.
     assert seen == [[(4, 4), (1, 0)], [(1, 1)], [(4, 4)]]
 
 
-def test_arriving_with_the_last_step_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arriving_with_the_last_update_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [[(4, 5), (4, 7)]])
-    assert run(as_it_is, random(1, 4, 9, 9), [(4, 4)], [(4, 8)], drag_steps=2).reason == "arrived"
+    assert run(same_features, random(1, 4, 9, 9), [(4, 4)], [(4, 8)], drag_steps=2).arrived
 
 
 def test_without_a_tolerance_only_the_very_cell_is_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [[(4, 7), (4, 8), (0, 0)]])
-    made = run(as_it_is, random(1, 4, 9, 9), [(4, 4)], [(4, 8)], tolerance=0)
-    assert made.reason == "arrived" and made.paths[0][-1] == (4, 8)
+    made = run(same_features, random(1, 4, 9, 9), [(4, 4)], [(4, 8)], tolerance=0)
+    assert made.arrived and made.paths[0][-1] == (4, 8)
 
 
-def test_the_steps_are_told_with_their_losses() -> None:
-    told: list[tuple[int, float]] = []
-    note = lambda *step: told.append(step)  # noqa: E731
-    made = run(Linear(), random(1, 4, 9, 9), [(2, 2)], [(8, 8)], drag_steps=3, on_step=note)
-    assert told == list(enumerate(made.losses, 1)) and len(told) == 3
+def test_a_drag_can_be_stopped_by_whoever_consumes_it() -> None:
+    latent, task = random(1, 4, 9, 9), Task([Cell(2, 2)], [Cell(8, 8)], None, (9, 9))
+    steps = dragdiffusion(Linear(), SCHEDULE, [latent] * (LEVEL + 1), TEXT, task, EditConfig())
+    first, second = next(steps), next(steps)
+    steps.close()
+    assert torch.equal(first.latent, latent) and not torch.equal(second.latent, latent)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -579,7 +665,7 @@ def test_latent_network_and_gradient_mode_stay_as_they_were() -> None:
     assert torch.equal(latent, before) and not latent.requires_grad and not torch.equal(made.latent, before)
     assert all(torch.equal(x, weights[key]) for key, x in unet.state_dict().items())
     assert all(parameter.grad is None for parameter in unet.parameters())
-    results = [made.latent, *made.clean]
+    results = [made.latent, *made.predicted]
     assert not any(x.requires_grad for x in results)
 
 
@@ -594,19 +680,21 @@ def test_a_loss_that_is_not_a_number_stops_the_drag_and_says_where(step: int) ->
 
     def spoilt(*given: Any) -> Output:
         calls.append(1)
-        noise, features, _ = as_it_is(*given)
+        noise, features, _ = same_features(*given)
         return noise, [x * (math.nan if len(calls) == step else 1) for x in features], []
 
-    with pytest.raises(FloatingPointError, match=f"drag: .* in step {step}$"):
+    with pytest.raises(
+        FloatingPointError, match=f"drag: a number is not finite after {step + 1} of 81$"
+    ):
         run(spoilt, random(1, 4, 9, 9), [(2, 2)], [(8, 8)])
 
 
 @pytest.mark.parametrize("steps", [1, 5])
-def test_a_gradient_that_is_not_a_number_stops_the_drag_before_it_spoils_the_latent(steps: int) -> None:
+def test_a_gradient_that_is_not_a_number_stops_the_drag(steps: int) -> None:
     def steep(latent: Tensor, *given: Any) -> Output:
         return latent * 0, [latent + (latent * 0).sqrt()] * 4, []  # its slope at 0 is infinite, times 0
 
-    with pytest.raises(FloatingPointError, match="drag: .* in step 1$"):
+    with pytest.raises(FloatingPointError, match=f"drag: a number is not finite after 2 of {steps + 1}$"):
         run(steep, random(1, 4, 9, 9), [(2, 2)], [(8, 8)], drag_steps=steps)
 
 
@@ -621,11 +709,11 @@ def blob(row: float, column: float, size: int = 16) -> Tensor:
 
 
 @pytest.mark.parametrize("target", [(14.0, 22.0), (20.0, 20.0), (9.0, 9.0)])
-def test_a_bright_spot_is_dragged_to_its_target(target: Point) -> None:
+def test_a_bright_spot_is_dragged_to_its_target(target: Cell) -> None:
     latent, start = blob(7, 7), (14.0, 14.0)
-    made = run(as_it_is, latent, [start], [target], grid=(32, 32))
+    made = run(same_features, latent, [start], [target], grid=(32, 32))
     (path,) = made.paths
-    assert made.reason == "arrived" and math.dist(path[-1], target) < 2 and len(made.losses) < 80
+    assert made.arrived and math.dist(path[-1], target) < 2 and len(made.losses) < 80
     before, after = (interpolate(x, size=(32, 32), mode="bilinear")[0].mean(0) for x in (latent, made.latent))
     row, column = map(int, path[-1])
     assert before[row, column] < 0.31 * before.max() and after[row, column] > 0.9 * before.max()
