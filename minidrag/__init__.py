@@ -1,1 +1,7 @@
-"""DragDiffusion on Stable Diffusion 1.5, written from scratch to be read."""
+"""DragDiffusion on Stable Diffusion 1.5, from scratch."""
+
+from minidrag.config import EditConfig
+from minidrag.edit import drag_edit
+from minidrag.weights.model import load_model
+
+__all__ = ["EditConfig", "drag_edit", "load_model"]

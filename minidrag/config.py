@@ -12,12 +12,9 @@ from dataclasses import dataclass
 class EditConfig:
     """Constants of an edit. Raises ValueError for a value out of range."""
 
-    # Noise levels
     steps: int = 50  # DDIM steps from noise to image (4)
     inversion_steps: int = 35  # of them, from the image up to the latent that is dragged: t = 681 (4)
-    # Features
     block: int = 3  # up block of the UNet, 1 to 4; the third has 640 channels at 64x64 (4)
-    # Latent optimization
     drag_steps: int = 80  # updates, at most (4)
     drag_lr: float = 0.01  # of Adam on the latent (4)
     motion_radius: int = 1  # r_1: supervised patches are 3x3 cells (4)
@@ -27,28 +24,23 @@ class EditConfig:
     track_radius: int = 3  # r_2: the search window is 7x7 cells (4)
     mask_weight: float = 0.1  # lambda (4)
     tolerance: float = 2.0  # cells at which a handle has arrived (code)
-    # LoRA
     lora_rank: int = 16  # (4)
     lora_targets: str = "qk"  # projections of all attention modules; paper: qkv (4.1), code: qkvo
     lora_steps: int = 80  # (4)
     lora_batch: int = 4  # (4)
     lora_lr: float = 5e-4  # of AdamW (4)
-    # Reference-latent-control
     control_start: int = 0  # first denoising step that reads the original's keys and values (4.1)
     control_blocks: int = 2  # last up blocks that do (code); paper: 3, all that have attention (4.1)
-    # Image
     size: int | None = None  # shorter side to work at; None: the model's own, 512 for SD 1.5
     keep_background: bool = True  # keep the original's pixels in the unmasked region; not in the paper
     checkpointing: bool = False  # recompute activations: less memory, more time; not in the paper
 
     def __post_init__(self) -> None:
-        bounds = BOUNDS | {"inversion_steps": (1, self.steps)}
-        for name, (least, most) in bounds.items():
+        for name, (least, most) in (BOUNDS | {"inversion_steps": (1, self.steps)}).items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-            if value is not None and not value <= most:
-                raise ValueError(f"{name} must be at most {most}, got {value}")
+            if value is not None and not least <= value <= most:
+                bound = f"at most {most}" if value > most else f"at least {least}"
+                raise ValueError(f"{name} must be {bound}, got {value}")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -77,21 +69,12 @@ class EditConfig:
 
 
 MOST = 1_000_000  # larger than any sensible value
-BOUNDS = {
-    "steps": (1, MOST),
+BOUNDS = {  # least and most
+    **dict.fromkeys(("drag_steps", "drag_lr", "motion_radius", "motion_step", "track_radius"), (0, MOST)),
+    **dict.fromkeys(("mask_weight", "tolerance", "lora_steps", "lora_lr", "control_start"), (0, MOST)),
+    **dict.fromkeys(("steps", "lora_rank"), (1, MOST)),
+    "lora_batch": (1, 1000),  # more needs so much memory that the system kills the process
     "block": (1, 4),
-    "drag_steps": (0, MOST),
-    "drag_lr": (0, MOST),
-    "motion_radius": (0, MOST),
-    "motion_step": (0, MOST),
-    "track_radius": (0, MOST),
-    "mask_weight": (0, MOST),
-    "tolerance": (0, MOST),
-    "lora_rank": (1, MOST),
-    "lora_steps": (0, MOST),
-    "lora_batch": (1, 1000),  # far more memory than there is: the system would kill the process
-    "lora_lr": (0, MOST),
-    "control_start": (0, MOST),
     "control_blocks": (0, 4),
     "size": (8, MOST),
 }

@@ -1,10 +1,8 @@
 """DragDiffusion (arXiv 2306.14435) from image to image; `drag_edit` reads like the paper's Figure 3."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -15,27 +13,11 @@ from minidrag.config import EditConfig
 from minidrag.method.ddim import denoise, invert
 from minidrag.method.drag import Step, arrived
 from minidrag.method.dragdiffusion import Task, dragdiffusion
-from minidrag.method.lora import LoRA, Moments, extract, initialize, lora_attached, train
-from minidrag.points import Pixel, to_pixels, to_task, working_size
+from minidrag.method.lora import LoRA, extract, initialize, lora_attached, train
+from minidrag.points import Pixel, to_pixels, to_task
+from minidrag.watch import Progress, watch
 from minidrag.weights.lora_file import check_fit
-from minidrag.weights.model import Model
-
-T = TypeVar("T")
-
-
-class Progress(Protocol):
-    """Passes on what a stage yields, and may show or stop it."""
-
-    def __call__(self, name: str, items: Iterable[T], total: int) -> Iterator[T]: ...
-
-
-def watch(name: str, items: Iterable[T], total: int) -> Iterator[T]:
-    """Pass on what a stage yields; raise FloatingPointError for a number that is not finite."""
-    for count, item in enumerate(items, 1):
-        for part in item if isinstance(item, (list, tuple)) else [item]:
-            if isinstance(part, (Tensor, float)) and not torch.as_tensor(part).isfinite().all():
-                raise FloatingPointError(f"{name}: a number is not finite after {count} of {total}")
-        yield item
+from minidrag.weights.model import Model, decode, encode, only_unet_on_device
 
 
 def drag_edit(
@@ -139,33 +121,3 @@ def train_lora(
         training = train(model.unet, model.schedule, moments, text, config, generator)
         list(progress("LoRA", training, config.lora_steps))
         return extract(model.unet)
-
-
-@torch.no_grad()
-def encode(model: Model, image: Image.Image, config: EditConfig) -> Moments:
-    """Mean and standard deviation of an image's latent, (1, 4, H, W), float32 or wider."""
-    resized = images.resize(image, working_size(model, image.size, config))
-    moments = model.vae.encode(images.to_tensor(resized).to(model.device, model.dtype))
-    mean, std = (x.to(torch.promote_types(model.dtype, torch.float32)) for x in moments)
-    return next(watch("encoding", [(mean, std)], 1))
-
-
-@torch.no_grad()
-def decode(model: Model, latent: Tensor) -> Image.Image:
-    """Image, at working size, of a latent (1, 4, H, W)."""
-    return images.to_image(next(watch("decoding", [model.vae.decode(latent.to(model.dtype))], 1)))
-
-
-@contextmanager
-def only_unet_on_device(model: Model, checkpointing: bool) -> Iterator[None]:
-    """Save memory within a context: the other networks wait on the CPU, and the UNet may recompute."""
-    others, device, before = (model.vae, model.text_encoder), model.device, model.unet.checkpointing
-    model.unet.checkpointing = checkpointing
-    try:
-        for network in others:
-            network.to("cpu")
-        yield
-    finally:
-        for network in others:
-            network.to(device)
-        model.unet.checkpointing = before

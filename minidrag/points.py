@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from minidrag import images
 from minidrag.config import EditConfig
 from minidrag.method.drag import Cell
 from minidrag.method.dragdiffusion import Task
-from minidrag.weights.model import Model
+from minidrag.weights.model import Model, working_size
 
 MAX_ASPECT = 8  # a longer strip would take very much memory
 
@@ -37,7 +36,7 @@ def to_task(
     Raises ValueError, one sentence, for an instruction or a model that cannot be used.
     """
     check_instruction(size, handles, targets, mask)
-    model.schedule.pairs(min(config.steps, model.schedule.num_train_timesteps))
+    model.schedule.pairs(config.steps)
     unet = model.unet.config
     if model.prediction != "epsilon" or unet.in_channels != 4 or unet.use_linear_projection:
         raise ValueError(f"{model.source} is not a Stable Diffusion 1.x model: use one or a fine-tune")
@@ -72,12 +71,6 @@ def check_instruction(
     for x, y in handles:
         if mask[min(round(y), height - 1), min(round(x), width - 1)] < 0.5:
             raise ValueError(f"handle {x:g},{y:g} is outside the mask: mark what it drags as editable too")
-
-
-def working_size(model: Model, size: tuple[int, int], config: EditConfig) -> tuple[int, int]:
-    """(width, height) at which the model works on an image of `size`: multiples of 8 for SD 1.5."""
-    factor = model.vae.config.factor
-    return images.working_size(*size, config.size or model.unet.config.sample_size * factor, factor)
 
 
 def to_cells(pixels: Sequence[Pixel], size: tuple[int, int], grid: tuple[int, int]) -> list[Cell]:

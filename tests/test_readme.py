@@ -1,29 +1,32 @@
-"""The README stays true: line counts, names, commands and constants in it are those of the code."""
+"""The READMEs stay true: code, names, commands, and constants in them are those of the project."""
 
+import inspect
 import pkgutil
 import re
 import runpy
 import shlex
 import sys
+import textwrap
 from dataclasses import asdict
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 
 from minidrag import edit
+from minidrag.app.options import build_parser
 from minidrag.config import EditConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    (?:.*&& )?(python .+?)(?: {2,}#.*)?$", README, re.MULTILINE)
+BENCH = (ROOT / "minidrag/bench/README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^    (?:.*&& )?(python .+?)(?: {2,}#.*)?$", README + BENCH, re.MULTILINE)
 MODULES = sorted(
     {command.split()[2] for command in COMMANDS if command.startswith("python -m ")} - {"venv", "pytest"}
 )
 
 
 def rows(columns: int, first: str) -> list[list[str]]:
-    """The rows, without the heading, of all tables whose heading begins with `first`."""
+    """Rows, without the heading, of all tables whose heading begins with `first`."""
     found = []
     for table in re.findall(r"(?:^\|.*\n)+", README, re.MULTILINE):
         lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table.splitlines()]
@@ -34,6 +37,12 @@ def rows(columns: int, first: str) -> list[list[str]]:
     return found
 
 
+def test_drag_edit_is_quoted_from_the_code() -> None:
+    source = inspect.getsource(edit.drag_edit)
+    body = textwrap.dedent(source.rpartition('"""\n')[2])
+    assert f"```python\n{body}```" in README
+
+
 def test_every_function_that_the_paper_is_mapped_to_exists() -> None:
     for _, code in rows(2, "paper (arXiv 2306.14435)"):
         names = re.findall(r"`([\w.]+)`", code)
@@ -42,7 +51,7 @@ def test_every_function_that_the_paper_is_mapped_to_exists() -> None:
             assert callable(pkgutil.resolve_name(f"minidrag.{name}")), name
 
 
-def test_the_differences_between_the_sets_of_constants_are_all_there() -> None:
+def test_the_differences_between_the_presets_are_all_there() -> None:
     known = (EditConfig(), EditConfig.paper(), EditConfig.official(), EditConfig.thorough())
     configs = [asdict(config) for config in known]
     values = {name: [str(config[name]) for config in configs] for name in configs[0]}
@@ -50,26 +59,25 @@ def test_the_differences_between_the_sets_of_constants_are_all_there() -> None:
     assert table == {name: row for name, row in values.items() if len(set(row)) > 1}
 
 
-def test_files_that_are_named_exist() -> None:
-    named = set(re.findall(r"`([\w/]+\.(?:py|toml)|LICENSE)`", README))
-    assert len(named) > 15
-    assert [name for name in named if not (ROOT / name).exists()] == []
+@pytest.mark.parametrize(("text", "folder"), [(README, ROOT), (BENCH, ROOT / "minidrag/bench")])
+def test_files_that_are_named_exist(text: str, folder: Path) -> None:
+    named = set(re.findall(r"`([\w/]+/[\w/]+\.(?:py|toml|json)|LICENSE)`", text))
+    assert named and [name for name in named if not (ROOT / name).exists()] == []
+    for source in re.findall(r'<img src="(.+?)"', text):
+        assert (folder / source).is_file(), source
+    for target in re.findall(r"\]\((?!https?:)(.+?)\)", text):
+        assert (folder / target).exists(), target
 
 
 def test_demo_commands_have_options_that_exist() -> None:
-    spec = spec_from_file_location("demo", ROOT / "demo.py")
-    assert spec and spec.loader
-    demo = module_from_spec(spec)
-    spec.loader.exec_module(demo)
     commands = [shlex.split(command)[2:] for command in COMMANDS if command.startswith("python demo.py")]
     assert len(commands) >= 5
     for options in commands:
-        demo.build_parser().parse_args(options)
-    assert "`python demo.py --help`" in README
+        build_parser().parse_args(options)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_modules_that_are_run_tell_their_use(
+def test_modules_show_their_help(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [module, "--help"])
@@ -84,15 +92,10 @@ def test_modules_that_are_run_tell_their_use(
 
 
 def test_the_python_example_calls_what_exists() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example = next(text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import" in text)
     compile(example, "README.md", "exec")
     for line in re.findall(r"^from minidrag.*$", example, re.MULTILINE):
         exec(line, {})
-    assert "edit.picture" in example and "picture" in edit.Edit.__dataclass_fields__
-
-
-@pytest.mark.xfail("TODO" in README, reason="numbers are still to be filled in")
-def test_nothing_is_left_open() -> None:
-    assert "TODO" not in README
-    for source in re.findall(r'<img src="(.+?)"', README):
-        assert (ROOT / source).is_file(), source
+    given = re.findall(r"(\w+)=", example)
+    assert set(given) <= inspect.signature(edit.drag_edit).parameters.keys()
+    assert "edit.image" in example and "image" in edit.Edit.__dataclass_fields__

@@ -1,1 +1,1 @@
-"""Other people's model files to the layout that minidrag reads: `python -m weights_convert --help`."""
+"""Convert model files to the layout that minidrag loads: `python -m weights_convert --help`."""

@@ -1,4 +1,4 @@
-"""The command line, `python -m weights_convert COMMAND ...`."""
+"""Command line of weights_convert."""
 
 import argparse
 import sys
@@ -17,14 +17,14 @@ EXAMPLES = """examples:
   python -m weights_convert half sd15 sd15-half
   python -m weights_convert lora lora.safetensors pytorch_lora_weights.safetensors --to peft
 
-Nothing is ever overwritten, and an OUT that fails leaves nothing behind.
-Exit status: 0 done; 1 from check: minidrag cannot load it; 2 not done, for the reason told."""
+Existing files are never overwritten, and a failed conversion leaves nothing behind.
+Exit status: 0 success; 1 check found that minidrag cannot load SOURCE; 2 error."""
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         "python -m weights_convert",
-        description="Bring model files into the form that minidrag loads, or tell what they are.",
+        description="Convert model files to the layout that minidrag loads, or check them.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -34,21 +34,22 @@ def parser() -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         added.add_argument("source", type=Path, metavar="SOURCE", help=source)
         if out:
-            added.add_argument("out", type=Path, metavar="OUT", help=f"{out} to write; must not exist yet")
+            added.add_argument("out", type=Path, metavar="OUT", help=f"{out} to write; must not exist")
         return added
 
-    command("check", "tell what a file or folder is, and whether minidrag loads it", "file or folder")
+    command("check", "describe a file or folder and check that minidrag can load it", "file or folder")
     folder = command(
-        "folder", "single-file checkpoint of SD 1.x to a model folder", ".safetensors file", "folder"
+        "folder", "convert an SD 1.x checkpoint file to a model folder", ".safetensors file", "folder"
     )
-    words = "folder with vocab.json and merges.txt (default: beside the file, or its folder tokenizer)"
-    folder.add_argument("--tokenizer", type=Path, metavar="FOLDER", help=words)
+    tokenizer = "folder with vocab.json and merges.txt (default: SOURCE's folder or its subfolder tokenizer)"
+    folder.add_argument("--tokenizer", type=Path, metavar="FOLDER", help=tokenizer)
     pickles = ".bin, .ckpt, .pt or .pth file, or model folder"
-    command("safetensors", "pickles to safetensors, with no code in them run", pickles, "file or folder")
-    command("half", "float32 weights to float16", ".safetensors file or model folder", "file or folder")
-    lora = command("lora", "LoRA file in any spelling to another one", "LoRA of SD 1.x", ".safetensors file")
+    command("safetensors", "convert pickles to safetensors without running code", pickles, "file or folder")
+    floats = ".safetensors file or model folder"
+    command("half", "convert float32 weights to float16", floats, "file or folder")
+    lora = command("lora", "convert a LoRA file to another key format", "SD 1.x LoRA", ".safetensors file")
     lora.add_argument(
-        "--to", choices=list(lora_file.STYLES), required=True, help="peft: what today's diffusers writes"
+        "--to", choices=list(lora_file.STYLES), required=True, help="peft: written by current diffusers"
     )
     return top
 
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     if options.command == "folder":
         if not to_folder(options.source, options.out, options.tokenizer):
-            print("No tokenizer was found: put vocab.json and merges.txt into its folder named tokenizer.")
+            print(f"no tokenizer found: put vocab.json and merges.txt into {options.out / 'tokenizer'}")
     elif options.command == "safetensors":
         to_safetensors(options.source, options.out)
     elif options.command == "half":
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
         tensors = lora_file.to_keys(read_lora(options.source), options.to)
         with written_whole(options.out) as file:
             save(tensors, file)
-    print(f"{options.out} written")
+    print(f"wrote {options.out}")
 
 
 def report(source: Path) -> int:
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"minidrag: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"minidrag: stopped, nothing of {options.out} is left", file=sys.stderr)
+        print(f"minidrag: stopped, {options.out} not written", file=sys.stderr)
         return 130
     return 0
 

@@ -1,9 +1,7 @@
 """The conversions: single file to folder, pickles to safetensors, float32 to float16."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -11,72 +9,67 @@ from torch import Tensor
 
 from minidrag.weights import model as weights
 from minidrag.weights.checkpoint import PICKLES, Part
-from weights_convert.configs import JSON, MODEL_INDEX, SCHEDULER, TOKENIZER
+from minidrag.weights.configs import TOKENIZER, load_tokenizer, model_files, write_json
 from weights_convert.files import Tensors, load, save, written_whole
 
-NETWORKS = ("unet", "vae", "text_encoder", ".")  # the last: a folder with one network and nothing else
+NETWORKS = ("unet", "vae", "text_encoder", ".")  # the last: a folder of one network
 SMALL = ("model_index.json", "tokenizer/*.json", "tokenizer/*.txt", "scheduler/*.json")
 
 
 def to_folder(file: Path, out: Path, tokenizer: Path | None = None) -> bool:
-    """Takes a single-file checkpoint of SD 1.x apart into a folder in the official layout.
+    """Convert a single-file checkpoint of SD 1.x to a folder in the official layout; dtypes do not change.
 
-    Of two copies of the UNet the averaged one (EMA) is kept; numbers keep their dtypes. tokenizer: a folder.
-    Returns whether a tokenizer was found, there or beside the file: without one the folder is not complete.
+    Of two copies of the UNet, the moving average (EMA) is kept. tokenizer: a folder; by default, one beside
+    the file. Returns False if there is none: the model folder is then incomplete.
     """
     if file.is_dir():
-        raise ValueError(f"{file} is a folder already: give a single-file checkpoint")
+        raise ValueError(f"{file} is already a folder: give a single-file checkpoint")
     parts = weights.single_file_parts(file, list(weights.STEMS))
-    words = find_tokenizer(file, tokenizer)
+    vocabulary = find_tokenizer(file, tokenizer)
     with written_whole(out) as folder:
         for name, part in parts.items():
             save(read(part), folder / name / f"{weights.STEMS[name]}.safetensors")
-            write_json(folder / name / "config.json", JSON[name](weights.SINGLE_FILE[name]))
-        write_json(folder / "scheduler/scheduler_config.json", SCHEDULER)
-        write_json(folder / "model_index.json", MODEL_INDEX)
-        if words is not None:
+        for name, values in model_files(**weights.SINGLE_FILE, sampler="PNDMScheduler").items():
+            write_json(folder / name, values)
+        if vocabulary is not None:
             write_json(folder / "tokenizer/tokenizer_config.json", TOKENIZER)
             for name in ("vocab.json", "merges.txt"):
-                shutil.copyfile(words / name, folder / "tokenizer" / name)
-    return words is not None
+                shutil.copyfile(vocabulary / name, folder / "tokenizer" / name)
+    return vocabulary is not None
 
 
 def find_tokenizer(file: Path, given: Path | None) -> Path | None:
+    """The folder of a tokenizer that loads: the one given or one beside the file, None if there is none."""
     place = given or file.parent
-    for folder in (place / "tokenizer", place):
-        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            return folder
-    if given:
-        raise FileNotFoundError(f"{given} has no vocab.json and merges.txt, nor has {given / 'tokenizer'}")
-    return None
+    folder = weights.find_vocabulary(place)
+    if folder:
+        load_tokenizer(folder)
+    elif given:
+        raise FileNotFoundError(f"neither {given} nor {given / 'tokenizer'} has a vocab.json")
+    return folder
 
 
 def read(part: Part) -> Tensors:
     with safe_open(part.file, "pt") as file:
         empty = part.network.state_dict()
-        return {name: file.get_tensor(part.names[name]).reshape(empty[name].shape) for name in empty}
-
-
-def write_json(file: Path, values: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return {name: file.get_tensor(part.keys[name]).reshape(empty[name].shape) for name in empty}
 
 
 def to_safetensors(source: Path, out: Path) -> None:
-    """Rewrites a .bin, .ckpt or .pt file, or the weights of a model folder, as safetensors."""
+    """Convert a .bin, .ckpt, .pt or .pth file, or the weights of a model folder, to safetensors."""
     if source.is_dir():
         pickles, done = network_files(source, "*.bin"), network_files(source, "*.safetensors")
         if not pickles + done:
             raise FileNotFoundError(
-                f"{source} has no weights of a model folder, neither .bin nor .safetensors: "
-                "for a single-file checkpoint in it give that file"
+                f"{source} is not a model folder with .bin or .safetensors files: "
+                "to convert a single-file checkpoint in it, give that file"
             )
         with written_whole(out) as folder:
             copy_small(source, folder)
             for file in done:
                 copy(file, folder / file.relative_to(source))
             for file in pickles:
-                # transformers' name for a pickle differs from that for safetensors; diffusers' does not.
+                # transformers names pickles and safetensors files differently; diffusers does not.
                 name = file.stem.removeprefix("pytorch_") + ".safetensors"
                 target = folder / file.relative_to(source).with_name(name)
                 if not target.exists():
@@ -86,13 +79,11 @@ def to_safetensors(source: Path, out: Path) -> None:
         with written_whole(out) as file:
             save(tensors, file)
     else:
-        raise ValueError(
-            f"{source} is no .bin, .ckpt, .pt or .pth file and no folder, so there is nothing to convert"
-        )
+        raise ValueError(f"{source} is not a .bin, .ckpt, .pt or .pth file or a folder: nothing to convert")
 
 
 def to_half(source: Path, out: Path) -> None:
-    """Rounds the weights of a file or a model folder to float16; a folder's get the infix .fp16."""
+    """Round the weights of a file or a model folder to float16; files in a folder get the infix .fp16."""
     if not source.is_dir():
         tensors = halved(load(source), source)
         with written_whole(out) as file:
@@ -100,7 +91,7 @@ def to_half(source: Path, out: Path) -> None:
         return
     files = [file for file in network_files(source, "*.safetensors") if "." not in file.stem]
     if not files:
-        raise FileNotFoundError(f"{source} has no weights in .safetensors files, or only variants of them")
+        raise FileNotFoundError(f"{source} has no weights in .safetensors files, or only .fp16 variants")
     with written_whole(out) as folder:
         copy_small(source, folder)
         for file in files:
@@ -113,19 +104,19 @@ def halved(tensors: Tensors, file: Path) -> Tensors:
 
 
 def half(name: str, tensor: Tensor, file: Path) -> Tensor:
-    """Float16, but whole numbers stay what they are; position_ids become whole again where they are not."""
+    """Round floats to float16; integers do not change, and float position_ids become integers again."""
     if name.endswith("position_ids"):
         return tensor.round().to(torch.int64)
     if not tensor.is_floating_point():
         return tensor
     rounded = tensor.to(torch.float16)
     if not torch.equal(rounded.isfinite(), tensor.isfinite()):
-        raise ValueError(f"{name} in {file} has values too large for float16 (above 65504)")
+        raise ValueError(f"{name} in {file} has values above 65504, too large for float16: keep float32")
     return rounded
 
 
 def network_files(source: Path, pattern: str) -> list[Path]:
-    """The weight files of a model folder, plain and .fp16, not of parts that minidrag has no use for."""
+    """The weight files, plain and .fp16, of the networks in a model folder that minidrag uses."""
     files = [file for name in NETWORKS for file in sorted((source / name).glob(pattern))]
     return [file for file in files if file.stem.removesuffix(".fp16") in STEMS]
 
@@ -134,7 +125,7 @@ STEMS = {"diffusion_pytorch_model", "model", "pytorch_model"}
 
 
 def copy_small(source: Path, folder: Path) -> None:
-    """Copies configs, tokenizer and scheduler."""
+    """Copy configurations, tokenizer and scheduler."""
     configs = [source / name / "config.json" for name in NETWORKS]
     small = [file for pattern in SMALL for file in source.glob(pattern)]
     for file in [file for file in configs if file.is_file()] + small:

@@ -1,4 +1,4 @@
-"""Reading whatever holds tensors, and writing so that a target is there whole or not at all."""
+"""Load tensors from safetensors files and pickles, and write files and folders atomically."""
 
 import os
 import pickle
@@ -19,20 +19,20 @@ Tensors = dict[str, Tensor]
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
-    """Gives a path beside `target` to write a file or a folder to; it becomes `target` once all went well.
+    """Yield a temporary path for a file or folder, and rename it to `target` on success.
 
-    Raises FileExistsError rather than replace anything, OSError where writing fails; nothing is left then.
+    Raises FileExistsError if `target` exists and OSError if writing fails, leaving nothing behind.
     """
     if target.exists():
-        raise FileExistsError(f"{target} exists already: remove it or give another name")
+        raise FileExistsError(f"{target} already exists: delete it or choose another name")
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent} is no folder, so {target.name} cannot be written there")
+        raise FileNotFoundError(f"cannot write {target}: {target.parent} is not a folder")
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
     try:
         yield unfinished
         unfinished.rename(target)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{target} could not be written, nothing of it is left: {error}") from error
+        raise OSError(f"cannot write {target}: {error}") from error
     finally:
         if unfinished.is_dir():
             shutil.rmtree(unfinished)
@@ -40,18 +40,20 @@ def written_whole(target: Path) -> Iterator[Path]:
 
 
 def save(tensors: Tensors, file: Path) -> None:
-    """Writes a safetensors file; tensors that share memory are written each in full."""
+    """Write a safetensors file. Tensors that share memory are copied."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    whole, seen = {}, set()
+    unshared, seen = {}, set()
     for name, tensor in tensors.items():
         shared = tensor.untyped_storage().data_ptr() in seen
         seen.add(tensor.untyped_storage().data_ptr())
-        whole[name] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
-    save_file(whole, file, metadata={"format": "pt"})
+        unshared[name] = (
+            tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
+        )
+    save_file(unshared, file, metadata={"format": "pt"})
 
 
 def load(file: Path) -> Tensors:
-    """The tensors of a safetensors file or a pickle; of the latter nothing but tensors is ever unpickled."""
+    """Load the tensors of a safetensors file or a pickle. Never unpickles anything but tensors."""
     if file.suffix not in PICKLES:
         read_shapes(file)
         return load_file(file)
@@ -61,15 +63,15 @@ def load(file: Path) -> Tensors:
         raise
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{file} holds Python objects beside its tensors, or is no pickle of PyTorch; objects can run "
-            "code, so it is not opened: look for a .safetensors file of the same model"
+            f"{file} contains Python objects, which can run code, or is not a PyTorch pickle: "
+            "use a .safetensors file of the same model"
         ) from error
-    except Exception as error:  # whatever damaged data makes PyTorch raise
-        raise ValueError(f"{file} is cut short or no pickle of PyTorch: fetch it again") from error
+    except Exception as error:  # damaged files raise many exception types
+        raise ValueError(f"{file} is truncated or not a PyTorch pickle: download it again") from error
     while isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
         values = values["state_dict"]
     items = values.items() if isinstance(values, dict) else ()
     tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(f"{file} holds no named tensors, so it is no model file")
+        raise ValueError(f"{file} has no named tensors: expected a model file")
     return tensors

@@ -44,7 +44,7 @@ class Schedule:
         return torch.cumprod(1 - betas, dim=0)
 
     def alpha(self, timestep: int) -> Tensor:
-        """alpha-bar_t, 0-d; any negative timestep is the level of a finished latent."""
+        """alpha-bar_t, 0-d; a negative timestep is the level of a finished latent."""
         if timestep < 0 and self.set_alpha_to_one:
             return torch.ones(())
         return self.alphas_cumprod[max(timestep, 0)]
@@ -69,7 +69,7 @@ class Schedule:
 
             x_end = sqrt(a_end) (x_start - sqrt(1 - a_start) eps) / sqrt(a_start) + sqrt(1 - a_end) eps
 
-        start, end: timesteps, as for `alpha`. Computes in float32 or wider; returns the latent's dtype.
+        start, end: timesteps. Computes in float32 or wider; returns the latent's dtype.
         """
         a_start, a_end = self.alpha(start), self.alpha(end)
         exact = torch.promote_types(latent.dtype, torch.float32)
@@ -78,10 +78,7 @@ class Schedule:
         return (a_end.sqrt() * clean + (1 - a_end).sqrt() * eps).to(latent.dtype)
 
     def add_noise(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """Noisy latent for training, sqrt(a) z_0 + sqrt(1 - a) eps (DDPM eq. 4).
-
-        clean, noise: (B, C, H, W). timestep: (B,).
-        """
+        """sqrt(a) z_0 + sqrt(1 - a) eps (DDPM eq. 4). clean, noise: (B, C, H, W). timestep: (B,)."""
         alpha = self.alphas_cumprod.to(clean)[timestep.to(clean.device)].reshape(-1, 1, 1, 1)
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 

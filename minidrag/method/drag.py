@@ -1,8 +1,7 @@
-"""Latent optimization, the loop at the heart of DragDiffusion: motion supervision and point tracking.
+"""Latent optimization, the loop of DragDiffusion (arXiv 2306.14435, section 3.3).
 
 The loop knows no network: `observe` looks at a latent and `supervise` scores the look, so another image
-generator with a feature map needs only another `observe`. Points, radii, and distances are in cells of the
-feature grid. Equations are those of arXiv 2306.14435, section 3.3.
+generator needs only another `observe`. Points, radii, and distances are in cells of the feature grid.
 """
 
 import math
@@ -100,8 +99,7 @@ def motion_loss(
         d_i = (g_i - h_i) / || g_i - h_i ||_2
 
     origin: compare with the image before the drag, F_q(z_t^0) around h_i^0, in place of the stop-gradient
-    term (GoodDrag, arXiv 2404.07206). `config.motion_step` is the length of d_i, at most up to the target.
-    A pair that has arrived has no loss.
+    term (GoodDrag, arXiv 2404.07206). `config.motion_step` is the length of d_i, at most to the target.
     """
     total = features.sum() * 0
     source = origin.view.features if origin else features.detach()

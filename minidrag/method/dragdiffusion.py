@@ -1,7 +1,6 @@
 """DragDiffusion (arXiv 2306.14435, section 3.3): drag one latent at one noise level.
 
-A method takes the inversion path and a task, and yields the steps of a drag. The last step's latent lives on
-its level, from which `ddim.denoise` goes on.
+A method takes an inversion and a task and yields the steps of a drag; `ddim.denoise` goes on from the last.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,10 +30,7 @@ Method = Callable[[NoisePredictor, Schedule, list[Tensor], Tensor, Task, EditCon
 def dragdiffusion(
     unet: NoisePredictor, schedule: Schedule, path: list[Tensor], text: Tensor, task: Task, config: EditConfig
 ) -> Iterator[Step]:
-    """The paper's method: every update at the last level of the inversion.
-
-    path: latents (1, 4, H, W) by level, the clean one first. text: (1, 77, C).
-    """
+    """Drag at the last level of the inversion. path: latents (1, 4, H, W) by level, the clean one first."""
     level = len(path) - 1
     look = partial(observe, unet, schedule, text, task.grid, config, level)
     score = partial(supervise, task, config)

@@ -8,7 +8,6 @@ time. `weights/lora_file.py` reads and writes them.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,9 +16,8 @@ from torch import Generator, Tensor, nn
 
 from minidrag.config import EditConfig
 from minidrag.method.ddim import NoisePredictor, Schedule
-from minidrag.networks.layers import Attention
 
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of every attention module
+PROJECTIONS = (".to_q", ".to_k", ".to_v", ".to_out.0")  # of every attention module, self and cross
 TARGETS = {"qk": PROJECTIONS[:2], "qkv": PROJECTIONS[:3], "qkvo": PROJECTIONS}
 # Half precision flushes the gradient of a mean over a whole latent to zero. Scaling the loss by a power of
 # two before the backward pass and the gradient by its inverse prevents that, and changes no bit of float32.
@@ -35,8 +33,7 @@ class Factors(NamedTuple):
     alpha: float
 
 
-@dataclass(frozen=True)
-class LoRA:
+class LoRA(NamedTuple):
     """Factors by layer path, of the UNet and, in some files, of the text encoder."""
 
     unet: dict[str, Factors]
@@ -52,8 +49,7 @@ class LoRALayer(nn.Module):
         # Float32 or wider whatever the layer has: half precision would lose the small steps of training.
         dtype = torch.promote_types(base.weight.dtype, torch.float32)
         down, up = (x.detach().to(base.weight.device, dtype, copy=True) for x in factors[:2])
-        self.down = nn.Parameter(down, requires_grad=False)
-        self.up = nn.Parameter(up, requires_grad=False)
+        self.down, self.up = nn.Parameter(down, requires_grad=False), nn.Parameter(up, requires_grad=False)
         self.alpha, self.scale = factors.alpha, factors.alpha / len(down)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,26 +72,20 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
     return {path: module for path, module in model.named_modules() if isinstance(module, LoRALayer)}
 
 
-def initialize(unet: nn.Module, rank: int, targets: str, generator: Generator) -> LoRA:
-    """An untrained LoRA, which changes nothing yet, for every attention module, self and cross.
-
-    targets: a key of TARGETS. down ~ N(0, 1 / rank^2), up = 0, alpha = rank, as in the official trainer.
-    """
-    layers, entries = target_layers(unet), {}
-    attentions = [path for path, module in unet.named_modules() if isinstance(module, Attention)]
-    for path in (f"{attention}.{target}" for attention in attentions for target in TARGETS[targets]):
-        out, inside = layers[path].weight.shape
-        down = torch.randn(rank, inside, generator=generator) / rank
-        entries[path] = Factors(down, torch.zeros(out, rank), rank)
+def initialize(unet: nn.Module, rank: int, targets: str, rng: Generator) -> LoRA:
+    """An untrained LoRA: down ~ N(0, 1 / rank^2), up = 0, alpha = rank, as in the official trainer."""
+    entries = {}
+    for path, layer in target_layers(unet).items():
+        if path.endswith(TARGETS[targets]):
+            out, inside = layer.weight.shape
+            down = torch.randn(rank, inside, generator=rng) / rank
+            entries[path] = Factors(down, torch.zeros(out, rank), rank)
     return LoRA(entries, {})
 
 
 @contextmanager
 def lora_attached(unet: nn.Module, text_encoder: nn.Module, lora: LoRA) -> Iterator[None]:
-    """Attach a LoRA, frozen, for the duration of a context; afterwards the networks are as before.
-
-    Raises ValueError for networks that have one already.
-    """
+    """Attach a LoRA, frozen, within a context; raises ValueError for networks that have one already."""
     if lora_layers(unet) or lora_layers(text_encoder):
         raise ValueError("the model has a LoRA already: detach it first")
     pairs = (unet, lora.unet), (text_encoder, lora.text_encoder)
@@ -127,22 +117,17 @@ def extract(unet: nn.Module) -> LoRA:
 
 @torch.enable_grad()
 def train(
-    unet: nn.Module,
-    schedule: Schedule,
-    moments: Moments,
-    text: Tensor,
-    config: EditConfig,
-    generator: Generator,
+    unet: nn.Module, schedule: Schedule, moments: Moments, text: Tensor, config: EditConfig, rng: Generator
 ) -> Iterator[float]:
     """Identity-preserving fine-tuning (section 3.2): train the LoRA that the UNet has on one image.
 
-    moments: of the image's latent. text: (1, 77, C). generator: on the CPU, so that a seed gives the same
-    draws on every device. Yields the loss of each step.
+    moments: of the image's latent. text: (1, 77, C). rng: on the CPU, so that a seed gives the same draws on
+    every device. Yields the loss of each step.
     """
     factors = [x.requires_grad_() for layer in lora_layers(unet).values() for x in (layer.down, layer.up)]
     optimizer = torch.optim.AdamW(factors, lr=config.lora_lr, weight_decay=0.01)  # as in the official trainer
     for _ in range(config.lora_steps):
-        batch = sample_batch(schedule, moments, config.lora_batch, generator)
+        batch = sample_batch(schedule, moments, config.lora_batch, rng)
         loss = noise_loss(unet, schedule, *batch, text.detach())
         gradients = torch.autograd.grad(loss * LOSS_SCALE, factors)
         for parameter, gradient in zip(factors, gradients, strict=True):
@@ -152,14 +137,14 @@ def train(
 
 
 def sample_batch(
-    schedule: Schedule, moments: Moments, batch: int, generator: Generator
+    schedule: Schedule, moments: Moments, batch: int, rng: Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw latents of the image (B, 4, H, W), timesteps (B,), and noise (B, 4, H, W)."""
     mean, std = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) for x in moments)
     shape = (batch, *mean.shape[1:])
-    latent = mean + std * torch.randn(shape, generator=generator).to(mean)
-    timestep = torch.randint(schedule.num_train_timesteps, (batch,), generator=generator)
-    return latent, timestep, torch.randn(shape, generator=generator).to(mean)
+    latent = mean + std * torch.randn(shape, generator=rng).to(mean)
+    timestep = torch.randint(schedule.num_train_timesteps, (batch,), generator=rng)
+    return latent, timestep, torch.randn(shape, generator=rng).to(mean)
 
 
 def noise_loss(

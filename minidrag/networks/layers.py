@@ -1,13 +1,11 @@
-"""The layers that Stable Diffusion's networks are built from.
+"""Layers of Stable Diffusion's networks.
 
-Attribute names are those of the official checkpoint, so that its files load with no table between.
-Normalisation constants (`eps`) have no default anywhere: the UNet mixes 1e-5 and 1e-6, and the wrong one
-of the two changes pictures too little to be seen and too much to be right.
+Attribute names are those of the official checkpoints, so their files load without a mapping table.
+`eps` has no default: the UNet uses both 1e-5 and 1e-6, and the wrong one changes images too little to notice.
 """
 
-import math
+from collections import OrderedDict
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,9 +13,9 @@ KeyValue = tuple[Tensor, Tensor]
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool = False) -> Tensor:
-    """Scaled dot-product attention, softmax(Q K^T / sqrt(d)) V, over `heads` slices of the channels.
+    """Multi-head scaled dot-product attention, softmax(Q K^T / sqrt(d)) V.
 
-    query: (B, N, C). key, value: (B, M, C). Returns (B, N, C). causal: token i sees tokens 0..i only.
+    query: (B, N, C). key, value: (B, M, C). Returns (B, N, C). causal: token i attends to tokens 0..i only.
     """
     query, key, value = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)  # (B, heads, N, C / heads)
@@ -25,7 +23,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: boo
 
 
 class Attention(nn.Module):
-    """Attention over tokens; returns what it computed and the keys and values that it used."""
+    """Attention over tokens that also returns the keys and values it used."""
 
     def __init__(self, channels: int, context_channels: int, heads: int, bias: bool):
         super().__init__()
@@ -40,14 +38,14 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, KeyValue]:
         """tokens: (B, N, C). context: (B, M, C_context), `tokens` itself for self-attention.
 
-        key_value: a pair (B, M, C) to attend to in place of the layer's own.
+        key_value: a pair (B, M, C) to attend to instead of the layer's own.
         """
         key, value = key_value or (self.to_k(context), self.to_v(context))
         return self.to_out(attention(self.to_q(tokens), key, value, self.heads)), (key, value)
 
 
 class GEGLU(nn.Module):
-    """Gated linear unit whose gate is the exact (erf) GELU of the second half (arXiv 2002.05202)."""
+    """Gated linear unit with the exact (erf) GELU as its gate (arXiv 2002.05202)."""
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
@@ -58,22 +56,8 @@ class GEGLU(nn.Module):
         return value * F.gelu(gate)
 
 
-class FeedForward(nn.Module):
-    """Two linear layers, four times as wide in between."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        # The official file calls the second linear layer net.2: place 1 held a dropout.
-        self.net = nn.Sequential(
-            GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
-        )
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.net(tokens)
-
-
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the text, feed-forward; each added to its normalised input."""
+    """Self-attention, cross-attention to the text and feed-forward, each pre-normalized and residual."""
 
     def __init__(self, channels: int, text_channels: int, heads: int):
         super().__init__()
@@ -82,7 +66,9 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels, eps=1e-5)
         self.attn2 = Attention(channels, text_channels, heads, bias=False)
         self.norm3 = nn.LayerNorm(channels, eps=1e-5)
-        self.ff = FeedForward(channels)
+        # The Identity holds the place of a dropout: the official file calls the second layer ff.net.2.
+        net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+        self.ff = nn.Sequential(OrderedDict(net=net))
 
     def forward(self, tokens: Tensor, text: Tensor, key_value: KeyValue | None) -> tuple[Tensor, KeyValue]:
         normed = self.norm1(tokens)
@@ -93,10 +79,11 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer block over the positions of a feature map, between two projections."""
+    """A transformer block over the positions of a feature map, between two projections; residual."""
 
     def __init__(self, channels: int, text_channels: int, heads: int, groups: int, linear: bool):
         super().__init__()
+        self.linear = linear
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         # SD 1.x stores both projections as 1x1 convolutions, SD 2.x as linear layers: the same arithmetic.
         self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
@@ -106,56 +93,53 @@ class SpatialTransformer(nn.Module):
     def forward(
         self, hidden: Tensor, text: Tensor, key_value: KeyValue | None = None
     ) -> tuple[Tensor, KeyValue]:
-        """hidden: (B, C, H, W). Returns that shape, and the self-attention's (K, V), each (B, H W, C)."""
-        linear, normed = isinstance(self.proj_in, nn.Linear), self.norm(hidden)
-        if not linear:
-            normed = self.proj_in(normed)
-        # Contiguous: sums keep their first part's layout, and every norm and linear would copy a strided one.
-        tokens = normed.flatten(2).transpose(1, 2).contiguous()  # (B, C, H, W) -> (B, H W, C)
-        if linear:
-            tokens = self.proj_in(tokens)
-        tokens, used = self.transformer_blocks[0](tokens, text, key_value)
-        if linear:
-            tokens = self.proj_out(tokens)
-        output = tokens.transpose(1, 2).unflatten(2, hidden.shape[2:])  # (B, H W, C) -> (B, C, H, W)
-        return hidden + (output if linear else self.proj_out(output.contiguous())), used
+        """hidden: (B, C, H, W). Returns that shape, and (K, V) of the self-attention, each (B, H W, C)."""
+        x = self.norm(hidden)
+        if not self.linear:
+            x = self.proj_in(x)
+        # Contiguous, or every norm and linear layer of the block would make its own copy.
+        x = x.flatten(2).transpose(1, 2).contiguous()  # (B, C, H, W) -> (B, H W, C)
+        if self.linear:
+            x = self.proj_in(x)
+        x, used = self.transformer_blocks[0](x, text, key_value)
+        if self.linear:
+            x = self.proj_out(x)
+        x = x.transpose(1, 2).unflatten(2, hidden.shape[2:])  # (B, H W, C) -> (B, C, H, W)
+        if not self.linear:
+            x = self.proj_out(x.contiguous())
+        return hidden + x, used
 
 
 class ResnetBlock(nn.Module):
-    """Two normalised convolutions, the time step added between them, and a shortcut past both.
-
-    time_channels: width of the time embedding; None (the VAE) leaves time out.
-    """
+    """Two convolutions, each after GroupNorm and SiLU, the timestep embedding added in between; residual."""
 
     def __init__(self, channels: int, out_channels: int, groups: int, eps: float, time_channels: int | None):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, channels, eps=eps)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        if time_channels is not None:
+        if time_channels is not None:  # None: the VAE, which has no timestep
             self.time_emb_proj = nn.Linear(time_channels, out_channels)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
+        same = channels == out_channels
+        self.conv_shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, hidden: Tensor, time: Tensor | None = None) -> Tensor:
         """hidden: (B, C, H, W). time: (B, time_channels). Returns (B, C_out, H, W)."""
-        change = self.conv1(F.silu(self.norm1(hidden)))
+        x = self.conv1(F.silu(self.norm1(hidden)))
         if time is not None:
-            change = change + self.time_emb_proj(F.silu(time))[:, :, None, None]
-        for step in (self.norm2, F.silu, self.conv2):  # one by one: each result frees the one before it
-            change = step(change)
-        return change + (hidden if self.conv_shortcut is None else self.conv_shortcut(hidden))
+            x = x + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        for layer in (self.norm2, F.silu, self.conv2):  # not nested: each result frees the one before
+            x = layer(x)
+        return x + self.conv_shortcut(hidden)
 
 
 class Downsample(nn.Module):
-    """Halves height and width by a strided convolution.
-
-    symmetric: padded by 1 on all four sides (UNet); otherwise on the right and at the bottom only (VAE).
-    """
+    """Halve height and width with a strided convolution."""
 
     def __init__(self, channels: int, symmetric: bool):
         super().__init__()
-        self.symmetric = symmetric
+        self.symmetric = symmetric  # padding on all four sides (UNet), or on the right and bottom only (VAE)
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if symmetric else 0)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -163,7 +147,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Enlarges to `size` (height, width), twice the input unless told, by nearest neighbour; convolves."""
+    """Nearest-neighbor upsampling to `size` (height, width), by default doubling; then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -172,21 +156,3 @@ class Upsample(nn.Module):
     def forward(self, hidden: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         height, width = size or (2 * hidden.shape[2], 2 * hidden.shape[3])
         return self.conv(F.interpolate(hidden, size=(height, width), mode="nearest"))
-
-
-class TimestepEmbedding(nn.Module):
-    """Time step -> vector: cosines and sines of 160 frequencies (SD 1.5), then two linear layers."""
-
-    def __init__(self, channels: int, time_channels: int):
-        super().__init__()
-        self.channels = channels
-        self.linear_1 = nn.Linear(channels, time_channels)
-        self.linear_2 = nn.Linear(time_channels, time_channels)
-
-    def forward(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
-        """timestep: (B,), 0 to 999. Returns (B, time_channels) in `dtype`; angles are always float32."""
-        half = self.channels // 2
-        exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half
-        angle = timestep.float()[:, None] * exponent.exp()  # (B,) -> (B, half)
-        waves = torch.cat([angle.cos(), angle.sin()], dim=1)  # cosines first, unlike the original transformer
-        return self.linear_2(F.silu(self.linear_1(waves.to(dtype))))

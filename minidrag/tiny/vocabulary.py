@@ -1,4 +1,4 @@
-"""Learns a CLIP-style vocabulary from captions: byte-pair encoding in the layout of the official files."""
+"""Train a CLIP-style byte-pair vocabulary on captions and write it in the official layout."""
 
 import json
 from collections import Counter
@@ -10,21 +10,22 @@ from tokenizers import Tokenizer as Encoder
 from tokenizers import models, pre_tokenizers
 
 from minidrag.networks.tokenizer import BOS, EOS, Tokenizer, prepare
+from minidrag.weights.configs import load_tokenizer
 
 
 def train(captions: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
-    """Learns a vocabulary, writes it to `folder` as CLIP's files, and returns the tokenizer read from there.
+    """Train a vocabulary, write CLIP's files to `folder` and load the tokenizer from them.
 
-    vocab_size: at least 514: 256 bytes, the same ending a word, merges, and the two specials as last ids.
-    The result is smaller where the captions have fewer pairs to merge; their order does not matter.
+    vocab_size: at least 514 (256 bytes, 256 bytes at the end of a word, two special tokens). The vocabulary
+    is smaller if the captions have too few pairs to merge. It does not depend on the captions' order.
     """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # the order of CLIP's ids: "!" is 0
     alphabet = letters + [letter + "</w>" for letter in letters]
-    most = vocab_size - len(alphabet) - 2
-    if most < 0:
-        raise ValueError(f"a vocabulary of {vocab_size} is too small: the bytes and specials alone are 514")
-    merges = learn_merges(count_words(captions), most)
-    joins = dict.fromkeys(left + right for left, right in merges)  # two merges can make the same token
+    limit = vocab_size - len(alphabet) - 2
+    if limit < 0:
+        raise ValueError(f"vocab_size must be at least 514, got {vocab_size}")
+    merges = learn_merges(count_words(captions), limit)
+    joins = dict.fromkeys(left + right for left, right in merges)  # two merges can give the same token
     tokens = [*alphabet, *joins, BOS, EOS]
     flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
     bos, eos = {"content": BOS, **flags}, {"content": EOS, **flags}
@@ -36,38 +37,38 @@ def train(captions: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
     write_json(folder / "tokenizer_config.json", config)
     lines = ["#version: 0.2"] + [f"{left} {right}" for left, right in merges]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return Tokenizer.load(folder)
+    return load_tokenizer(folder)
 
 
 def count_words(captions: Iterable[str]) -> Counter[tuple[str, ...]]:
-    """Counts the words of all captions, each as its letters, the last one marked as the end of a word."""
+    """Count the words of all captions, each split into letters with "</w>" on the last."""
     encoder = prepare(Encoder(models.BPE()))
     words: Counter[tuple[str, ...]] = Counter()
-    for caption, times in Counter(captions).items():
+    for caption, count in Counter(captions).items():
         for word, _ in encoder.pre_tokenizer.pre_tokenize_str(encoder.normalizer.normalize_str(caption)):
-            words[(*word[:-1], word[-1] + "</w>")] += times
+            words[(*word[:-1], word[-1] + "</w>")] += count
     return words
 
 
-def learn_merges(words: Counter[tuple[str, ...]], most: int) -> list[tuple[str, str]]:
-    """Joins the most frequent pair of neighbours, again and again (arXiv 1508.07909, algorithm 1)."""
+def learn_merges(words: Counter[tuple[str, ...]], limit: int) -> list[tuple[str, str]]:
+    """Merge the most frequent adjacent pair, up to `limit` times (arXiv 1508.07909, algorithm 1)."""
     merges: list[tuple[str, str]] = []
-    while len(merges) < most:
+    while len(merges) < limit:
         pairs: Counter[tuple[str, str]] = Counter()
-        for word, times in words.items():
+        for word, count in words.items():
             for pair in pairwise(word):
-                pairs[pair] += times
+                pairs[pair] += count
         if not pairs:
             break
-        # Ties go by the alphabet: the trainer that comes with tokenizers lets the hash order decide.
+        # Alphabetical order breaks ties. The trainer in tokenizers leaves them to hash order.
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        words = Counter({joined(word, best): times for word, times in words.items()})
+        words = Counter({merge_pair(word, best): count for word, count in words.items()})
     return merges
 
 
-def joined(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    """The word with every occurrence of the pair, from the left, as one token."""
+def merge_pair(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    """Replace every occurrence of the pair, from the left, with one token."""
     tokens: list[str] = []
     for token in word:
         if tokens and (tokens[-1], token) == pair:

@@ -1,11 +1,11 @@
-"""Files of a model on the Hugging Face hub: only the needed ones, and from the cache where it has them."""
+"""Model files from the Hugging Face hub: only those needed, and from the local cache if it has them."""
 
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import RepositoryNotFoundError
 
-# Fetched where a repository has them; the first tells SD 2.x's padding.
+# Downloaded if the repository has them; the first names SD 2.x's pad token.
 OPTIONAL = [
     "tokenizer/special_tokens_map.json",
     "tokenizer/tokenizer_config.json",
@@ -14,11 +14,11 @@ OPTIONAL = [
 
 
 def fetch(repository: str, needed: list[str], stems: list[str], infixes: tuple[str, ...]) -> Path:
-    """Returns a folder with the files `needed` and the weights; downloads what the cache lacks of them.
+    """Return a folder with the files `needed` and the weights; download those that the cache lacks.
 
-    stems: weight files without their ends. infixes: the variants that will do, best first: "", ".fp16".
-    What is cached is not asked for again, so that a model once fetched loads without a network.
-    Raises ValueError where there is no such repository, FileNotFoundError, with names, for missing files.
+    stems: weight files without suffix. infixes: acceptable variants, "" or ".fp16", preferred first.
+    A model that is in the cache is loaded without network access.
+    Raises ValueError for an unknown repository, FileNotFoundError, with their names, for missing files.
     """
     missing: list[str] = []
     problem: Exception | None = None
@@ -29,7 +29,7 @@ def fetch(repository: str, needed: list[str], stems: list[str], infixes: tuple[s
                 folder = snapshot_download(
                     repository, allow_patterns=wanted + OPTIONAL, local_files_only=cached
                 )
-            except Exception as error:  # without a network, the hub's releases differ in what they raise
+            except Exception as error:  # without a network, releases of huggingface_hub raise different ones
                 problem, missing = error, missing or wanted
                 continue
             problem = None
@@ -41,22 +41,21 @@ def fetch(repository: str, needed: list[str], stems: list[str], infixes: tuple[s
 
 
 def failure(repository: str, missing: list[str], problem: Exception | None) -> Exception:
-    """The error to raise for missing files; problem: why the hub gave no answer, if it gave none."""
+    """The error for missing files; problem: raised by the hub, if it could not be reached."""
     if isinstance(problem, RepositoryNotFoundError):
         return ValueError(
-            f"the hub shows no model {repository}: check the spelling; a private one, or one with "
-            "terms to accept, wants `hf auth login` first"
+            f"model {repository} was not found on the hub: check the spelling; for a private or gated one, "
+            "run `hf auth login` first"
         )
     names = ", ".join(missing)
     if problem:
         reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
         return FileNotFoundError(
-            f"{names} of {repository} are not in the cache and the hub does not answer "
-            f"({reason}): "
-            f"go online once, or run `hf download {repository}` elsewhere and give the folder with the files"
+            f"{names} of {repository} are not in the cache and the hub is unreachable ({reason}): go online "
+            f"once, or run `hf download {repository}` elsewhere and give the folder"
         )
     return FileNotFoundError(
-        f"{repository} has no {names}: if it has .bin or .ckpt files, fetch them with "
+        f"{repository} has no {names}: if it has .bin or .ckpt files, download them with "
         f"`hf download {repository}`, convert them with `python -m weights_convert safetensors FOLDER OUT` "
         "and give OUT"
     )

@@ -1,10 +1,10 @@
-"""Names of tensors in other people's files, brought to the names that the networks here have.
+"""Keys of tensors in files of all kinds, mapped to the names in the networks.
 
-The official folders need none of this, but for two things: older VAE files spell their attention otherwise
-(`query` for `to_q`), and text encoders come with and without a leading `text_model.`. Single-file checkpoints
-have the names of the original code, latent diffusion (LDM). Every rule leaves a name of ours as it is.
+Official folders need only two of these rules: older VAE files name their attention differently (`query` for
+`to_q`), and text encoders come with and without the prefix `text_model.`. Single-file checkpoints have the
+keys of the original code, latent diffusion (LDM). No rule changes a name that is already a network's.
 
-The functions that end in `_names` return {our name: name in the file}.
+Functions named `*_keys` return {name in the network: key in the file}.
 """
 
 import re
@@ -16,8 +16,8 @@ BLOCKS = {"input": "down_blocks", "output": "up_blocks"}
 
 
 def unet_layer(match: re.Match[str]) -> str:
-    """input_blocks.5.1. -> down_blocks.1.attentions.1.: LDM counts layers through, three to a level."""
-    # input_blocks.0 is conv_in, hence the shift by one; place 0 in a layer is its ResNet block.
+    """input_blocks.5.1. -> down_blocks.1.attentions.1.: LDM numbers layers across levels, three per level."""
+    # input_blocks.0 is conv_in, hence the shift by one; module 0 of a layer is its ResNet block.
     level, layer = divmod(int(match[2]) - (match[1] == "input"), 3)
     return f"{BLOCKS[match[1]]}.{level}.{'attentions' if match[3] == '1' else 'resnets'}.{layer}."
 
@@ -32,7 +32,7 @@ UNET_RULES: Rules = [
     (r"^middle_block\.1\.", "mid_block.attentions.0."),
     (r"^middle_block\.2\.", "mid_block.resnets.1."),
     (r"^input_blocks\.(\d+)\.0\.op\.", lambda m: f"down_blocks.{int(m[1]) // 3 - 1}.downsamplers.0.conv."),
-    # The upsampler stands behind the attention, or in its place where the level has none.
+    # The upsampler comes after the attention, or in its place on a level without attention.
     (r"^output_blocks\.(\d+)\.[12]\.conv\.", lambda m: f"up_blocks.{int(m[1]) // 3}.upsamplers.0.conv."),
     (r"^(input|output)_blocks\.(\d+)\.([01])\.", unet_layer),
     (r"\.in_layers\.0\.", ".norm1."),
@@ -45,7 +45,7 @@ UNET_RULES: Rules = [
 VAE_RULES: Rules = [
     (r"^encoder\.down\.(\d)\.block\.", r"encoder.down_blocks.\1.resnets."),
     (r"^encoder\.down\.(\d)\.downsample\.", r"encoder.down_blocks.\1.downsamplers.0."),
-    # LDM numbers the decoder's levels finest first, although they run coarsest first.
+    # LDM numbers the decoder's levels finest first, although coarsest first is the order of execution.
     (r"^decoder\.up\.(\d)\.block\.", lambda m: f"decoder.up_blocks.{3 - int(m[1])}.resnets."),
     (r"^decoder\.up\.(\d)\.upsample\.", lambda m: f"decoder.up_blocks.{3 - int(m[1])}.upsamplers.0."),
     (r"\.nin_shortcut\.", ".conv_shortcut."),
@@ -69,38 +69,37 @@ def rename(name: str, rules: Rules) -> str:
 
 
 def unet_keys(keys: Collection[str]) -> dict[str, str]:
-    """A UNet; of a single-file checkpoint the running average (EMA), which samples better, where it is there.
+    """Keys of a UNet; of a single-file checkpoint with two copies, those of the moving average (EMA).
 
-    Files with both weights of the training keep the average apart, under names that have lost their dots.
+    The EMA samples better. Its keys have no dots.
     """
-    plain = {rename(key.removeprefix(UNET), UNET_RULES): key for key in within(keys, UNET)}
+    plain = {rename(key.removeprefix(UNET), UNET_RULES): key for key in network_keys(keys, UNET)}
     average = {name: average_key(key) for name, key in plain.items()}
     return average if set(average.values()) <= set(keys) else plain
 
 
 def average_key(key: str) -> str:
-    """model.diffusion_model.out.0.weight -> model_ema.diffusion_modelout0weight; there is no way back."""
+    """model.diffusion_model.out.0.weight -> model_ema.diffusion_modelout0weight; not invertible."""
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
 def vae_keys(keys: Collection[str]) -> dict[str, str]:
-    """A VAE in any spelling: of a single-file checkpoint, of its own file, bare or as `vae.`, of a folder."""
-    kept = [key for key in within(keys, VAE) if not key.startswith(("model_ema.", "loss."))]
+    """Keys of a VAE in a single-file checkpoint, in a folder or in a file of its own, bare or with `vae.`."""
+    kept = [key for key in network_keys(keys, VAE) if not key.startswith(("model_ema.", "loss."))]
     return {rename(key.removeprefix(VAE).removeprefix("vae."), VAE_RULES): key for key in kept}
 
 
 def text_keys(keys: Collection[str]) -> dict[str, str]:
-    """A text encoder of a single-file checkpoint or of a folder, with or without a leading `text_model.`.
+    """Keys of a text encoder in a single-file checkpoint or a folder, with or without `text_model.`.
 
-    What else a CLIP file may hold is left out: CLIP's picture half, its projections, and position_ids, which
-    say no more than 0 to 76 and in some merged files say it wrong.
+    Omits the rest of CLIP, its image encoder and projections, and position_ids, which are 0 to 76 or wrong.
     """
     other = re.compile(r"position_ids$|logit_scale$|text_projection\.|vision_model\.|visual_projection\.")
-    kept = [key for key in within(keys, TEXT) if not other.search(key)]
+    kept = [key for key in network_keys(keys, TEXT) if not other.search(key)]
     return {"text_model." + key.removeprefix(TEXT).removeprefix("text_model."): key for key in kept}
 
 
-def within(keys: Collection[str], prefix: str) -> list[str]:
-    """One network's names in a single-file checkpoint; all names of a file with that network alone."""
-    whole = any(key.startswith((UNET, VAE, TEXT)) for key in keys)
-    return [key for key in keys if key.startswith(prefix) or not whole]
+def network_keys(keys: Collection[str], prefix: str) -> list[str]:
+    """The keys with a prefix in a single-file checkpoint; every key in a file of one network."""
+    single_file = any(key.startswith((UNET, VAE, TEXT)) for key in keys)
+    return [key for key in keys if key.startswith(prefix) or not single_file]

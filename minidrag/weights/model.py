@@ -1,44 +1,49 @@
-"""Checkpoint to model: a folder, a single file or a hub id in, networks ready to run out."""
+"""load_model: from a folder, a single file or a hub id to networks that are ready to run."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from minidrag import images
+from minidrag.config import EditConfig
 from minidrag.method.ddim import Schedule
-from minidrag.networks.clip import CLIPTextEncoder
-from minidrag.networks.tokenizer import Tokenizer, read_json
+from minidrag.method.lora import Moments
+from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
+from minidrag.networks.tokenizer import Tokenizer
 from minidrag.networks.unet import UNet, UNetConfig
-from minidrag.networks.vae import VAE
-from minidrag.weights.checkpoint import CONFIGS, PICKLES, Part, fill, find_part, read_shapes, refuse_foreign
+from minidrag.networks.vae import VAE, VAEConfig
+from minidrag.watch import watch
+from minidrag.weights.checkpoint import NETWORKS, PICKLES, Part, fill, find_part, read_shapes, refuse_foreign
+from minidrag.weights.configs import READERS, load_tokenizer, read_json, read_schedule
 from minidrag.weights.hub import fetch
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-TINY = Path(__file__).parents[1] / "tiny/model"  # comes along
-GONE = "runwayml/stable-diffusion-v1-5"  # where the model first was
+REMOVED = "runwayml/stable-diffusion-v1-5"  # the original repository
+TINY = Path(__file__).parents[1] / "tiny/model"
 VOCABULARY = ["tokenizer/vocab.json", "tokenizer/merges.txt"]
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-# A single file tells no sizes; they are taken to be SD 1.5's.
-SINGLE_FILE: dict[str, Any] = {name: config() for name, config in CONFIGS.items()}
+# A single file has no configuration: assume the sizes of SD 1.5.
+SINGLE_FILE: dict[str, Any] = {"unet": UNetConfig(), "vae": VAEConfig(), "text_encoder": CLIPConfig()}
 
 
 @dataclass
 class Model:
-    """All that an edit needs of Stable Diffusion; no parameter of it wants gradients.
-
-    source: the path or hub id. prediction: what the UNet was trained to tell; "epsilon" is the noise.
-    """
+    """Everything that an edit needs of Stable Diffusion; no parameter requires gradients."""
 
     unet: UNet
     vae: VAE
     text_encoder: CLIPTextEncoder
     tokenizer: Tokenizer
     schedule: Schedule
-    source: str
-    prediction: str = "epsilon"
+    source: str  # path or hub id
+    prediction: str = "epsilon"  # target of the UNet's training; epsilon is the noise
 
     @property
     def device(self) -> torch.device:
@@ -50,12 +55,12 @@ class Model:
 
     @property
     def is_sd1(self) -> bool:
-        """Whether the UNet is of the kind that the paper's constants are meant for."""
+        """True for a UNet of the sizes of SD 1.x, for which the paper's settings are meant."""
         return self.unet.config == UNetConfig()
 
     @torch.no_grad()
     def encode_text(self, prompts: str | list[str]) -> Tensor:
-        """Returns (B, 77, C), one row for each prompt, overlong prompts cut."""
+        """Encode prompts, truncated if need be, to (B, 77, C)."""
         return self.text_encoder(self.tokenizer(prompts).to(self.device))
 
 
@@ -67,29 +72,66 @@ def load_model(
     dtype: torch.dtype | None = None,
     tokenizer: str | Path | None = None,
 ) -> Model:
-    """Reads a model from a folder, a single file or the hub.
+    """Load a model from a folder, a single file or the Hugging Face hub.
 
-    source: a folder in the official layout, a single .safetensors file in the original one (SD 1.x only), or
-    a hub id; None and "sd15" are Stable Diffusion 1.5, "tiny" is the small model that comes along.
-    vae: folder, file or hub id of a VAE to use instead. device: by default CUDA's or Apple's GPU where there
-    is one. dtype: by default float32; a half one fetches the files of half the size. tokenizer: a folder with
-    vocab.json and merges.txt to use instead.
-    A path never touches the network, but for the tokenizer of a single file that has none beside it.
-    Raises FileNotFoundError or ValueError, saying what is wrong and what to do, before any weights are read.
+    source: a folder in the official layout, a .safetensors file in the original layout (SD 1.x only) or a hub
+    id; None and "sd15" are Stable Diffusion 1.5, "tiny" is the small model that ships with minidrag.
+    vae: folder, file or hub id of a VAE to use instead of the model's. device: by default a GPU, CUDA or
+    Apple's, if there is one. dtype: by default float32; a 16-bit one prefers the .fp16 files.
+    tokenizer: folder with vocab.json and merges.txt to use instead of the model's.
+    A local path needs no network, except for the tokenizer of a single file that has none beside it.
+    Raises FileNotFoundError or ValueError, with the remedy, before reading any weights.
     """
     device, dtype = torch.device(device or default_device()), dtype or torch.float32
     source = DEFAULT if source is None else TINY if source == "tiny" else source
-    names = [name for name in CONFIGS if name != "vae" or vae is None]
+    names = [name for name in NETWORKS if name != "vae" or vae is None]
     path = local_path(source) or fetch_model(str(source), names, dtype)
     parts = folder_parts(path, names, dtype) if path.is_dir() else single_file_parts(path, names)
     if vae is not None:
         parts["vae"] = vae_part(vae, dtype)
-    words = Tokenizer.load(tokenizer_folder(path, tokenizer))
-    values = read_json(path / "scheduler/scheduler_config.json", {}) if path.is_dir() else {}
-    prediction = values.pop("prediction_type", "epsilon")
-    schedule = Schedule.from_json(values)
+    vocabulary = load_tokenizer(tokenizer_folder(path, tokenizer))
+    scheduler = read_json(path / "scheduler/scheduler_config.json", {}) if path.is_dir() else {}
+    schedule, prediction = read_schedule(scheduler), scheduler.get("prediction_type", "epsilon")
     networks: dict[str, Any] = {name: fill(part, device, dtype) for name, part in parts.items()}
-    return Model(**networks, tokenizer=words, schedule=schedule, source=str(source), prediction=prediction)
+    return Model(
+        **networks, tokenizer=vocabulary, schedule=schedule, source=str(source), prediction=prediction
+    )
+
+
+def working_size(model: Model, size: tuple[int, int], config: EditConfig) -> tuple[int, int]:
+    """(width, height) at which the model works on an image of `size`: multiples of 8 for SD 1.5."""
+    factor = model.vae.config.factor
+    return images.working_size(*size, config.size or model.unet.config.sample_size * factor, factor)
+
+
+@torch.no_grad()
+def encode(model: Model, image: Image.Image, config: EditConfig) -> Moments:
+    """Mean and standard deviation of an image's latent, (1, 4, H, W), float32 or wider."""
+    resized = images.resize(image, working_size(model, image.size, config))
+    moments = model.vae.encode(images.to_tensor(resized).to(model.device, model.dtype))
+    mean, std = (x.to(torch.promote_types(model.dtype, torch.float32)) for x in moments)
+    return next(watch("encoding", [(mean, std)], 1))
+
+
+@torch.no_grad()
+def decode(model: Model, latent: Tensor) -> Image.Image:
+    """Image, at working size, of a latent (1, 4, H, W)."""
+    return images.to_image(next(watch("decoding", [model.vae.decode(latent.to(model.dtype))], 1)))
+
+
+@contextmanager
+def only_unet_on_device(model: Model, checkpointing: bool) -> Iterator[None]:
+    """Save memory within a context: the other networks wait on the CPU, and the UNet may recompute."""
+    others, device, before = (model.vae, model.text_encoder), model.device, model.unet.checkpointing
+    model.unet.checkpointing = checkpointing
+    try:
+        for network in others:
+            network.to("cpu")
+        yield
+    finally:
+        for network in others:
+            network.to(device)
+        model.unet.checkpointing = before
 
 
 def default_device() -> str:
@@ -99,12 +141,12 @@ def default_device() -> str:
 
 
 def local_path(source: str | Path) -> Path | None:
-    """The file or folder meant; None for a hub id. Raises FileNotFoundError for a path to nothing."""
+    """The file or folder that a source names, None for a hub id; raises FileNotFoundError for neither."""
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if source == GONE:
-        raise ValueError(f"{GONE} was taken down in 2024: give {DEFAULT}, which has the same files")
+    if source == REMOVED:
+        raise ValueError(f"{REMOVED} was taken down in 2024: give {DEFAULT}, which has the same files")
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and path.suffix not in {*PICKLES, ".safetensors"}
     if source == "sd15" or (isinstance(source, str) and is_id and not path.parent.exists()):
         return None
@@ -114,7 +156,7 @@ def local_path(source: str | Path) -> Path | None:
 
 
 def infixes(dtype: torch.dtype) -> tuple[str, ...]:
-    """The variants of a weight file, best first."""
+    """Variants of a weight file, preferred first."""
     return (".fp16", "") if dtype.itemsize == 2 else ("", ".fp16")
 
 
@@ -134,30 +176,29 @@ def folder_parts(folder: Path, names: list[str], dtype: torch.dtype) -> dict[str
 
 
 def folder_part(folder: Path, name: str, dtype: torch.dtype) -> Part:
-    """A network that has a folder of its own, with config.json and a weight file."""
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder / 'config.json'} is missing: the folder is no model or not all of one"
-        )
-    values = read_json(folder / "config.json")
+    """Find a network in its own folder, which has config.json and a weight file."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: the folder is not a model or is incomplete")
+    values = read_json(file)
     try:
-        config = CONFIGS[name].from_json(values)
+        config = READERS[name](values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'config.json'} is not for this: {error}") from error
+        raise ValueError(f"{file} is not usable: {error}") from error
     for infix in infixes(dtype):
         if (file := folder / f"{STEMS[name]}{infix}.safetensors").is_file():
             return find_part(name, file, config)
     file = folder / f"{STEMS[name]}.safetensors"
     if any(other.suffix in PICKLES for other in folder.iterdir()):
         raise FileNotFoundError(
-            f"{file} is missing and {folder} has pickles only: convert the model's folder with "
+            f"{file} is missing and {folder} has only pickles: convert the model folder with "
             "`python -m weights_convert safetensors FOLDER OUT` and give OUT"
         )
-    raise FileNotFoundError(f"{file} is missing: fetch it again")
+    raise FileNotFoundError(f"{file} is missing: download it again")
 
 
 def vae_part(source: str | Path, dtype: torch.dtype) -> Part:
-    """A VAE of its own: a file, a folder with it, or a whole model of which only the VAE is taken."""
+    """Find a VAE in a file, in a folder of its own or in a model folder."""
     path = local_path(source) or fetch(str(source), ["config.json"], [STEMS["vae"]], infixes(dtype))
     if path.is_file():
         return find_part("vae", path, SINGLE_FILE["vae"])
@@ -165,13 +206,18 @@ def vae_part(source: str | Path, dtype: torch.dtype) -> Part:
 
 
 def tokenizer_folder(path: Path, given: str | Path | None) -> Path:
-    """Where vocab.json lies: in the folder given, in the model's, beside a single file, or on the hub."""
+    """The folder with vocab.json: in the folder given or the model's, beside a single file, or on the hub."""
     place = Path(given).expanduser() if given is not None else path if path.is_dir() else path.parent
-    for folder in (place / "tokenizer", place):
-        if (folder / "vocab.json").is_file():
-            return folder
+    if folder := find_vocabulary(place):
+        return folder
     if given is not None or path.is_dir():
         raise FileNotFoundError(
-            f"{place} has no vocab.json, nor has {place / 'tokenizer'}: copy a tokenizer there"
+            f"neither {place} nor {place / 'tokenizer'} has a vocab.json: copy a tokenizer there"
         )
     return fetch(DEFAULT, VOCABULARY, [], ("",)) / "tokenizer"
+
+
+def find_vocabulary(place: Path) -> Path | None:
+    """The folder `tokenizer` in `place` or `place` itself, whichever has a vocab.json."""
+    folders = (place / "tokenizer", place)
+    return next((folder for folder in folders if (folder / "vocab.json").is_file()), None)

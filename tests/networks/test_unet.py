@@ -1,4 +1,4 @@
-"""The UNet against diffusers: outputs, gradients, and attending to given keys and values."""
+"""The UNet against diffusers: outputs, gradients, and attention to given keys and values."""
 
 from collections.abc import Callable
 from functools import cache
@@ -24,15 +24,14 @@ from support.references import (
 )
 from torch import Tensor, nn
 
-from minidrag.networks.layers import TimestepEmbedding
-from minidrag.networks.unet import UNetConfig, UNetOutput
+from minidrag.networks.unet import TimestepEmbedding, UNet, UNetOutput
 
 SIZES = {"non-square": (16, 24), "odd": (16, 13), "odd twice": (9, 7)}  # of the latent: height, width
 
 
 @cache
-def networks(kind: str) -> tuple[nn.Module, nn.Module]:
-    """(ours, diffusers') with the same weights; made once, since no test changes them."""
+def networks(kind: str) -> tuple[UNet, Any]:
+    """Ours and diffusers' with the same weights; cached, since no test changes them."""
     ours, reference = our_unet(UNETS[kind]), reference_unet(UNETS[kind])
     same_weights(reference, ours, torch.float64)
     return ours, reference
@@ -63,18 +62,18 @@ def test_the_first_and_last_timesteps_equal_diffusers(kind: str, timestep: int, 
         compare(f"UNet {kind}, first and last timesteps", *pair)
 
 
-def test_a_timestep_may_be_a_number_a_scalar_tensor_or_one_per_sample(compare: Callable) -> None:
+def test_a_timestep_can_be_an_int_a_scalar_tensor_or_one_per_sample(compare: Callable) -> None:
     (ours, reference), (latent, text) = networks("SD 1.5"), inputs("SD 1.5", (8, 8))
     with torch.no_grad():
-        number, scalar = ours(latent, 981, text).noise, ours(latent, torch.tensor(981), text).noise
+        integer, scalar = ours(latent, 981, text).noise, ours(latent, torch.tensor(981), text).noise
         each = ours(latent, torch.tensor([1, 981]), text).noise
         expected = reference(latent, torch.tensor([1, 981]), text).sample
-    assert torch.equal(number, scalar)
+    assert torch.equal(integer, scalar)
     compare("UNet SD 1.5, a timestep per sample", each, expected)
 
 
-def test_worked_numbers_of_the_time_embedding() -> None:
-    """The first cosines and sines of time step 681 in SD 1.5, past linear layers that change nothing."""
+def test_worked_example_of_the_timestep_embedding() -> None:
+    """The first cosines and sines of timestep 681 in SD 1.5, with identity matrices as linear layers."""
     embedding = TimestepEmbedding(320, 320)
     for linear in (embedding.linear_1, embedding.linear_2):
         nn.init.eye_(linear.weight)
@@ -86,7 +85,7 @@ def test_worked_numbers_of_the_time_embedding() -> None:
     torch.testing.assert_close(found[[0, 1, 160, 161]], expected, atol=1e-6, rtol=0)
 
 
-def test_feature_sizes_of_a_latent_that_does_not_halve_evenly() -> None:
+def test_feature_sizes_of_a_latent_with_odd_sides() -> None:
     (ours, _), (latent, text) = networks("SD 1.5"), inputs("SD 1.5", (16, 13))
     with torch.no_grad():
         output = ours(latent, 681, text)
@@ -96,8 +95,8 @@ def test_feature_sizes_of_a_latent_that_does_not_halve_evenly() -> None:
 
 
 def feature_loss(output: UNetOutput) -> Tensor:
-    """Like motion supervision: differences between neighbours on a feature map, of each up block."""
-    return sum(((f[..., 1:] - f[..., :-1]) ** 2).sum() for f in output.features)
+    """Differences between neighbors on the feature map of each up block, as in motion supervision."""
+    return torch.stack([((f[..., 1:] - f[..., :-1]) ** 2).sum() for f in output.features]).sum()
 
 
 def noise_loss(output: UNetOutput) -> Tensor:
@@ -105,7 +104,7 @@ def noise_loss(output: UNetOutput) -> Tensor:
 
 
 def key_value_loss(output: UNetOutput) -> Tensor:
-    return sum((k**2).sum() + (v**3).sum() for k, v in chain(*output.keys_values))
+    return torch.stack([(k**2).sum() + (v**3).sum() for k, v in chain(*output.keys_values)]).sum()
 
 
 def gradient(run: Callable[..., UNetOutput], loss: Callable, latent: Tensor, *inputs: Any) -> Tensor:
@@ -138,7 +137,7 @@ def test_checkpointing_changes_neither_outputs_nor_gradients(
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
 
 
-def test_checkpointing_keeps_less_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpointing_saves_fewer_tensors_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     (ours, _), (latent, text) = networks("SD 1.5"), inputs("SD 1.5")
     kept = {}
     for checkpointing in (False, True):
@@ -156,7 +155,7 @@ def test_checkpointing_keeps_less_for_the_backward_pass(monkeypatch: pytest.Monk
 
 
 class AttendToGiven:
-    """A diffusers attention processor that swaps K and V, with the softmax written out."""
+    """A diffusers attention processor that replaces K and V, with the softmax written out."""
 
     def __init__(self, key: Tensor, value: Tensor):
         self.key, self.value = key, value
@@ -172,8 +171,8 @@ class AttendToGiven:
         return attn.to_out[0](mixed)
 
 
-def swap(reference: nn.Module, given: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the self-attentions of diffusers' last up blocks attend to what is given for them."""
+def give(reference: Any, given: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the self-attentions of diffusers' last up blocks attend to the given keys and values."""
     layers = chain(*up_self_attentions(reference)[-len(given) :])
     for attention, pair in zip(layers, chain(*given), strict=True):
         monkeypatch.setattr(attention, "processor", AttendToGiven(*pair))
@@ -181,17 +180,17 @@ def swap(reference: nn.Module, given: list[Any], monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("blocks", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", UNETS)
-def test_given_keys_and_values_equal_a_diffusers_processor_that_swaps_them(
+def test_given_keys_and_values_equal_a_diffusers_processor_that_replaces_them(
     kind: str, blocks: int, compare: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (ours, reference), (latent, text) = networks(kind), inputs(kind)
     with torch.no_grad():
         given = ours(random(*latent.shape, seed=3), 681, text).keys_values[-blocks:]
-        swap(reference, given, monkeypatch)
+        give(reference, given, monkeypatch)
         found, own = ours(latent, 681, text, given), ours(latent, 681, text)
         expected = reference(latent, 681, text).sample
     compare(f"UNet {kind}, noise with given keys and values", found.noise, expected)
-    assert (found.noise - own.noise).abs().max() > 1e-2  # the swap does something
+    assert (found.noise - own.noise).abs().max() > 1e-2  # they have an effect
 
 
 @pytest.mark.parametrize("kind", UNETS)
@@ -200,7 +199,7 @@ def test_the_gradient_through_given_keys_and_values_equals_diffusers(
 ) -> None:
     (ours, reference), (latent, text) = networks(kind), inputs(kind)
     given = ours(random(*latent.shape, seed=3), 681, text).keys_values
-    swap(reference, given, monkeypatch)
+    give(reference, given, monkeypatch)
 
     def run(latent: Tensor) -> UNetOutput:
         return UNetOutput(reference(latent, 681, text).sample, [], [])
@@ -219,7 +218,7 @@ def test_a_latent_given_its_own_keys_and_values_is_unchanged(kind: str) -> None:
 
 
 def record_layers(ours: nn.Module, *inputs: Any) -> dict[str, list[Tensor]]:
-    """What every attention layer is given and what it uses: name -> query tokens, context, key, value."""
+    """Tokens, context, and the keys and values used by every attention layer, by its name."""
     seen: dict[str, list[Tensor]] = {}
 
     def hook(name: str) -> Callable:
@@ -240,21 +239,21 @@ def test_given_keys_and_values_reach_their_self_attentions_and_no_other_layer(ki
     (ours, _), (latent, text) = networks(kind), inputs(kind)
     with torch.no_grad():
         given = ours(random(*latent.shape, seed=3), 681, text).keys_values[-blocks:]
-    own, swapped = record_layers(ours, latent, 681, text), record_layers(ours, latent, 681, text, given)
+    own, replaced = record_layers(ours, latent, 681, text), record_layers(ours, latent, 681, text, given)
     places = tuple(f"up_blocks.{block}." for block in range(4 - blocks, 4))
     fed = [name for name in own if name.startswith(places) and name.endswith("attn1")]
     for name, pair in zip(fed, chain(*given), strict=True):
-        assert all(torch.equal(*two) for two in zip(swapped[name][2:], pair, strict=True))
+        assert all(torch.equal(*two) for two in zip(replaced[name][2:], pair, strict=True))
     before = list(own)[: list(own).index(fed[0])]
     assert len(before) + 2 * len(fed) == len(own)
-    for name in before:  # layers ahead of the first swap see and compute the very same
-        assert all(torch.equal(*two) for two in zip(own[name], swapped[name], strict=True)), name
+    for name in before:  # layers before the first replacement compute the same
+        assert all(torch.equal(*two) for two in zip(own[name], replaced[name], strict=True)), name
     for name in own:
-        if name.endswith("attn2"):  # text is read as ever, behind the swap too
-            assert all(torch.equal(*two) for two in zip(own[name][1:], swapped[name][1:], strict=True)), name
+        if name.endswith("attn2"):  # cross-attention reads the text as before
+            assert all(torch.equal(*two) for two in zip(own[name][1:], replaced[name][1:], strict=True)), name
 
 
-def test_one_call_leaves_nothing_behind_for_the_next() -> None:
+def test_a_call_has_no_effect_on_the_next() -> None:
     (ours, _), (latent, text) = networks("SD 1.5"), inputs("SD 1.5")
     with torch.no_grad():
         first = ours(latent, 681, text)
@@ -271,39 +270,15 @@ def test_full_size_names_and_shapes_are_those_of_the_official_file() -> None:
     assert sum(p.numel() for p in ours.parameters()) == 859_520_964
 
 
-def test_sd_2_1_is_the_same_class_by_configuration_alone() -> None:
+def test_sd_2_1_needs_only_another_configuration() -> None:
     ours = our_unet(SD21_UNET)
     assert shapes(ours.state_dict()) == shapes(official_names(reference_unet(SD21_UNET)))
     assert len(ours.state_dict()) == 686
     assert sum(p.numel() for p in ours.parameters()) == 865_910_724
 
 
-def test_the_official_config_gives_the_default_sizes() -> None:
-    assert UNetConfig.from_json(SD15_UNET) == UNetConfig()
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("act_fn", "gelu"),
-        ("flip_sin_to_cos", False),
-        ("freq_shift", 1),
-        ("center_input_sample", True),
-        ("mid_block_type", None),
-        ("transformer_layers_per_block", 2),
-        ("down_block_types", ["DownBlock2D"] * 4),
-        ("up_block_types", ["CrossAttnUpBlock2D"] * 4),
-        ("block_out_channels", [320, 640, 1280]),
-        ("attention_head_dim", [5, 10, 20]),
-    ],
-)
-def test_a_config_of_another_network_is_refused(key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=r"the UNet's config\.json"):
-        UNetConfig.from_json(SD15_UNET | {key: value})
-
-
-# Measured: 0.0. Float32's own rounding (the same network in float64) comes to 4e-6 here, and another order of
-# summation (channels last), as another processor may choose it, to 6e-6, both of values up to 5.
+# Measured: 0.0. Float32 rounding (against float64) is 4e-6 here, and another order of summation (channels
+# last), which another processor may use, gives 6e-6, both for values up to 5.
 FULL_SIZE_TOLERANCE = 5e-5
 
 

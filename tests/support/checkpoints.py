@@ -1,7 +1,7 @@
-"""Model files for tests: small random models as the reference libraries save them, and as other tools do.
+"""Model files for tests: small random models in the formats of the reference libraries and of other tools.
 
-The names of the original code (LDM) are written out here by walking through the networks, in the opposite
-direction to the product's rules and knowing nothing of them.
+The keys of the original code (LDM) are derived here by walking through the networks, in the opposite
+direction to the rules in `weights/keys.py` and independently of them.
 """
 
 import json
@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from safetensors.torch import load_file, save_file
 from support.references import TEXTS, UNETS, VAES, without_labels
 from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from minidrag.networks.clip import CLIPConfig
-from minidrag.networks.unet import UNetConfig
-from minidrag.networks.vae import VAEConfig
+from minidrag.weights.configs import read_text_encoder, read_unet, read_vae
 from minidrag.weights.model import Model
 
 Tensors = dict[str, Tensor]
 
 UNET, VAE = UNETS["SD 1.5"], VAES["three halvings"]
 TEXT = TEXTS["quick_gelu"] | {"vocab_size": 514, "hidden_size": 20, "num_attention_heads": 4}
-SMALL = {  # what a single file of these sizes would need in place of SD 1.5's
-    "unet": UNetConfig.from_json(UNET),
-    "vae": VAEConfig.from_json(VAE),
-    "text_encoder": CLIPConfig.from_json(TEXT),
+SMALL = {  # sizes to assume for a single file, in place of SD 1.5's
+    "unet": read_unet(UNET),
+    "vae": read_vae(VAE),
+    "text_encoder": read_text_encoder(TEXT),
 }
 FILES = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
@@ -53,7 +53,7 @@ BUFFERS = [
 
 
 def write_folder(folder: Path) -> Path:
-    """A whole small model, as today's diffusers and transformers save it."""
+    """Write a complete small model as today's diffusers and transformers save it."""
     torch.manual_seed(0)
     models = {
         "unet": UNet2DConditionModel(**without_labels(UNET)),
@@ -70,7 +70,7 @@ def write_folder(folder: Path) -> Path:
 
 
 def randomize(model: Any) -> Any:
-    """Gives norms and biases values other than one and zero, so that a lost one shows."""
+    """Give norms and biases values other than one and zero, so that a missing one shows."""
     for weight in model.parameters():
         if weight.ndim == 1:
             nn.init.normal_(weight, weight.mean().item(), 0.3)
@@ -86,7 +86,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Tensors]:
-    """The tensors of a folder's three files; the text encoder's with text_model., without position_ids."""
+    """The tensors in a folder's three files, the text encoder's with text_model., without position_ids."""
     tensors = {name: load_file(folder / file) for name, file in FILES.items()}
     text = {key: value for key, value in tensors["text_encoder"].items() if "position_ids" not in key}
     tensors["text_encoder"] = {f"text_model.{key.removeprefix('text_model.')}": t for key, t in text.items()}
@@ -94,30 +94,30 @@ def read(folder: Path) -> dict[str, Tensors]:
 
 
 def outputs(model: Model) -> Tensors:
-    """What the networks of a small model compute of fixed inputs, the text encoder's output among them."""
+    """Outputs of the networks of a small model for fixed inputs."""
     with torch.no_grad():
         text = model.encode_text(["a cat", ""])
         latent = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)).to(text)
-        picture = model.vae.decode(latent)
-        mean, deviation = model.vae.encode(picture)
+        image = model.vae.decode(latent)
+        mean, std = model.vae.encode(image)
         noise = model.unet(latent, 681, text).noise
-    return {"text": text, "noise": noise, "picture": picture, "mean": mean, "deviation": deviation}
+    return {"text": text, "noise": noise, "image": image, "mean": mean, "std": std}
 
 
 def same(first: Tensors, second: Tensors) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-# --- other spellings ---
+# --- other keys ---
 
 
 def legacy_vae(vae: Tensors) -> Tensors:
-    """The VAE's attention as diffusers spelt it until May 2023, and the official fp32 file does."""
+    """The VAE with the attention keys of diffusers before May 2023, which the official fp32 file has."""
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    names = {f"{half}.mid_block.attentions.0.": half for half in ("encoder", "decoder")}
+    starts = [f"{half}.mid_block.attentions.0." for half in ("encoder", "decoder")]
     renamed = {}
     for key, tensor in vae.items():
-        start = next((start for start in names if key.startswith(start)), None)
+        start = next((start for start in starts if key.startswith(start)), None)
         layer, _, end = key.removeprefix(start or "").rpartition(".")
         renamed[f"{start}{old.get(layer, layer)}.{end}" if start else key] = tensor
     assert renamed.keys() != vae.keys() and len(renamed) == len(vae)
@@ -125,7 +125,7 @@ def legacy_vae(vae: Tensors) -> Tensors:
 
 
 def ldm_unet_modules() -> dict[str, str]:
-    """{module of the diffusers UNet: module of LDM's}, in the order of the latter's own numbers."""
+    """{module of the UNet in diffusers: module in LDM}, in the order of LDM's numbering."""
     modules = {
         "conv_in": "input_blocks.0.0",
         "time_embedding.linear_1": "time_embed.0",
@@ -206,7 +206,7 @@ def ldm_unet(unet: Tensors) -> Tensors:
 
 
 def ldm_vae(vae: Tensors, prefix: str = "first_stage_model.") -> Tensors:
-    """In LDM the four linear layers of an attention are convolutions of 1x1."""
+    """The VAE with LDM's keys; in LDM, the four linear layers of an attention are 1x1 convolutions."""
     modules, renamed = ldm_vae_modules(), {}
     for key, tensor in vae.items():
         linear = ".attentions.0." in key and tensor.ndim == 2
@@ -223,7 +223,7 @@ def position_ids() -> Tensor:
 
 
 def emaonly(tensors: dict[str, Tensors]) -> Tensors:
-    """A single file like v1-5-pruned-emaonly: schedule buffers, position_ids, two numbers of the EMA."""
+    """A single file like v1-5-pruned-emaonly: schedule buffers, position_ids, two scalars of the EMA."""
     checkpoint = ldm_unet(tensors["unet"]) | ldm_vae(tensors["vae"]) | ldm_text(tensors["text_encoder"])
     checkpoint["cond_stage_model.transformer.text_model.embeddings.position_ids"] = position_ids()
     checkpoint |= {name: torch.zeros(1000) for name in BUFFERS}
@@ -231,7 +231,7 @@ def emaonly(tensors: dict[str, Tensors]) -> Tensors:
 
 
 def pruned(tensors: dict[str, Tensors]) -> Tensors:
-    """A single file like v1-5-pruned: the UNet under its plain name is not the average, that lies apart."""
+    """A single file like v1-5-pruned: a UNet with plain keys that is not the EMA, and the EMA beside it."""
     checkpoint = emaonly(tensors)
     plain = {key: tensor for key, tensor in checkpoint.items() if key.startswith("model.diffusion_model.")}
     average = {"model_ema." + key[len("model.") :].replace(".", ""): tensor for key, tensor in plain.items()}
@@ -240,7 +240,7 @@ def pruned(tensors: dict[str, Tensors]) -> Tensors:
 
 
 def half_mixed(tensors: Tensors) -> Tensors:
-    """Every second tensor in fp16: merging tools leave such files."""
+    """Every second tensor in fp16, as in files by merging tools."""
     return {key: tensor.half() if i % 2 else tensor for i, (key, tensor) in enumerate(tensors.items())}
 
 
@@ -251,9 +251,9 @@ def write(file: Path, tensors: Tensors) -> Path:
 
 
 def write_zeros(file: Path, shapes: dict[str, list[int]], dtype: str = "F32", aligned: bool = True) -> Path:
-    """A file of any size that takes no room: a header like safetensors' own, and a hole.
+    """Write a sparse file of any size, which takes no disk space: a safetensors header, then a hole.
 
-    aligned: whether the header is filled up to a multiple of 8, which it was not before 2023.
+    aligned: pad the header to a multiple of 8, as safetensors does since 2023.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at, width = 0, {"F32": 4, "F16": 2, "I64": 8}
@@ -271,7 +271,7 @@ def write_zeros(file: Path, shapes: dict[str, list[int]], dtype: str = "F32", al
 
 
 def listed(name: str) -> dict[str, list[int]]:
-    """Names and shapes of an official file: unet, vae, text_encoder."""
+    """Shapes by key in an official file: unet, vae or text_encoder."""
     lines = (Path(__file__).parents[1] / "data" / f"sd15_{name}.txt").read_text().splitlines()
     pairs = (line.split() for line in lines if line and not line.startswith("#"))
     return {key: [int(side) for side in shape.split("x")] for key, shape in pairs}

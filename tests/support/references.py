@@ -1,7 +1,7 @@
-"""Both sides of a parity test: a network of ours and the reference library's, with the same random weights.
+"""Both sides of a parity test: our network and the reference library's, with the same random weights.
 
-`*_pairs` functions run both and return what is to be equal, by name; the parity tests ask that the two
-of each pair are, and the mistakes test that they are not once a slip is made on purpose.
+Functions named `*_pairs` run both and return pairs of tensors by name. The parity tests assert that the two
+of a pair are equal, and test_mistakes.py that they differ after a deliberate mistake.
 """
 
 import itertools
@@ -9,17 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
-from minidrag.networks.unet import UNet, UNetConfig, UNetOutput
-from minidrag.networks.vae import VAE, VAEConfig
+from minidrag.networks.clip import CLIPTextEncoder
+from minidrag.networks.unet import UNet, UNetOutput
+from minidrag.networks.vae import VAE
+from minidrag.weights.configs import read_text_encoder, read_unet, read_vae
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
 
-# The official SD 1.5 files, by their own keys alone: what they leave out is left out here too.
+# The official SD 1.5 files, with exactly their keys.
 SD15_UNET: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel",
     "_diffusers_version": "0.6.0",
@@ -92,8 +94,8 @@ SD21_TEXT = SD15_TEXT | {
     "projection_dim": 512,
 }
 
-# The same structures, small. Head counts never equal head widths, nor text widths any other, so that none can
-# stand in for another; several channels share a group, or GroupNorm would hide every bias ahead of it.
+# The same structures, small. Head counts differ from head widths, and text widths from all others, so that no
+# mix-up goes unnoticed; groups have several channels, or GroupNorm would cancel every bias before it.
 UNETS = {
     "SD 1.5": SD15_UNET
     | {"block_out_channels": [32, 80, 96, 96], "norm_num_groups": 8, "cross_attention_dim": 20},
@@ -145,33 +147,34 @@ TEXTS = {
 }
 
 
-def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+def on_meta(build: Callable[[], Any]) -> Any:
     with torch.device("meta"):
         return build().eval()
 
 
-def our_unet(config: dict[str, Any]) -> nn.Module:
-    return on_meta(lambda: UNet(UNetConfig.from_json(config)))
+def our_unet(config: dict[str, Any]) -> UNet:
+    return on_meta(lambda: UNet(read_unet(config)))
 
 
-def our_vae(config: dict[str, Any]) -> nn.Module:
-    return on_meta(lambda: VAE(VAEConfig.from_json(config)))
+def our_vae(config: dict[str, Any]) -> VAE:
+    return on_meta(lambda: VAE(read_vae(config)))
 
 
-def our_text(config: dict[str, Any]) -> nn.Module:
-    return on_meta(lambda: CLIPTextEncoder(CLIPConfig.from_json(config)))
+def our_text(config: dict[str, Any]) -> CLIPTextEncoder:
+    return on_meta(lambda: CLIPTextEncoder(read_text_encoder(config)))
 
 
-def reference_unet(config: dict[str, Any]) -> nn.Module:
+def reference_unet(config: dict[str, Any]) -> Any:
     return on_meta(lambda: UNet2DConditionModel(**without_labels(config)))
 
 
-def reference_vae(config: dict[str, Any]) -> nn.Module:
+def reference_vae(config: dict[str, Any]) -> Any:
     return on_meta(lambda: AutoencoderKL(**without_labels(config)))
 
 
-def reference_text(config: dict[str, Any], attention: str = "sdpa") -> nn.Module:
-    return on_meta(lambda: CLIPTextModel(CLIPTextConfig(**config, attn_implementation=attention)))
+def reference_text(config: dict[str, Any], attention: str = "sdpa") -> Any:
+    config = config | {"attn_implementation": attention}
+    return on_meta(lambda: CLIPTextModel(CLIPTextConfig(**config)))
 
 
 def without_labels(config: dict[str, Any]) -> dict[str, Any]:
@@ -179,25 +182,25 @@ def without_labels(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def official_names(reference: nn.Module) -> dict[str, Tensor]:
-    """A reference's state dict by the official files' names, however the installed release spells them."""
+    """A reference's state dict with the names in the official files, whatever the installed release."""
     tensors = {name: tensor for name, tensor in reference.state_dict().items() if "position_ids" not in name}
-    if isinstance(reference, CLIPTextModel):  # transformers dropped the prefix in 5.6
+    if isinstance(reference, CLIPTextModel):  # transformers 5.6 dropped the prefix
         tensors = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in tensors.items()}
     return tensors
 
 
 def shapes(tensors: dict[str, Tensor]) -> list[str]:
-    """Lines such as `conv_in.weight 320x4x3x3`, sorted: the form of the lists in tests/data."""
+    """Sorted lines such as `conv_in.weight 320x4x3x3`, as in tests/data."""
     return sorted(f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in tensors.items())
 
 
 def fill(reference: nn.Module, dtype: torch.dtype, seed: int = 0) -> None:
-    """Gives a module built on the meta device seeded random weights.
+    """Fill a module built on the meta device with seeded random weights.
 
-    No parameter keeps a trivial value: a norm's weight of one or a bias of zero would hide that it is unread.
-    Convolutions shrink what they are given, so that the eps of the norms behind them counts.
+    No parameter gets a trivial value: a weight of one or a bias of zero would hide that it is not used.
+    Convolutions shrink their input, so that the eps of the norms after them matters.
     """
-    nn.Module.to(reference, dtype).to_empty(device="cpu")  # the plain one: diffusers' own `to` warns
+    nn.Module.to(reference, dtype).to_empty(device="cpu")  # nn.Module's: the `to` of diffusers warns
     generator = torch.Generator().manual_seed(seed)
     for name, weight in reference.named_parameters():
         middle = 1.0 if weight.ndim == 1 and name.endswith("weight") else 0.0
@@ -209,7 +212,7 @@ def fill(reference: nn.Module, dtype: torch.dtype, seed: int = 0) -> None:
 
 
 def share_weights(reference: nn.Module, ours: nn.Module) -> None:
-    """Lets ours, built on the meta device, use the reference's tensors themselves: one copy in memory."""
+    """Make ours, built on the meta device, use the reference's tensors: one copy in memory."""
     ours.load_state_dict(official_names(reference), strict=True, assign=True)
     ours.requires_grad_(False)
 
@@ -223,27 +226,25 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def up_self_attentions(unet: nn.Module) -> list[list[Any]]:
-    """Those of each up block, in order; the same attribute names on both sides."""
+def up_self_attentions(unet: Any) -> list[list[Any]]:
+    """The self-attention modules of each up block; the attribute names are the same on both sides."""
     layers = [getattr(block, "attentions", []) for block in unet.up_blocks]
     return [[layer.transformer_blocks[0].attn1 for layer in block] for block in layers]
 
 
-def run_reference_unet(
-    reference: nn.Module, latent: Tensor, timestep: int | Tensor, text: Tensor
-) -> UNetOutput:
-    """diffusers' UNet in the form of ours: features, keys and values are overheard by hooks."""
+def run_reference_unet(reference: Any, latent: Tensor, timestep: int | Tensor, text: Tensor) -> UNetOutput:
+    """Run diffusers' UNet with our output type: hooks collect features, keys and values."""
     features: list[Tensor] = []
     keys: list[Tensor] = []
     values: list[Tensor] = []
 
-    def overhear(module: nn.Module, into: list[Tensor]) -> Any:
+    def record(module: nn.Module, into: list[Tensor]) -> Any:
         return module.register_forward_hook(lambda *args: into.append(args[2]))
 
-    hooks = [overhear(block, features) for block in reference.up_blocks]
+    hooks = [record(block, features) for block in reference.up_blocks]
     blocks = up_self_attentions(reference)
     for attention in itertools.chain(*blocks):
-        hooks += [overhear(attention.to_k, keys), overhear(attention.to_v, values)]
+        hooks += [record(attention.to_k, keys), record(attention.to_v, values)]
     try:
         noise = reference(latent, timestep, text).sample
     finally:
@@ -262,7 +263,7 @@ def difference(ours: Tensor, reference: Tensor) -> float:
 
 
 def unet_pairs(ours: UNetOutput, reference: UNetOutput) -> Pairs:
-    """Noise, every feature, every K and V. A list too short or too long on one side is an error."""
+    """Pair noise, every feature, every K and V; lists of different lengths are an error."""
     pairs = {"noise": (ours.noise, reference.noise)}
     for i, pair in enumerate(zip(ours.features, reference.features, strict=True)):
         pairs[f"feature {i}"] = pair
@@ -272,28 +273,28 @@ def unet_pairs(ours: UNetOutput, reference: UNetOutput) -> Pairs:
     return pairs
 
 
-def vae_pairs(ours: nn.Module, reference: nn.Module, picture: Tensor, latent: Tensor) -> Pairs:
-    """Mean and deviation of the encoding, and the decoding, all of them of scaled latents."""
-    scale, moments = reference.config.scaling_factor, reference.encode(picture).latent_dist
-    mean, deviation = ours.encode(picture)
+def vae_pairs(ours: VAE, reference: Any, image: Tensor, latent: Tensor) -> Pairs:
+    """Pair mean and standard deviation of the scaled latent of an image, and the image of a scaled latent."""
+    scale, moments = reference.config.scaling_factor, reference.encode(image).latent_dist
+    mean, std = ours.encode(image)
     return {
         "mean": (mean, moments.mean * scale),
-        "deviation": (deviation, moments.std * scale),
-        "picture": (ours.decode(latent), reference.decode(latent / scale).sample),
+        "std": (std, moments.std * scale),
+        "image": (ours.decode(latent), reference.decode(latent / scale).sample),
     }
 
 
-def text_pairs(ours: nn.Module, reference: nn.Module, tokens: Tensor) -> Pairs:
+def text_pairs(ours: CLIPTextEncoder, reference: Any, tokens: Tensor) -> Pairs:
     return {"text": (ours(tokens), reference(tokens).last_hidden_state)}
 
 
 def prompt_tokens(vocabulary: int, pad: int | None = None) -> Tensor:
-    """Three prompts of 77 ids, as the tokenizer shapes them: empty, of six words, and cut off for length.
+    """Three prompts of 77 ids, as the tokenizer returns them: empty, of six words, and truncated.
 
-    The last two ids of the vocabulary begin and end a prompt; SD 1.x pads with the latter, SD 2.x with id 0.
+    The last two ids of the vocabulary start and end a prompt. SD 1.x pads with the latter, SD 2.x with id 0.
     """
-    begin, end = vocabulary - 2, vocabulary - 1
-    words = torch.randint(0, begin, (75,), generator=torch.Generator().manual_seed(5)).tolist()
-    prompts = [[begin, *words[:count], end] for count in (0, 6, 75)]
+    start, end = vocabulary - 2, vocabulary - 1
+    words = torch.randint(0, start, (75,), generator=torch.Generator().manual_seed(5)).tolist()
+    prompts = [[start, *words[:count], end] for count in (0, 6, 75)]
     filler = end if pad is None else pad
     return torch.tensor([prompt + [filler] * (77 - len(prompt)) for prompt in prompts])

@@ -1,4 +1,4 @@
-"""The hub: only needed files are fetched, the cache comes first, and what is missing is named."""
+"""The hub: only needed files are downloaded, the cache comes first, and missing files are named."""
 
 import shutil
 import socket
@@ -38,18 +38,18 @@ def expected(clean: Path) -> Tensors:
 
 
 class Hub:
-    """Stands in for the hub: copies what it is asked for from one folder to another, the cache."""
+    """Stand-in for the hub: copies requested files from one folder to another, the cache."""
 
     def __init__(self, repository: Path, cache: Path):
         self.repository, self.cache = repository, cache
         self.online = True
-        self.asked: list[tuple[str, set[str]]] = []
+        self.requests: list[tuple[str, set[str]]] = []
 
     def snapshot_download(self, name: str, allow_patterns: list[str], local_files_only: bool) -> str:
         if not local_files_only:
             if not self.online:
                 raise OSError("Name or service not known\nhttps://huggingface.co/api/models")
-            self.asked.append((name, set(allow_patterns)))
+            self.requests.append((name, set(allow_patterns)))
             for pattern in allow_patterns:
                 for file in self.repository.glob(pattern):
                     target = self.cache / file.relative_to(self.repository)
@@ -62,7 +62,7 @@ class Hub:
 
 @pytest.fixture
 def hub(clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """A repository that has everything, the variants and what nobody needs among it."""
+    """A repository with all files, including variants and files that are not needed."""
     hub = Hub(Path(shutil.copytree(clean, tmp_path / "hub")), tmp_path / "cache")
     for file in checkpoints.FILES.values():
         half = {key: tensor.half() for key, tensor in load_file(hub.repository / file).items()}
@@ -73,47 +73,47 @@ def hub(clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return hub
 
 
-def test_only_what_is_needed_is_fetched_and_only_once(hub: Hub, expected: Tensors) -> None:
+def test_only_needed_files_are_downloaded_and_only_once(hub: Hub, expected: Tensors) -> None:
     for source in (None, "sd15", weights.DEFAULT):
         model = load_model(source, device="cpu")
         assert checkpoints.same(checkpoints.outputs(model), expected)
-    assert hub.asked == [(weights.DEFAULT, SMALL_FILES | set(checkpoints.FILES.values()))]
+    assert hub.requests == [(weights.DEFAULT, SMALL_FILES | set(checkpoints.FILES.values()))]
     assert model.source == weights.DEFAULT
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_dtypes_fetch_half_as_much(hub: Hub, dtype: torch.dtype) -> None:
+def test_16_bit_dtypes_download_the_fp16_files(hub: Hub, dtype: torch.dtype) -> None:
     assert load_model("owner/name", device="cpu", dtype=dtype).dtype == dtype
     halves = {file.replace(".safetensors", ".fp16.safetensors") for file in checkpoints.FILES.values()}
-    assert hub.asked == [("owner/name", SMALL_FILES | halves)]
+    assert hub.requests == [("owner/name", SMALL_FILES | halves)]
 
 
 def test_a_repository_with_one_variant_of_each_network(hub: Hub) -> None:
-    """Some have no .fp16 files, some nothing else: only what is missing is taken from the other kind."""
+    """If the preferred variant of a file is missing, only that file is downloaded in the other."""
     (hub.repository / checkpoints.FILES["unet"]).unlink()
     load_model("owner/name", device="cpu")
-    second = {name for name in hub.asked[1][1] if name.endswith("safetensors")}
+    second = {name for name in hub.requests[1][1] if name.endswith("safetensors")}
     assert second == {"unet/diffusion_pytorch_model.fp16.safetensors"}
     hub.online = False
     load_model("owner/name", device="cpu")
 
 
-def test_a_vae_from_the_hub_replaces_the_models_own(hub: Hub, clean: Path, expected: Tensors) -> None:
+def test_a_vae_from_the_hub(hub: Hub, clean: Path, expected: Tensors) -> None:
     shutil.rmtree(hub.repository)
     shutil.copytree(clean / "vae", hub.repository)
     model = load_model(clean, vae="stabilityai/sd-vae-ft-mse", device="cpu")
     assert checkpoints.same(checkpoints.outputs(model), expected)
-    name, patterns = hub.asked[0]
+    name, patterns = hub.requests[0]
     assert name == "stabilityai/sd-vae-ft-mse"
     assert {"config.json", "diffusion_pytorch_model.safetensors"} <= patterns
 
 
-def test_with_another_vae_the_repositorys_is_not_fetched(hub: Hub, clean: Path) -> None:
+def test_the_vae_of_a_repository_is_not_downloaded_if_another_is_given(hub: Hub, clean: Path) -> None:
     load_model("owner/name", vae=clean, device="cpu")
-    assert not any(file.startswith("vae") for _, patterns in hub.asked for file in patterns)
+    assert not any(file.startswith("vae") for _, patterns in hub.requests for file in patterns)
 
 
-def test_no_network_and_nothing_cached(hub: Hub) -> None:
+def test_no_network_and_an_empty_cache(hub: Hub) -> None:
     hub.online = False
     with pytest.raises(FileNotFoundError) as caught:
         load_model(device="cpu")
@@ -122,7 +122,7 @@ def test_no_network_and_nothing_cached(hub: Hub) -> None:
     assert "unet/diffusion_pytorch_model.safetensors" in message and "hf download" in message
 
 
-def test_no_network_and_something_missing(hub: Hub) -> None:
+def test_no_network_and_a_file_missing_from_the_cache(hub: Hub) -> None:
     load_model(device="cpu")
     hub.online = False
     (hub.cache / "tokenizer/merges.txt").unlink()
@@ -137,19 +137,19 @@ def test_a_repository_of_pickles(hub: Hub) -> None:
         load_model("owner/name", device="cpu")
 
 
-def test_no_such_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> str:
         raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
 
     monkeypatch.setattr("minidrag.weights.hub.snapshot_download", refuse)
-    with pytest.raises(ValueError, match=r"the hub shows no model owner/name"):
+    with pytest.raises(ValueError, match=r"model owner/name was not found on the hub"):
         load_model("owner/name", device="cpu")
 
 
 def test_the_real_cache_layout_without_a_network(
     clean: Path, expected: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """huggingface_hub's own folders; any connection would fail the test."""
+    """Use the folders of huggingface_hub; any connection fails the test."""
 
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("opened a connection")
@@ -167,6 +167,6 @@ def test_the_real_cache_layout_without_a_network(
 def test_offline_mode_with_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match=r"not in the cache and the hub does not answer") as caught:
+    with pytest.raises(FileNotFoundError, match=r"not in the cache and the hub is unreachable") as caught:
         load_model(device="cpu")
     assert "\n" not in str(caught.value)

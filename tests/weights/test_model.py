@@ -1,4 +1,4 @@
-"""Loading: every file that people have gives the same model, every other file one clear sentence."""
+"""Loading: all kinds of model files give the same model, and any other file a clear error."""
 
 import json
 import os
@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from support import checkpoints
 from support.checkpoints import Tensors
@@ -47,21 +49,21 @@ def expected(clean: Path) -> Tensors:
 
 @pytest.fixture
 def folder(clean: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
+    """A copy for the test to change."""
     return Path(shutil.copytree(clean, tmp_path / "model"))
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Single files tell no sizes: takes them to be those of the small models."""
+    """Assume the sizes of the small models for single files."""
     monkeypatch.setattr(weights, "SINGLE_FILE", checkpoints.SMALL)
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here may ask the hub: one that does fails, whatever the loader makes of exceptions."""
+    """Fail a test that accesses the hub, even if the loader catches exceptions."""
     monkeypatch.setattr(
-        "minidrag.weights.hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub")
+        "minidrag.weights.hub.snapshot_download", lambda *_, **__: pytest.fail("accessed the hub")
     )
 
 
@@ -71,15 +73,16 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_folder_as_saved_today_equals_the_reference_libraries(clean: Path) -> None:
     model, double = load(clean), torch.float64
     with torch.no_grad():
-        encoder = CLIPTextModel.from_pretrained(clean / "text_encoder").to(double)
-        text = encoder(model.tokenizer(["a cat", ""])).last_hidden_state
+        encoder: Any = CLIPTextModel.from_pretrained(clean / "text_encoder")
+        text = encoder.to(double)(model.tokenizer(["a cat", ""])).last_hidden_state
         latent = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)).to(double)
-        noise = UNet2DConditionModel.from_pretrained(clean / "unet").to(double)(latent, 681, text).sample
-        vae = AutoencoderKL.from_pretrained(clean / "vae").to(double)
-        picture = vae.decode(latent / 0.18215).sample
-        moments = vae.encode(picture).latent_dist
-    reference = {"text": text, "noise": noise, "picture": picture}
-    reference |= {"mean": moments.mean * 0.18215, "deviation": moments.std * 0.18215}
+        unet: Any = UNet2DConditionModel.from_pretrained(clean / "unet")
+        noise = unet.to(double)(latent, 681, text).sample
+        vae: Any = AutoencoderKL.from_pretrained(clean / "vae")
+        image = vae.to(double).decode(latent / 0.18215).sample
+        moments = vae.encode(image).latent_dist
+    reference = {"text": text, "noise": noise, "image": image}
+    reference |= {"mean": moments.mean * 0.18215, "std": moments.std * 0.18215}
     for name, value in checkpoints.outputs(load(clean, dtype=double)).items():
         torch.testing.assert_close(value, reference[name], atol=1e-9, rtol=0)
     assert (model.device.type, model.dtype, model.source) == ("cpu", torch.float32, str(clean))
@@ -87,7 +90,7 @@ def test_folder_as_saved_today_equals_the_reference_libraries(clean: Path) -> No
     assert model.schedule.steps_offset == 1 and model.prediction == "epsilon" and not model.is_sd1
 
 
-def test_the_small_model_goes_by_its_name() -> None:
+def test_tiny_names_the_small_model() -> None:
     named, folder = load_model("tiny", device="cpu"), load_model(weights.TINY, device="cpu")
     assert named.source == folder.source == str(weights.TINY)
     assert torch.equal(named.unet.conv_in.weight, folder.unet.conv_in.weight)
@@ -100,7 +103,7 @@ def wrong_positions(text: Tensors) -> Tensors:
 
 
 def whole_clip(text: Tensors) -> Tensors:
-    """A file of both halves of CLIP."""
+    """A file that also has CLIP's image encoder and projections."""
     other = ("vision_model.post_layernorm.weight", "visual_projection.weight", "text_projection.weight")
     return text | {name: torch.ones(4) for name in other} | {"logit_scale": torch.tensor(4.6)}
 
@@ -115,34 +118,32 @@ TEXT_FILES: dict[str, Callable[[Tensors], Tensors]] = {
         | {"embeddings.position_ids": checkpoints.position_ids()}
     ),
     "float position_ids, one of them wrong": wrong_positions,
-    "both halves of CLIP": whole_clip,
+    "all of CLIP": whole_clip,
 }
 
 
 @pytest.mark.parametrize("kind", TEXT_FILES)
-def test_text_encoder_spellings(
-    folder: Path, tensors: dict[str, Tensors], expected: Tensors, kind: str
-) -> None:
+def test_text_encoder_keys(folder: Path, tensors: dict[str, Tensors], expected: Tensors, kind: str) -> None:
     checkpoints.write(folder / checkpoints.FILES["text_encoder"], TEXT_FILES[kind](tensors["text_encoder"]))
     assert checkpoints.same(checkpoints.outputs(load(folder)), expected)
 
 
-def test_legacy_vae_names(folder: Path, tensors: dict[str, Tensors], expected: Tensors) -> None:
+def test_legacy_vae_keys(folder: Path, tensors: dict[str, Tensors], expected: Tensors) -> None:
     checkpoints.write(folder / checkpoints.FILES["vae"], checkpoints.legacy_vae(tensors["vae"]))
     assert checkpoints.same(checkpoints.outputs(load(folder)), expected)
 
 
-def test_surplus_clip_layers_are_left_out(folder: Path, tensors: dict[str, Tensors]) -> None:
+def test_extra_clip_layers_are_ignored(folder: Path, tensors: dict[str, Tensors]) -> None:
     config = folder / "text_encoder/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 2}))
-    surplus = checkpoints.outputs(load(folder))
+    two_layers = checkpoints.outputs(load(folder))
     kept = {key: t for key, t in tensors["text_encoder"].items() if ".layers.2." not in key}
     assert len(kept) == len(tensors["text_encoder"]) - 16
     checkpoints.write(folder / checkpoints.FILES["text_encoder"], kept)
-    assert checkpoints.same(checkpoints.outputs(load(folder)), surplus)
+    assert checkpoints.same(checkpoints.outputs(load(folder)), two_layers)
 
 
-def test_minimal_configs_mean_what_the_official_ones_leave_out(folder: Path, expected: Tensors) -> None:
+def test_keys_that_the_official_configs_lack_are_optional(folder: Path, expected: Tensors) -> None:
     small = {"unet": checkpoints.UNET, "vae": checkpoints.VAE, "text_encoder": checkpoints.TEXT}
     for name, config in small.items():
         assert len(config) < len(json.loads((folder / name / "config.json").read_text()))
@@ -158,7 +159,7 @@ def rounded(tensors: dict[str, Tensors], folder: Path, infix: str) -> None:
         checkpoints.write(folder / file.replace(".safetensors", f"{infix}.safetensors"), half)
 
 
-def test_fp16_under_plain_names_or_as_variant(folder: Path, tensors: dict[str, Tensors]) -> None:
+def test_fp16_files_with_and_without_an_infix(folder: Path, tensors: dict[str, Tensors]) -> None:
     rounded(tensors, folder, "")
     plain = checkpoints.outputs(load(folder))
     assert plain["noise"].dtype == torch.float32
@@ -180,7 +181,7 @@ def test_the_variant_is_chosen_by_dtype(folder: Path, tensors: dict[str, Tensors
 
 
 def test_odd_header_lengths_and_links(folder: Path, expected: Tensors) -> None:
-    """Headers of 2022 were not padded; the hub's cache is made of links."""
+    """Headers were not padded in 2022; the hub's cache consists of links."""
     for i, file in enumerate(checkpoints.FILES.values()):
         data = (folder / file).read_bytes()
         length = int.from_bytes(data[:8], "little")
@@ -194,7 +195,7 @@ def test_odd_header_lengths_and_links(folder: Path, expected: Tensors) -> None:
     assert checkpoints.same(checkpoints.outputs(model), expected)
 
 
-def test_models_of_one_file_share_nothing(clean: Path) -> None:
+def test_models_from_one_file_share_no_memory(clean: Path) -> None:
     first, second = load(clean), load(clean)
     first.unet.conv_in.weight.add_(1)
     assert not torch.equal(first.unet.conv_in.weight, second.unet.conv_in.weight)
@@ -202,9 +203,10 @@ def test_models_of_one_file_share_nothing(clean: Path) -> None:
 
 
 def test_sd2_folder(folder: Path) -> None:
-    """Linear projections, its own head counts, pad token 0, a scheduler for another prediction."""
+    """Linear projections, other head counts, another pad token, another prediction type."""
     torch.manual_seed(0)
-    config = checkpoints.without_labels(checkpoints.UNETS["SD 2.1"]) | {"cross_attention_dim": 20}
+    config: dict[str, Any] = checkpoints.without_labels(checkpoints.UNETS["SD 2.1"])
+    config |= {"cross_attention_dim": 20}
     unet = checkpoints.randomize(UNet2DConditionModel(**config))
     unet.save_pretrained(folder / "unet")
     scheduler = folder / "scheduler/scheduler_config.json"
@@ -225,12 +227,12 @@ def test_sd2_folder(folder: Path) -> None:
 
 
 def without_prefix(checkpoint: Tensors) -> Tensors:
-    """As in the time of NAI and Anything: no text_model."""
+    """Keys without text_model., as in files from the time of NAI and Anything."""
     return {key.replace("transformer.text_model.", "transformer."): t for key, t in checkpoint.items()}
 
 
 def community(checkpoint: Tensors) -> Tensors:
-    """No schedule buffers, float32 position_ids with a wrong one, an EMA that is not whole."""
+    """No schedule buffers, float32 position_ids with a wrong one, an incomplete EMA."""
     kept = {key: t for key, t in checkpoint.items() if key not in checkpoints.BUFFERS}
     ids = checkpoints.position_ids().float()
     ids[0, 76] = 75.99
@@ -257,7 +259,7 @@ def test_single_files(
 
 
 @pytest.mark.usefixtures("small")
-def test_mixed_dtypes_are_cast_one_by_one(folder: Path, tensors: dict[str, Tensors]) -> None:
+def test_mixed_dtypes_are_cast_per_tensor(folder: Path, tensors: dict[str, Tensors]) -> None:
     mixed = {name: checkpoints.half_mixed(part) for name, part in tensors.items()}
     for name, file in checkpoints.FILES.items():
         checkpoints.write(folder / file, mixed[name])
@@ -268,7 +270,7 @@ def test_mixed_dtypes_are_cast_one_by_one(folder: Path, tensors: dict[str, Tenso
 
 
 @pytest.mark.usefixtures("small")
-def test_metadata_is_optional_and_harmless(
+def test_metadata_is_optional_and_ignored(
     folder: Path, tensors: dict[str, Tensors], expected: Tensors
 ) -> None:
     file = folder / "model.safetensors"
@@ -278,39 +280,39 @@ def test_metadata_is_optional_and_harmless(
 
 
 @pytest.mark.usefixtures("small")
-def test_where_the_tokenizer_of_a_single_file_is_found(
+def test_search_for_the_tokenizer_of_a_single_file(
     tmp_path: Path, clean: Path, tensors: dict[str, Tensors], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = checkpoints.write(tmp_path / "a" / "model.safetensors", checkpoints.emaonly(tensors))
-    asked = []
+    requests = []
 
     def answer(repository: str, allow_patterns: list[str], local_files_only: bool) -> str:
-        asked.append((repository, allow_patterns[:2]))
+        requests.append((repository, allow_patterns[:2]))
         return str(clean)
 
     monkeypatch.setattr("minidrag.weights.hub.snapshot_download", answer)
     assert load(file).tokenizer("a").shape == (1, 77)
-    assert asked == [(weights.DEFAULT, ["tokenizer/vocab.json", "tokenizer/merges.txt"])]
+    assert requests == [(weights.DEFAULT, ["tokenizer/vocab.json", "tokenizer/merges.txt"])]
     for given in (clean, clean / "tokenizer"):
         assert load_model(file, tokenizer=given, device="cpu").tokenizer("a").shape == (1, 77)
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(clean / "tokenizer" / name, file.parent)
     assert load(file).tokenizer("a").shape == (1, 77)
-    assert len(asked) == 1
-    with pytest.raises(FileNotFoundError, match=r"no vocab\.json"):
+    assert len(requests) == 1
+    with pytest.raises(FileNotFoundError, match=r"has a vocab\.json: copy"):
         load_model(file, tokenizer=tmp_path, device="cpu")
 
 
-# --- a VAE of its own ---
+# --- another VAE ---
 
 
 VAE_FILES: dict[str, Callable[[Tensors], Tensors]] = {
     "LDM, prefixed": checkpoints.ldm_vae,
-    "LDM, bare, with numbers of an EMA": lambda vae: (
+    "LDM, bare, with scalars of an EMA": lambda vae: (
         checkpoints.ldm_vae(vae, "")
         | {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(1)}
     ),
-    "LDM, bare, with what only training needs": lambda vae: (
+    "LDM, bare, with the training's discriminator": lambda vae: (
         checkpoints.ldm_vae(vae, "") | {"loss.discriminator.main.0.weight": torch.zeros(3)}
     ),
     "LDM, with the prefix of later models": lambda vae: checkpoints.ldm_vae(vae, "vae."),
@@ -324,9 +326,9 @@ VAE_FILES: dict[str, Callable[[Tensors], Tensors]] = {
 def test_vae_file(folder: Path, tensors: dict[str, Tensors], expected: Tensors, kind: str) -> None:
     other = {key: tensor * 1.5 for key, tensor in tensors["vae"].items()}
     checkpoints.write(folder / checkpoints.FILES["vae"], other)
-    assert not torch.equal(checkpoints.outputs(load(folder))["picture"], expected["picture"])
+    assert not torch.equal(checkpoints.outputs(load(folder))["image"], expected["image"])
     file = checkpoints.write(folder / "vae.safetensors", VAE_FILES[kind](tensors["vae"]))
-    (folder / checkpoints.FILES["vae"]).unlink()  # the model's own is not needed then
+    (folder / checkpoints.FILES["vae"]).unlink()  # with vae=, the model's own is not needed
     assert checkpoints.same(checkpoints.outputs(load(folder, vae=file)), expected)
 
 
@@ -344,7 +346,7 @@ def test_vae_folder_model_or_checkpoint(
 
 
 def full_size(text_prefix: str = TEXT_PREFIX) -> dict[str, Tensor]:
-    """Names and shapes of v1-5-pruned-emaonly."""
+    """The keys and shapes of v1-5-pruned-emaonly."""
     names = ("unet", "vae", "text_encoder")
     tensors = {name: checkpoints.on_meta(checkpoints.listed(name)) for name in names}
     checkpoint = checkpoints.emaonly(tensors)
@@ -352,8 +354,8 @@ def full_size(text_prefix: str = TEXT_PREFIX) -> dict[str, Tensor]:
     return checkpoint | {key.replace(TEXT_PREFIX, text_prefix): tensor for key, tensor in text.items()}
 
 
-def test_full_size_names_and_shapes_in_every_spelling() -> None:
-    """686, 248 and 196 tensors: each rule meets each name of the real files."""
+def test_full_size_keys_and_shapes() -> None:
+    """Apply the rules to all keys of the official files: 686, 248 and 196 tensors."""
     for prefix in (TEXT_PREFIX, "cond_stage_model.transformer."):
         checkpoint = full_size(prefix)
         assert len(checkpoint) == 1145
@@ -367,12 +369,12 @@ def test_full_size_names_and_shapes_in_every_spelling() -> None:
         assert rule(checkpoints.listed(name)) == {key: key for key in checkpoints.listed(name)}
 
 
-def test_the_vae_is_renamed_in_its_attention_alone() -> None:
+def test_the_old_vae_keys_are_renamed_only_in_the_attention() -> None:
     other = ["encoder.key.weight", "query.weight", "decoder.up_blocks.0.attentions.0.value.weight"]
     assert vae_keys(other) == {key: key for key in other}
 
 
-def test_full_size_ema_names_are_unique() -> None:
+def test_full_size_ema_keys_are_unique() -> None:
     checkpoint = full_size()
     plain = [key for key in checkpoint if key.startswith("model.diffusion_model.")]
     flat = {"model_ema." + key[len("model.") :].replace(".", "") for key in plain}
@@ -386,7 +388,7 @@ def test_full_size_ema_names_are_unique() -> None:
 
 @pytest.mark.slow
 def test_full_size_single_file(tmp_path: Path, clean: Path) -> None:
-    """4.27 GB by its header, a hole on the disk; loaded as fp16, so that 2.1 GB of memory do."""
+    """A sparse file of 4.27 GB, loaded as fp16 in 2.1 GB of memory."""
     shapes = checkpoints.shapes_of(full_size())
     file = checkpoints.write_zeros(tmp_path / "v1-5.safetensors", shapes)
     assert abs(file.stat().st_size - 4_265_146_304) < 2000
@@ -399,12 +401,12 @@ def test_full_size_single_file(tmp_path: Path, clean: Path) -> None:
 
 
 def test_full_size_vae_file(tmp_path: Path) -> None:
-    """vae-ft-mse-840000-ema-pruned.safetensors: bare LDM names, 250 tensors."""
+    """Like vae-ft-mse-840000-ema-pruned.safetensors: bare LDM keys, 250 tensors."""
     vae = checkpoints.ldm_vae(checkpoints.on_meta(checkpoints.listed("vae")), "")
     shapes = checkpoints.shapes_of(vae) | {"model_ema.decay": [], "model_ema.num_updates": []}
     assert len(shapes) == 250
     file = checkpoints.write_zeros(tmp_path / "vae.safetensors", shapes)
-    assert len(find_part("vae", file, VAEConfig()).names) == 248
+    assert len(find_part("vae", file, VAEConfig()).keys) == 248
 
 
 MEASURE = """
@@ -437,7 +439,7 @@ def test_peak_memory(tmp_path: Path, dtype: str) -> None:
 
 
 def error(expected: type[Exception], source: Path | str, vae: Path | None = None) -> str:
-    """The message; it must be one paragraph and come from here, not from a library below."""
+    """The message of the error; it must be one line and raised by minidrag, not by a library."""
     with pytest.raises(expected) as caught:
         load_model(source, vae=vae, device="cpu")
     assert type(caught.value) in (ValueError, FileNotFoundError)
@@ -445,12 +447,13 @@ def error(expected: type[Exception], source: Path | str, vae: Path | None = None
     return str(caught.value)
 
 
+TRUNCATED = "truncated or not a safetensors file"
 BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda data: b"", "cut short or no safetensors"),
-    "header only in part": (lambda data: data[:1000], "cut short or no safetensors"),
-    "last byte missing": (lambda data: data[:-1], "cut short or no safetensors"),
-    "a web page": (lambda data: b"<!DOCTYPE html><html>not found</html>", "cut short or no safetensors"),
-    "a pickle by another name": (lambda data: b"PK\x03\x04" + data, "is a pickle"),
+    "empty": (lambda data: b"", TRUNCATED),
+    "truncated header": (lambda data: data[:1000], TRUNCATED),
+    "last byte missing": (lambda data: data[:-1], TRUNCATED),
+    "a web page": (lambda data: b"<!DOCTYPE html><html>not found</html>", TRUNCATED),
+    "a pickle with another suffix": (lambda data: b"PK\x03\x04" + data, "is a pickle"),
     "Git LFS pointer": (lambda data: b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
 }
 
@@ -472,14 +475,17 @@ def test_missing_file(folder: Path, name: str) -> None:
 
 def test_missing_tokenizer_and_broken_config(folder: Path) -> None:
     shutil.rmtree(folder / "tokenizer")
-    assert f"{folder} has no vocab.json" in error(FileNotFoundError, folder)
+    assert f"neither {folder} nor {folder / 'tokenizer'} has a vocab.json" in error(FileNotFoundError, folder)
     (folder / "vae/config.json").write_text("{")
     assert "vae/config.json is not valid JSON" in error(ValueError, folder)
     (folder / "unet/config.json").write_text('{"block_out_channels": 3}')
-    assert "unet/config.json" in error(ValueError, folder)
+    assert f"{folder / 'unet/config.json'} is not usable: " in error(ValueError, folder)
+    (folder / "unet/config.json").write_text('{"act_fn": "gelu"}')
+    sentence = "config.json of the UNet has act_fn = 'gelu': only 'silu' is supported"
+    assert error(ValueError, folder) == f"{folder / 'unet/config.json'} is not usable: {sentence}"
 
 
-def test_folder_with_pickles_only(folder: Path) -> None:
+def test_folder_with_only_pickles(folder: Path) -> None:
     file = folder / checkpoints.FILES["unet"]
     torch.save(load_file(file), file.with_suffix(".bin"))
     file.unlink()
@@ -496,15 +502,15 @@ def test_pickles_are_not_opened(tmp_path: Path, clean: Path, suffix: str) -> Non
     assert not (tmp_path / "opened").exists()
 
 
-def test_tensors_missing_left_over_or_of_another_shape(folder: Path, tensors: dict[str, Tensors]) -> None:
+def test_missing_unexpected_and_misshapen_tensors(folder: Path, tensors: dict[str, Tensors]) -> None:
     file = folder / checkpoints.FILES["unet"]
     kept = {key: t for key, t in tensors["unet"].items() if not key.startswith("mid_block.attentions")}
-    assert "26 tensors missing (mid_block.attentions.0.norm.weight, " in write_and_fail(folder, file, kept)
+    assert "missing tensors: 26 (mid_block.attentions.0.norm.weight, " in write_and_fail(folder, file, kept)
     more = tensors["unet"] | {"class_embedding.weight": torch.zeros(3), "x": torch.zeros(1)}
-    assert "2 tensors not known (class_embedding.weight, x)" in write_and_fail(folder, file, more)
+    assert "unexpected tensors: 2 (class_embedding.weight, x)" in write_and_fail(folder, file, more)
     bent = tensors["unet"] | {"conv_out.bias": torch.zeros(5)}
     message = write_and_fail(folder, file, bent)
-    assert "1 tensors of another shape (conv_out.bias [5], not [4])" in message and str(file) in message
+    assert "wrong shapes: 1 (conv_out.bias [5], expected [4])" in message and str(file) in message
 
 
 def write_and_fail(folder: Path, file: Path, tensors: Tensors) -> str:
@@ -531,7 +537,7 @@ FOREIGN = {
     "Stable Diffusion 3": ["model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight"],
     "Stable Diffusion 2.x": ["model.diffusion_model.out.0.weight", "cond_stage_model.model.ln_final.weight"],
     "LoRA": ["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"],
-    "no whole checkpoint": ["conv_in.weight", "encoder.conv_in.weight"],
+    "not a complete checkpoint": ["conv_in.weight", "encoder.conv_in.weight"],
 }
 
 
@@ -551,11 +557,11 @@ def test_sdxl_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     "source", ["./no/model", "/no/model", "~/no model", "model.safetensors", "a/b.ckpt", "x"]
 )
-def test_a_path_to_nothing_is_no_hub_id(source: str) -> None:
+def test_a_missing_path_is_not_a_hub_id(source: str) -> None:
     assert f"{source} does not exist" in error(FileNotFoundError, source)
 
 
-def test_a_path_beside_something_that_exists_is_no_hub_id(
+def test_a_missing_path_in_an_existing_folder_is_not_a_hub_id(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
@@ -564,5 +570,5 @@ def test_a_path_beside_something_that_exists_is_no_hub_id(
     assert load(Path("model")).dtype == torch.float32
 
 
-def test_the_id_that_is_gone() -> None:
+def test_the_removed_repository() -> None:
     assert weights.DEFAULT in error(ValueError, "runwayml/stable-diffusion-v1-5")
