@@ -1,9 +1,9 @@
-"""Edits the same pictures with several values of one constant and shows what it does to the edits.
+"""Edit the same images with several values of one constant, and tabulate and plot the effect.
 
     python -m minidrag.bench ablate --over lora_steps [--values 0 20 40 80] [--cases 60] [--set block=2]
     python -m minidrag.bench ablate --over lora_steps --dragbench FOLDER [--limit 20]
 
-As in the paper's figure 7; on scenes with the placement beside MD and IF. Finished cases are kept.
+As in the paper's Figure 7, with the placement on scenes beside MD and IF. Finished cases are kept.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from minidrag.bench.harness import (
     write_text,
     write_until_all_are_seen,
 )
-from minidrag.bench.tables import MEASURES, entry, markdown, summarise
+from minidrag.bench.tables import MEASURES, entry, markdown, summarize
 from minidrag.config import EditConfig
 from minidrag.images import write_whole
 
@@ -52,7 +52,7 @@ VALUES: dict[str, tuple[Any, ...]] = {  # the paper's, and what users ask for
     "motion_reference": ("moving", "start"),
     "motion_step": (1.0, 2.0, 4.0),
 }
-SHOWN = ("MD", "IF", "distance", "share", "lost", "arrived", "PSNR inside", "SSIM inside")
+SHOWN = ("MD", "IF", "distance", "remaining", "lost", "arrived", "PSNR inside", "SSIM inside")
 PANELS = (("MD", "IF"), ("distance", "arrived"))  # of the plot: what its left and its right axis show
 NO_EDIT = "no edit"
 
@@ -70,30 +70,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def nothing(case: Case) -> Edited:
-    """The editor that leaves every picture as it is."""
+    """An editor that changes nothing."""
     return Edited(case.before, case.before, {})
 
 
 def table_of(results: dict[str, list[dict[str, Any]]]) -> Table:
-    return {value: summarise(some)["kinds"]["all"]["edit"] for value, some in results.items() if some}
+    return {value: summarize(some)["kinds"]["all"]["edit"] for value, some in results.items() if some}
 
 
 def report(field: str, table: Table) -> str:
-    """The table in Markdown, a row for each value."""
+    """Markdown table with a row for each value."""
     shown = [name for name in SHOWN if any(row[name] for row in table.values())]
     rows = [[value, *(entry(row[name], MEASURES[name]) for name in shown)] for value, row in table.items()]
     return markdown([field, *shown], rows)
 
 
 def curve(table: Table, name: str) -> tuple[list[str], list[float]]:
-    """What the plot shows of one measure: the values that have it, and its means."""
+    """Curve of one measure: the values that have it, and its means."""
     known = {value: row[name] for value, row in table.items() if value != NO_EDIT}
     pairs = [(value, cell["mean"]) for value, cell in known.items() if cell is not None]
     return [value for value, _ in pairs], [mean for _, mean in pairs]
 
 
 def plot(field: str, table: Table, path: Path) -> None:
-    """Draws the curves of what was measured; ImportError where matplotlib is not there."""
+    """Plot the measures that exist; ImportError without matplotlib."""
     importlib.import_module("matplotlib").use("Agg")
     pyplot: Any = importlib.import_module("matplotlib.pyplot")
     panels = [names for names in PANELS if any(curve(table, name)[0] for name in names)]
@@ -114,7 +114,7 @@ def plot(field: str, table: Table, path: Path) -> None:
 
 
 def write(field: str, table: Table, out: Path) -> str:
-    """FIELD.json and FIELD.md; returns what is to be shown."""
+    """Write FIELD.json and FIELD.md; return the text to print."""
     text = report(field, table)
     write_json(table, out / f"{field}.json")
     write_text(text + "\n", out / f"{field}.md")
@@ -130,7 +130,7 @@ def write_plot(field: str, table: Table, out: Path) -> None:
 
 
 def chosen_values(field: str, given: Sequence[str] | None) -> tuple[Any, ...]:
-    """The values to try; ValueError where none are given or known."""
+    """Values to try; ValueError if none are given or known."""
     values = tuple(map(value_of, given)) if given else VALUES.get(field, ())
     if not values:
         raise ValueError(f"there are no usual values for {field}: give some with --values")
@@ -148,7 +148,7 @@ def scene_task(args: argparse.Namespace) -> Task:
 
 
 def ablate(args: argparse.Namespace) -> int:
-    """Runs all values; returns the exit status."""
+    """Run all values; return the exit status."""
     field, base = args.over, read_config(args)
     configs = {str(value): configured(base, {field: value}) for value in chosen_values(field, args.values)}
     task = dragbench.task_of(args, args.dragbench) if args.dragbench else scene_task(args)

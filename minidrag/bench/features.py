@@ -1,72 +1,64 @@
-"""Draws the UNet's features of two frames as colours, over time steps and blocks.
+"""Visualize the UNet's features of two images by PCA, over timesteps and blocks.
 
     python -m minidrag.bench features [ONE.png OTHER.png] [--steps 10 20 35 50] [--blocks 1 2 3 4]
 
-What the method stands on: features tell which thing a place belongs to, and go along when the thing moves.
-The colours are the first three principal components of both frames together, so that within a pair equal
-colours mean equal features.
+Shows the premise of the method: features identify content and move with it. The colors are the first three
+principal components over both images, so equal colors within a pair mean equal features.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub.utils import tqdm
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from minidrag import images
 from minidrag.app import draw
 from minidrag.app.draw import RED
+from minidrag.app.progress import Progress
 from minidrag.bench.cases import KINDS, make_case
-from minidrag.checks import check
 from minidrag.config import EditConfig
-from minidrag.edit import encode
 from minidrag.method.ddim import invert
-from minidrag.stages import must_be_finite
-from minidrag.weights.model import Model, load_model
+from minidrag.points import Pixel, to_task
+from minidrag.weights.model import Model, encode, load_model
 
 CONFIG = EditConfig()
-CELL, GAP, MARGIN, STRIP = (
-    208,
-    8,
-    32,
-    44,
-)  # pixels: a feature map's longer side, between two, outside, a label
+CELL = 208  # pixels: longer side of a feature map
+GAP, MARGIN = 8, 32  # pixels: between feature maps, around the page
+STRIP = 44  # pixels: height of a label
 INK, PALE = (40, 40, 40), (110, 110, 110)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One of the two pictures. shown: the same with marks, as it is drawn."""
+    """One of the two images."""
 
     label: str
-    picture: Image.Image
-    shown: Image.Image
+    image: Image.Image
+    shown: Image.Image  # with the drag drawn on it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("pictures", nargs="*", type=Path, metavar="PICTURE", help="two, in place of a rendered scene")
-    add("--model", default="tiny", help="as for demo.py (default: tiny)")
-    add("--prompt", help='what both show (default: the scene\'s caption, "" for pictures)')
-    add(
-        "--steps", type=int, nargs="+", default=[10, 20, 35, 50], help="of 50, counted from the clean picture"
-    )
-    add("--blocks", type=int, nargs="+", default=[1, 2, 3, 4], help="1 to 4, the coarsest first")
+    add("images", nargs="*", type=Path, metavar="IMAGE", help="two images (default: a rendered scene)")
+    add("--model", default="tiny", help="as in demo.py (default: tiny)")
+    add("--prompt", help='prompt of both images (default: the scene\'s caption, "" for images)')
+    add("--steps", type=int, nargs="+", default=[10, 20, 35, 50], help="inversion steps, 1 to 50")
+    add("--blocks", type=int, nargs="+", default=[1, 2, 3, 4], help="up blocks, 1 (coarsest) to 4")
     add("--kind", choices=KINDS, default="object", help=f"of the scene's drag: {', '.join(KINDS)}")
-    add("--seed", type=int, default=18, help="of the scene (default: %(default)s, which has a far drag)")
+    add("--seed", type=int, default=18, help="of the scene (default: %(default)s, which has a long drag)")
     add("--out", type=Path, default=Path("runs/features.png"), help="default: %(default)s")
 
 
 def components(frames: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The first three principal components of all positions of all frames together.
+    """First three principal components over the positions of all frames.
 
-    frames: each (C, h, w), float64. Returns the mean, (C,), and the components, (3, C), of length 1. Their
-    sign would be chance: it is chosen so that the entry of largest size is positive.
+    frames: each (C, h, w), float64. Returns the mean, (C,), and unit components, (3, C). SVD leaves their
+    signs open: the entry with the largest magnitude is made positive.
     """
     rows = torch.cat([frame.flatten(1) for frame in frames], dim=1).T  # (C, h, w) each -> (N, C)
     mean = rows.mean(dim=0)
@@ -76,73 +68,68 @@ def components(frames: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def project(frame: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
-    """How much of each component is at each position: (C, h, w) -> (3, h, w)."""
+    """Project features onto the components: (C, h, w) -> (3, h, w)."""
     return torch.einsum("kc,chw->khw", axes, frame - mean[:, None, None])
 
 
-def colours(frames: Sequence[Tensor]) -> list[Image.Image]:
-    """Each frame's components as red, green and blue, a pixel per position.
+def to_colors(frames: Sequence[Tensor]) -> list[Image.Image]:
+    """RGB images of the principal components, one pixel per position.
 
-    All frames share components and range, which leaves out the outer hundredth at both ends.
+    All frames have the same components and the same range, from the 1st to the 99th percentile.
     """
     mean, axes = components(frames)
     projected = [project(frame, mean, axes) for frame in frames]
     values = torch.cat([part.flatten(1) for part in projected], dim=1)  # (3, h, w) each -> (3, N)
     low, high = torch.quantile(values, torch.tensor([0.01, 0.99]).to(values), dim=1)[:, :, None, None]
-    scale = 2 / (high - low).clamp(min=1e-9)  # a component of no extent is no reason to divide by nothing
-    return [images.to_picture(((part - low) * scale - 1)[None]) for part in projected]
+    scale = 2 / (high - low).clamp(min=1e-9)  # a component can be constant
+    return [images.to_image(((part - low) * scale - 1)[None]) for part in projected]
 
 
 def inverted_features(
-    model: Model, picture: Image.Image, text: Tensor, steps: Sequence[int], bar: tqdm
+    model: Model, image: Image.Image, text: Tensor, steps: Sequence[int], progress: Progress
 ) -> dict[int, list[Tensor]]:
-    """The four up blocks' outputs at each of the steps, on the way of DDIM inversion: (C, h, w), float64."""
-
-    def on_step(done: int, latent: Tensor) -> None:
-        must_be_finite(latent, "inversion", f" in step {done}")
-        bar.update()
-
-    clean, _ = encode(model, picture, CONFIG)
-    path = invert(model.unet, model.schedule, clean, text, CONFIG.steps, max(steps), on_step)
-    times, found = model.schedule.timesteps(CONFIG.steps), {}
+    """Features of the four up blocks after each of the inversion steps: (C, h, w), float64."""
+    clean, _ = encode(model, image, CONFIG)
+    config, found = replace(CONFIG, inversion_steps=max(steps)), {}
+    inversion = invert(model.unet, model.schedule, clean, text, config)
+    path = [clean, *progress("inversion", inversion, config.inversion_steps)]
     for step in steps:
+        time, _ = model.schedule.pairs(CONFIG.steps, step)[0]
         with torch.no_grad():
-            features = model.unet(path[step], times[-step], text).features
-        found[step] = [
-            block[0].cpu().double() for block in features
-        ]  # to the CPU first: Apple has no float64
+            features = model.unet(path[step], time, text).features
+        found[step] = [block[0].cpu().double() for block in features]  # CPU first: MPS has no float64
     return found
 
 
 def scene_frames(kind: str, seed: int) -> tuple[list[Frame], str]:
-    """A scene before and after one of its drags, and its caption."""
+    """Render a scene before and after a drag; return both frames and the caption."""
     case = make_case(kind, 0, seed)
-    handles, targets = case.drag.handles, case.drag.targets
+    handles, targets = case.handles, case.targets
     pairs = (("before", case.before), ("after", case.truth))
-    frames = [Frame(label, picture, draw.draw_drags(picture, handles, targets)) for label, picture in pairs]
+    frames = [Frame(label, image, draw.draw_drags(image, handles, targets)) for label, image in pairs]
     return frames, case.prompt
 
 
 def read_frames(args: argparse.Namespace) -> tuple[list[Frame], str]:
-    """The two frames and the prompt; ValueError for what cannot be drawn."""
-    for name, values, most in (("steps", args.steps, CONFIG.steps), ("blocks", args.blocks, 4)):
+    """Load or render both frames and choose the prompt. Raises ValueError for invalid arguments."""
+    for name, values, limit in (("steps", args.steps, CONFIG.steps), ("blocks", args.blocks, 4)):
         for value in values:
-            if not 1 <= value <= most:
-                raise ValueError(f"--{name} {value} is not possible: choose 1 to {most}")
+            if not 1 <= value <= limit:
+                raise ValueError(f"--{name} must be 1 to {limit}, got {value}")
     if args.out.suffix.lower() != ".png" or args.out.is_dir():
-        raise ValueError(f"--out {args.out}: give the name of a .png file")
-    if args.pictures:
-        if len(args.pictures) != 2:
-            raise ValueError(f"two pictures are compared, not {len(args.pictures)}: give two, or none")
-        pictures = [(path.name, images.load_picture(path)) for path in args.pictures]
-        frames, caption = [Frame(name, picture, picture) for name, picture in pictures], ""
+        raise ValueError(f"--out must be a .png file, got {args.out}")
+    if args.images:
+        if len(args.images) != 2:
+            raise ValueError(f"expected two images or none, got {len(args.images)}")
+        pairs = [(path.name, images.load_image(path)) for path in args.images]
+        frames, caption = [Frame(name, image, image) for name, image in pairs], ""
     else:
         frames, caption = scene_frames(args.kind, args.seed)
     return frames, caption if args.prompt is None else args.prompt
 
 
-def fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """The largest (width, height) of this shape in a square."""
+def fit_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Largest (width, height) of this aspect ratio within a square."""
     width, height = (max(1, round(one * side / max(size))) for one in size)
     return width, height
 
@@ -154,7 +141,7 @@ def write_label(
     size: float,
     color: images.Color = INK,
 ) -> None:
-    """Writes centred into a strip from box[0] to box[1], at height box[2], smaller where it would not fit."""
+    """Write centered text into box = (left, right, middle), with a smaller font if it does not fit."""
     left, right, middle = box
     fit = min(1.0, (right - left) / max(1.0, ImageFont.load_default(size).getlength(text)))
     font = ImageFont.load_default(size * fit)
@@ -164,48 +151,49 @@ def write_label(
 def draw_table(
     frames: Sequence[Frame], maps: dict[int, dict[int, list[Image.Image]]], times: Sequence[int]
 ) -> Image.Image:
-    """The maps of both frames as pairs: a row for each block, a column for each time step.
+    """Draw the feature maps of both frames in pairs: one row per block, one column per timestep.
 
-    maps: step -> block -> the two. times: the index of each step. What the method itself reads is framed.
+    maps: step -> block -> map of each frame. times: timestep of each step. The drag's features get a red box.
     """
     blocks = next(iter(maps.values()))
-    sizes = [fitted(frame.picture.size, CELL) for frame in frames]
-    tall, left = max(height for _, height in sizes), 3 * STRIP
-    row, across = tall + GAP, sum(width for width, _ in sizes) + GAP
-    shape = left + (across + 3 * GAP) * len(maps), 2 * STRIP + row * len(blocks)
+    sizes = [fit_size(frame.image.size, CELL) for frame in frames]
+    cell_height, left = max(height for _, height in sizes), 3 * STRIP
+    row_height, pair_width = cell_height + GAP, sum(width for width, _ in sizes) + GAP
+    shape = left + (pair_width + 3 * GAP) * len(maps), 2 * STRIP + row_height * len(blocks)
     table = Image.new("RGB", shape, images.WHITE)
     draw = ImageDraw.Draw(table)
-    for i, block in enumerate(blocks):
-        write_label(draw, f"block {block}", (0, left - 2 * GAP, 2 * STRIP + row * i + tall / 2), 28)
+    rows = {block: 2 * STRIP + row_height * i for i, block in enumerate(blocks)}
+    for block, y in rows.items():
+        write_label(draw, f"block {block}", (0, left - 2 * GAP, y + cell_height / 2), 28)
     for j, (step, time) in enumerate(zip(maps, times, strict=True)):
-        x = left + (across + 3 * GAP) * j
-        write_label(draw, f"step {step}, t = {time}", (x, x + across, STRIP / 2), 28)
+        x = left + (pair_width + 3 * GAP) * j
+        write_label(draw, f"step {step}, t = {time}", (x, x + pair_width, STRIP / 2), 28)
         for k, (frame, (width, height)) in enumerate(zip(frames, sizes, strict=True)):
-            start = x + k * (across - width)
+            start = x + k * (pair_width - width)
             write_label(draw, frame.label, (start, start + width, 1.5 * STRIP), 24, PALE)
-            for i, block in enumerate(blocks):
-                one = maps[step][block][k].resize((width, height), Image.Resampling.NEAREST)
-                table.paste(one, (start, 2 * STRIP + row * i + (tall - height) // 2))
+            for block, y in rows.items():
+                resized = maps[step][block][k].resize((width, height), Image.Resampling.NEAREST)
+                table.paste(resized, (start, y + (cell_height - height) // 2))
         if step == CONFIG.inversion_steps and CONFIG.block in blocks:
-            y, edge = 2 * STRIP + row * list(blocks).index(CONFIG.block), GAP // 2
-            corners = x - edge, y - edge, x + across + edge - 1, y + tall + edge - 1
+            y, edge = rows[CONFIG.block], GAP // 2
+            corners = x - edge, y - edge, x + pair_width + edge - 1, y + cell_height + edge - 1
             draw.rectangle(corners, outline=RED, width=edge)
     return table
 
 
 def draw_page(frames: Sequence[Frame], table: Image.Image, notes: Sequence[str]) -> Image.Image:
-    """The two frames, one above the other, beside the table of their features, and notes below."""
+    """Draw both frames in a column, the feature table beside them and the notes below."""
     side = max(CELL, (table.height - 2 * STRIP - GAP) // 2)
-    pictures = [images.resize(frame.shown, fitted(frame.shown.size, side)) for frame in frames]
-    width = max(picture.width for picture in pictures)
-    height = max(table.height, sum(picture.height + STRIP for picture in pictures) + GAP)
+    shown = [images.resize(frame.shown, fit_size(frame.shown.size, side)) for frame in frames]
+    width = max(image.width for image in shown)
+    height = max(table.height, sum(image.height + STRIP for image in shown) + GAP)
     size = width + table.width + 3 * MARGIN, height + STRIP * len(notes) + 2 * MARGIN
     page, y = Image.new("RGB", size, images.WHITE), MARGIN
     draw = ImageDraw.Draw(page)
-    for frame, picture in zip(frames, pictures, strict=True):
+    for frame, image in zip(frames, shown, strict=True):
         write_label(draw, frame.label, (MARGIN, MARGIN + width, y + STRIP / 2), 28)
-        page.paste(picture, (MARGIN + (width - picture.width) // 2, y + STRIP))
-        y += STRIP + picture.height + GAP
+        page.paste(image, (MARGIN + (width - image.width) // 2, y + STRIP))
+        y += STRIP + image.height + GAP
     page.paste(table, (width + 2 * MARGIN, MARGIN))
     for i, note in enumerate(notes):
         line = height + MARGIN + STRIP * (i + 0.75)
@@ -216,22 +204,20 @@ def draw_page(frames: Sequence[Frame], table: Image.Image, notes: Sequence[str])
 def features_page(
     model: Model, frames: Sequence[Frame], prompt: str, steps: Sequence[int], blocks: Sequence[int]
 ) -> Image.Image:
-    """The whole picture; ValueError for pictures and models that cannot be edited either."""
-    for frame in frames:  # a drag that goes nowhere: it is the picture and the model that are asked about
-        check(model, frame.picture.size, [(0, 0)], [(0, 0)], None, CONFIG)
+    """Draw the whole page. Raises ValueError for images or models that cannot be edited."""
+    for frame in frames:  # a dummy drag checks the image and the model
+        to_task(model, frame.image.size, [Pixel(0, 0)], [Pixel(0, 0)], None, CONFIG)
     text = model.encode_text(prompt)
-    with tqdm(desc="inversion", total=len(frames) * max(steps)) as bar:
-        found = [inverted_features(model, frame.picture, text, steps, bar) for frame in frames]
+    found = [inverted_features(model, frame.image, text, steps, Progress()) for frame in frames]
     maps = {
-        step: {block: colours([features[step][block - 1] for features in found]) for block in blocks}
+        step: {block: to_colors([features[step][block - 1] for features in found]) for block in blocks}
         for step in steps
     }
-    times = model.schedule.timesteps(CONFIG.steps)
-    table = draw_table(frames, maps, [times[-step] for step in steps])
-    notes = ["Colours: the first three principal components of both frames together."]
-    notes.append("Within a pair equal colours mean equal features.")
+    table = draw_table(frames, maps, [model.schedule.pairs(CONFIG.steps, step)[0][0] for step in steps])
+    notes = ["Colors: first three principal components over both images."]
+    notes.append("Within a pair, equal colors mean equal features.")
     if CONFIG.inversion_steps in steps and CONFIG.block in blocks:
-        notes.append("Framed: the features that the method drags.")
+        notes.append("Red box: the features used by the drag.")
     return draw_page(frames, table, notes)
 
 
@@ -247,7 +233,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"minidrag: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("minidrag: stopped, nothing was written", file=sys.stderr)
+        print("minidrag: stopped, nothing written", file=sys.stderr)
         return 130
-    print(f"Written to {args.out}")
+    print(f"wrote {args.out}")
     return 0

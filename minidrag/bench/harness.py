@@ -1,4 +1,4 @@
-"""What the measurements of edits share: options, cases by turns, results, tables and exit status."""
+"""Shared by the measurements of edits: options, running cases, results, tables, and exit status."""
 
 import argparse
 import hashlib
@@ -44,31 +44,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be edited and how it is measured. settings: of a config, all that decides the results.
-
-    broken: how many cases could not be read.
-    """
+    """Cases to edit, and how to measure them."""
 
     model: Model
     cases: Sequence[Case]
     learned: Learned
-    settings: Callable[[EditConfig], dict[str, Any]]
-    broken: int = 0
+    settings: Callable[[EditConfig], dict[str, Any]]  # everything that decides the results under a config
+    broken: int = 0  # cases that could not be read
 
 
 def add_scene_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--cases", type=count, default=60, help="how many (default: %(default)s)")
+    add("--cases", type=count, default=60, help="number of cases (default: %(default)s)")
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """What all measurements of edits share."""
+    """Add the options of all measurements of edits."""
     add = parser.add_argument
     add("--model", help="as for demo.py (default: tiny for scenes, sd15 for DragBench)")
     add("--seed", type=int, default=0, help="of edits and rendered scenes (default: %(default)s)")
     add_config_arguments(parser)
-    add("--out", type=Path, help="folder of the results (default: one under runs, by the settings)")
+    add("--out", type=Path, help="folder for the results (default: one in runs, named by the settings)")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,27 +77,30 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def count(text: str) -> int:
-    """A whole number from 1 on; ValueError, of which argparse makes a message, for others."""
+    """Parse a positive integer; ValueError, which argparse reports, for anything else."""
     if int(text) < 1:
         raise ValueError(text)
     return int(text)
 
 
 def value_of(text: str) -> Any:
-    """A setting's value: a number, true, false or null, or else the word itself."""
+    """Parse a setting: a number, true, false, null, or else the word itself."""
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
     try:
-        return json.loads(text.lower() if text.lower() in ("true", "false", "none", "null") else text)
+        return json.loads(text)
     except ValueError:
         return text
 
 
 def read_config(args: argparse.Namespace) -> EditConfig:
-    """The constants that were asked for; ValueError for names and values that make no sense."""
+    """Build the config from --config and --set; ValueError for unknown names and invalid values."""
     values = {}
     for text in args.set:
         name, found, value = text.partition("=")
         if not found:
-            raise ValueError(f"--set {text}: give FIELD=VALUE")
+            raise ValueError(f"invalid --set {text!r}: expected FIELD=VALUE")
         values[name] = value_of(value)
     return configured(CONFIGS.get(args.config, EditConfig()), values)
 
@@ -132,7 +132,7 @@ def editor(model: Model, config: EditConfig, seed: int) -> Editor:
 def run_case(
     case: Case, edit: Editor, learned: Learned, others: dict[str, Image.Image], folder: Path
 ) -> None:
-    """Edits and measures one case and writes the pictures and, last, result.json."""
+    """Edit and measure one case; write its images and, last, result.json."""
     folder.mkdir(parents=True, exist_ok=True)
     edited = edit(case)
     began = time.perf_counter()
@@ -159,10 +159,10 @@ def run_cases(
     model: Model | None = None,
     compare: bool = True,
 ) -> list[dict[str, Any]]:
-    """Does this process's share of the cases that are not done yet; returns the results of all that are.
+    """Run this process's share of the unfinished cases; return the results of all finished ones.
 
-    model: for the reference rows that need one. compare: whether there are reference rows.
-    An edit whose numbers leave their range, or for which memory is too small, is told of and left out.
+    model: for the reference rows that need one. compare: measure reference rows too.
+    An edit with numbers out of range or without enough memory is reported and skipped.
     """
     rank, processes = place_among_processes()
     for case in tqdm(cases[rank::processes], desc="cases", mininterval=5):
@@ -177,20 +177,20 @@ def run_cases(
 
 
 def place_among_processes() -> tuple[int, int]:
-    """The number of this process and how many there are, as torchrun says; alone it is 0 of 1."""
+    """Rank and number of processes under torchrun; (0, 1) without it."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def results_of(cases: Sequence[Case], out: Path) -> list[dict[str, Any]]:
-    """What is finished of the cases, by whichever process, in their order."""
+    """Results of the finished cases, in order, whichever process ran them."""
     files = [out / "cases" / case.name / "result.json" for case in cases]
     return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
 
 
 def write_until_all_are_seen(read: Callable[[], T], write: Callable[[T], str]) -> str:
-    """Writes tables of what was read, and again while other processes finish more cases.
+    """Write tables of the results, again while other processes finish more cases.
 
-    So whoever writes last has seen all, and no process needs to wait for another.
+    The last process to write has seen all of them, and none has to wait for another.
     """
     results = read()
     while True:
@@ -203,13 +203,13 @@ def write_until_all_are_seen(read: Callable[[], T], write: Callable[[T], str]) -
 def settings_of(
     model: Model, config: EditConfig, seed: int, compare: bool, network: nn.Module | None
 ) -> dict[str, Any]:
-    """What decides the results of a case, the model by a few of its weights."""
+    """Everything that decides the results of a case; the model by a few of its weights."""
     measured = {"references": compare, "IF": network is not None}
     return {"weights": fingerprint(model), "seed": seed, **measured, "config": asdict(config)}
 
 
 def fingerprint(model: Model) -> str:
-    """A few weights of every tensor, which tell two models apart."""
+    """Digest of a few weights of every tensor, enough to tell two models apart."""
     digest = hashlib.sha256()
     for network in (model.unet, model.vae, model.text_encoder):
         for tensor in network.state_dict().values():
@@ -218,19 +218,19 @@ def fingerprint(model: Model) -> str:
 
 
 def open_out(out: Path | None, settings: dict[str, Any], name: str = "scenes") -> Path:
-    """The folder for results of these settings; ValueError where it holds those of others."""
+    """Make the folder for results of these settings; ValueError if it has results of others."""
     text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     out = out or Path("runs") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     file = out / "settings.json"
     if file.is_file() and file.read_text(encoding="utf-8") != text:
-        raise ValueError(f"{out} holds results of other settings: give another --out, or delete it")
+        raise ValueError(f"{out} has results of other settings: give another --out, or delete it")
     out.mkdir(parents=True, exist_ok=True)
     write_text(text, file)
     return out
 
 
 def write_text(text: str, file: Path) -> None:
-    """Whole or not at all: other processes may read it, and write it too."""
+    """Write all of a file or nothing: other processes may read and write it too."""
     images.write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
@@ -239,7 +239,7 @@ def write_json(values: Any, file: Path) -> None:
 
 
 def fidelity() -> nn.Module | None:
-    """The network for IF; None where it cannot be had, which is said."""
+    """Load the network for IF; if it is unavailable, say so and return None."""
     try:
         return fidelity_network()
     except Missing as reason:
@@ -248,7 +248,7 @@ def fidelity() -> nn.Module | None:
 
 
 def write_tables(results: Results, out: Path, explained: str = EXPLAINED) -> str:
-    """Writes table.json, table.md and seconds.json; returns what is to be shown."""
+    """Write table.json, table.md, and seconds.json; return the text to print."""
     summary, seconds = summarize(results), mean_seconds(results)
     text = report(summary, explained)
     write_json(summary, out / "table.json")
@@ -263,7 +263,7 @@ def load(args: argparse.Namespace) -> Model:
 
 
 def load_named(source: str) -> Model:
-    """A model in single precision, under torchrun on the GPU of this process's number."""
+    """Load a model in float32; under torchrun on the GPU of this process."""
     local, gpus = os.environ.get("LOCAL_RANK"), torch.cuda.device_count()
     device = f"cuda:{int(local) % gpus}" if local and gpus else None
     return load_model(source, device=device)
@@ -272,33 +272,33 @@ def load_named(source: str) -> Model:
 def finish(
     cases: Sequence[Case], out: Path, write: Callable[[list[dict[str, Any]], Path], str], broken: int = 0
 ) -> int:
-    """Writes the tables of what is done and shows them; returns the exit status."""
-    text = "no case is done"
+    """Write the tables of the finished cases and print them; return the exit status."""
+    text = "no case is finished"
     if results_of(cases, out):
         text = write_until_all_are_seen(lambda: results_of(cases, out), lambda some: write(some, out))
     return tell(text, out, len(results_of(cases, out)), len(cases), broken)
 
 
 def tell(text: str, out: Path, done: int, wanted: int, broken: int) -> int:
-    """Shows the tables once they are whole; returns the exit status: 1 if a case is left out.
+    """Print the tables once they are complete; return the exit status, 1 if a case is missing.
 
-    broken: how many could not even be read. Under torchrun a process that returned 1 would stop those still
-    at work, so that none does before all is done.
+    broken: cases that could not be read. Under torchrun a status of 1 would stop the other processes, so it
+    is returned only when all are finished.
     """
     if done < wanted and place_among_processes()[1] > 1:
-        print(f"{done} of {wanted} edits are done: other processes are at work on the rest, or it failed")
+        print(f"{done} of {wanted} edits are finished: other processes are working on the rest, or it failed")
         return 0
     print(f"{text}\nWritten to {out}")
     return int(done < wanted or broken > 0)
 
 
 def work(job: Callable[[], int]) -> int:
-    """The exit status of a job; 2 for what cannot be done and 130 for Ctrl-C, said in a sentence."""
+    """Run a job and return its exit status: 2 for an error, 130 for Ctrl-C, each with one sentence."""
     try:
         return job()
     except (ValueError, OSError) as error:
         print(f"minidrag: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("minidrag: stopped; the same command goes on from here", file=sys.stderr)
+        print("minidrag: stopped; the same command resumes", file=sys.stderr)
         return 130

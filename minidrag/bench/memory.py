@@ -1,10 +1,10 @@
-"""The memory that an edit's stages need on a device, counted without one.
+"""Count the memory that the stages of an edit need on a device, without one.
 
     python -m minidrag.bench memory [--dtype float16] [--set size=512 checkpointing=true]
 
-The stages run on tensors that have a shape and no numbers, and the most bytes alive at once are told, weights
-included. What a device's libraries take beside them is not counted: CUDA's context, the workspaces of its
-convolutions, the gaps in its allocator.
+The stages run on fake tensors, which have a shape but no values, and the peak of the bytes alive at once is
+printed, weights included. A device's own libraries come on top: CUDA's context, workspaces of convolutions,
+gaps in the allocator.
 """
 
 import argparse
@@ -34,7 +34,7 @@ GB = 1e9
 
 
 class Counter(TorchDispatchMode):
-    """Counts the tensors made within it, views of one as one. alive, peak: bytes now, and the most so far."""
+    """Count the storage of tensors made within a context; alive, peak: bytes now and at most."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,14 +61,14 @@ class Counter(TorchDispatchMode):
 
 
 def peak(job: Callable[[], Any]) -> int:
-    """The most bytes of tensors alive at once in a job, which must not look at a number."""
+    """Peak bytes of tensors in a job, which must not read any number."""
     with FakeTensorMode(), Counter() as counter:
         job()
     return counter.peak
 
 
 def build(network: Callable[[Any], N], config: Any, dtype: torch.dtype) -> N:
-    """A network for inference, its weights unset."""
+    """A network for inference without values."""
     with torch.device("meta"):
         module = network(config)
     weights = {name: torch.empty(weight.shape, dtype=dtype) for name, weight in module.state_dict().items()}
@@ -78,15 +78,11 @@ def build(network: Callable[[Any], N], config: Any, dtype: torch.dtype) -> N:
 
 @dataclass(frozen=True)
 class Stages:
-    """One step of each stage of an edit, without its looks at numbers; each makes its own networks.
-
-    size: sides, in pixels, of the picture that the model works on. The networks are Stable Diffusion 1.5's
-    unless told.
-    """
+    """One step of each stage of an edit, without reading values; each builds its own networks."""
 
     config: EditConfig
     dtype: torch.dtype
-    size: int
+    size: int  # both sides of the working image, in pixels
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
     text: CLIPConfig = CLIPConfig()
@@ -126,14 +122,14 @@ class Stages:
 
     @torch.no_grad()
     def denoise(self) -> None:
-        """As in `ddim.denoise`, of which `ddim.invert` is a part."""
+        """One step of `ddim.denoise`, which includes one of `ddim.invert`."""
         unet, _, latent, text = self.inputs()
         _, _, given = unet(latent, 681, text)
         unet(latent, 681, text, given)
 
     @torch.no_grad()
-    def pictures(self) -> None:
-        """Into the autoencoder and out of it, with all networks on the device."""
+    def images(self) -> None:
+        """Encode and decode an image with all networks on the device."""
         unet, _, latent, _ = self.inputs()
         others = build(VAE, self.vae, self.dtype), build(CLIPTextEncoder, self.text, self.dtype), unet
         others[0].encode(torch.zeros(1, 3, self.size, self.size, dtype=self.dtype))
@@ -150,14 +146,14 @@ def report(args: argparse.Namespace) -> int:
     config = read_config(args)
     size = config.size or 512
     if size % 8:
-        raise ValueError(f"size {size} is not possible: choose a multiple of 8")
-    print(f"Stable Diffusion 1.5 at {size}x{size} in {args.dtype}: most GB of tensors, weights included")
+        raise ValueError(f"size must be a multiple of 8, got {size}")
+    print(f"Stable Diffusion 1.5 at {size}x{size} in {args.dtype}: peak GB of tensors, weights included")
     stages = Stages(config, getattr(torch, args.dtype), size)
     for name, job in {
         "LoRA": stages.train,
         "inversion, denoising": stages.denoise,
         "drag": stages.drag,
-        "encoding, decoding": stages.pictures,
+        "encoding, decoding": stages.images,
     }.items():
         print(f"{name:22}{peak(job) / GB:6.2f}", flush=True)
     return 0

@@ -1,8 +1,8 @@
-"""Edits scenes whose true result is known and measures how near to it the edits come.
+"""Edit scenes whose true result is known, and measure how close the edits come.
 
     python -m minidrag.bench scenes [--cases 60] [--kinds object light ...] [--set lora_steps=40]
 
-Finished cases are kept: the same command goes on where it was stopped, and makes the same table.
+Finished cases are kept: the same command resumes a stopped run and makes the same table.
 """
 
 import argparse
@@ -32,30 +32,28 @@ from minidrag.bench.harness import (
     write_tables,
 )
 
-ACROSS, TILE = 3, 240  # cases side by side on the contact sheet, and how high they are
+ACROSS, TILE = 3, 240  # cases per row of the contact sheet, and their height in pixels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser)
     add_scene_arguments(parser)
-    parser.add_argument("--no-references", action="store_true", help="measure the edits alone")
+    parser.add_argument("--no-references", action="store_true", help="measure only the edits")
 
 
 def write_report(results: list[dict[str, Any]], out: Path) -> str:
-    """Writes all tables and sheet.png; returns what is to be shown."""
+    """Write all tables and sheet.png; return the text to print."""
     images.write_whole(out / "sheet.png", sheet(results, out).save)
     return write_tables(results, out)
 
 
 def sheet(results: list[dict[str, Any]], out: Path) -> Image.Image:
-    """All cases: the original with its drags, the edit and the truth, under name and outcome."""
+    """Contact sheet: the original with its drags, the edit, and the truth of each case, with its outcome."""
     tiles = []
     for result in results:
         folder, row = out / "cases" / result["case"], result["rows"]["edit"]
         pictures = [Image.open(folder / f"{name}.png") for name in ("drag", "edit", "truth")]
-        outcome = (
-            "lost" if row["lost"] else f"{row['distance']:.1f} px off, {row['share']:.0%} of the way left"
-        )
+        outcome = "lost" if row["lost"] else f"{row['distance']:.1f} px off, {row['remaining']:.0%} remaining"
         tile = draw.side_by_side(pictures, [result["drag"], outcome, "truth"])
         tiles.append(images.resize(tile, (round(tile.width * TILE / tile.height), TILE)))
     gap, (width, height) = 24, tiles[0].size

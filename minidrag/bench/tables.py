@@ -1,4 +1,4 @@
-"""From the measures of single cases to tables of means and their intervals."""
+"""Tables of means and confidence intervals over the results of all cases."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +7,9 @@ import numpy as np
 
 from minidrag.bench.metrics import bootstrap, rank_correlation
 
-MEASURES = {  # name -> digits shown
+MEASURES = {  # name -> decimals
     "distance": 1,
-    "share": 2,
+    "remaining": 2,
     "lost": 2,
     "arrived": 2,
     "PSNR inside": 1,
@@ -20,33 +20,24 @@ MEASURES = {  # name -> digits shown
     "IF": 3,
 }
 EXPLAINED = """\
-distance: from where the dragged thing was found to its target, in pixels of 128. share: of the way left, 0 at
-the target, 1 not moved. lost: share of cases in which nothing fits; distance and share are of the others.
-arrived: share of all cases in which the thing was found and at most 0.3 of its way was left. inside, outside:
-of the mask, against the true result. MD and IF as the paper defines them, MD by the features of this model,
-in pixels of 128, the mean over all pairs. In brackets the 95 % interval of the mean."""
-# What the paper measures without the truth, and what of the truth that should follow.
-FOLLOWS = (("MD", "distance"), ("IF", "SSIM inside"))
+distance: from the measured position of the dragged part to its target, in pixels of 128. remaining: fraction
+of the drag that is left, 0 at the target, 1 if nothing moved. lost: fraction of cases in which the part was
+not found; distance and remaining are over the others. arrived: fraction of all cases with remaining at most
+0.3. inside, outside: the mask, compared with the true result. MD and IF as defined in the paper, MD with the
+features of this model, in pixels of 128, over all pairs of points. In brackets: 95 % confidence interval."""
+# Metrics of the paper, and the measures against the true result that they stand in for.
+PROXIES = (("MD", "distance"), ("IF", "SSIM inside"))
 
-Results = Sequence[
-    dict[str, Any]
-]  # of the cases: {"kind": ..., "rows": {row: {measure: value or None}}, ...}
+Results = Sequence[dict[str, Any]]  # per case: {"kind": ..., "rows": {row: {measure: value or None}}, ...}
 Summary = dict[str, Any]
 
 
-def summarise(results: Results) -> Summary:
-    """Means of every measure: {"kinds": {kind or "all": {row: {measure: {mean, low, high, count}}}}, ...}."""
+def summarize(results: Results) -> Summary:
+    """Average every measure: {"kinds": {kind or "all": {row: {measure: {mean, low, high, count}}}}, ...}."""
     kinds = {"all": list(results)}
     for result in results:
         kinds.setdefault(result["kind"], []).append(result)
     first = next(iter(results), {"rows": {"edit": {}}})
-    correlations = {}
-    for name, other in FOLLOWS:
-        pairs = [(row.get(name), row.get(other)) for row in (result["rows"]["edit"] for result in results)]
-        known = [(float(np.mean(one)), two) for one, two in pairs if one is not None and two is not None]
-        if any(two is not None for _, two in pairs):
-            value = rank_correlation(*zip(*known, strict=True)) if known else None
-            correlations[f"{name} and {other}"] = value
     return {
         "cases": len(results),
         "cases of each kind": {kind: len(some) for kind, some in kinds.items()},
@@ -54,14 +45,26 @@ def summarise(results: Results) -> Summary:
             kind: {row: means([result["rows"][row] for result in some]) for row in first["rows"]}
             for kind, some in kinds.items()
         },
-        "rank correlations over the edits": correlations,
+        "rank correlations over the edits": correlations([result["rows"]["edit"] for result in results]),
     }
 
 
-def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any] | None]:
-    """The mean of each measure over the rows that have it, with its interval; None where none has.
+def correlations(edits: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Rank correlation of each pair of PROXIES, for those with a known true result."""
+    found = {}
+    for name, other in PROXIES:
+        pairs = [(row.get(name), row.get(other)) for row in edits]
+        known = [(float(np.mean(one)), two) for one, two in pairs if one is not None and two is not None]
+        if any(two is not None for _, two in pairs):
+            value = rank_correlation(*zip(*known, strict=True)) if known else None
+            found[f"{name} and {other}"] = value
+    return found
 
-    A row may have a list of values: they count one by one, so that MD is the mean over pairs, not pictures.
+
+def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any] | None]:
+    """Mean and confidence interval of each measure over the rows that have it; None if no row has it.
+
+    Lists are flattened, so that MD is the mean over pairs of points, not over images.
     """
     found: dict[str, dict[str, Any] | None] = {}
     for name in MEASURES:
@@ -76,7 +79,7 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any] | None]:
 
 
 def entry(cell: dict[str, Any] | None, digits: int) -> str:
-    """A mean and its interval, as in "3.2 [2.1, 4.0]"."""
+    """Format a mean and its interval, such as "3.2 [2.1, 4.0]"."""
     if cell is None:
         return "-"
     mean, low, high = (f"{cell[name]:.{digits}f}" for name in ("mean", "low", "high"))
@@ -84,7 +87,7 @@ def entry(cell: dict[str, Any] | None, digits: int) -> str:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its columns padded so that it can be read as it is."""
+    """Markdown table with aligned columns."""
     lines = [list(head), *[list(row) for row in rows]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     lines.insert(1, ["-" * width for width in widths])
@@ -93,7 +96,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def report(summary: Summary, explained: str = EXPLAINED) -> str:
-    """The whole summary in Markdown: the edits by kind, all rows over all kinds, the correlations."""
+    """Summary in Markdown: edits by kind, all rows over all kinds, correlations."""
     shown = [name for name in MEASURES if any(row[name] for row in summary["kinds"]["all"].values())]
     kinds = [*(kind for kind in summary["kinds"] if kind != "all"), "all"]
 
@@ -110,7 +113,7 @@ def report(summary: Summary, explained: str = EXPLAINED) -> str:
 
 
 def mean_seconds(results: Results) -> dict[str, float]:
-    """Seconds of each stage, the mean over the cases in which it was run."""
+    """Mean seconds of each stage over the cases that ran it."""
     stages: dict[str, list[float]] = {}
     for result in results:
         for name, value in result["seconds"].items():

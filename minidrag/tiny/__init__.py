@@ -1,5 +1,5 @@
-"""A small model of the same classes, trained on rendered scenes."""
+"""The small model that ships with minidrag: the same networks, trained on rendered scenes."""
 
 from pathlib import Path
 
-DEMO = Path(__file__).parent / "demo"  # a picture, a mask and a drag for it
+DEMO = Path(__file__).parent / "demo"  # an image, its mask and a drag

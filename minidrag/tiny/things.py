@@ -1,8 +1,8 @@
-"""The things that stand in a scene, drawn from a few numbers.
+"""Objects of a scene, drawn as signed distance functions.
 
-A shape is a signed distance to its edge, and a pixel is covered by clip(0.5 - distance in pixels, 0, 1).
-So every parameter is continuous in effect: a move of a tenth of a pixel changes the edge by a tenth,
-which drawing on an enlarged canvas would round to its grid.
+A shape covers clip(0.5 - distance, 0, 1) of a pixel, with the signed distance to its edge in pixels. The
+image is therefore continuous in every parameter: a shift by 0.1 pixels changes an edge pixel by 10 %.
+Supersampling would round the shift to its grid.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 Array = np.ndarray
 Color = tuple[int, int, int]
 
-# In units of an object's size: how far a stretch of 1 lifts the top, how far a gaze of 1 moves the pupils,
-# half the mouth's width at no smile, and what a full smile adds to it.
-RISE = {"box": 0.75, "tree": 0.85, "house": 0.55}
-LOOK, MOUTH, SMILE = 0.10, 0.13, 0.20
+# In units of the object's size.
+RISE = {"box": 0.75, "tree": 0.85, "house": 0.55}  # height of the top at stretch 1
+LOOK = 0.10  # pupil offset at gaze 1
+MOUTH = 0.13  # half the mouth's width at smile 0
+SMILE = 0.20  # added to it at smile 1
 
 COLORS: dict[str, Color] = {
     "red": (216, 48, 46),
@@ -36,74 +37,66 @@ COLORS: dict[str, Color] = {
 
 @dataclass(frozen=True)
 class Object:
-    """A thing that stands on the ground.
+    """An object on the ground. Lengths are fractions of the image side."""
 
-    x, y: the middle of its foot. size: its width, roughly; all as fractions of the picture's side.
-    stretch: the height of a box, tree or house over its usual one. gaze: -1 (left) to 1 (right), and
-    smile: 0 (a small mouth) to 1 (a wide one), of a face.
-    """
-
-    kind: str
-    color: str
-    x: float
+    kind: str  # key of DRAW
+    color: str  # key of COLORS
+    x: float  # center of the foot
     y: float
-    size: float
-    stretch: float = 1.0
-    gaze: float = 0.0
-    smile: float = 0.0
+    size: float  # approximate width
+    stretch: float = 1.0  # of a box, tree or house: its height relative to the usual one
+    gaze: float = 0.0  # of a face: -1 (left) to 1 (right)
+    smile: float = 0.0  # of a face: 0 (narrow mouth) to 1 (wide mouth)
 
 
 @dataclass(frozen=True)
 class Brush:
-    """A part of the picture with its own coordinates: u to the right, v upwards.
+    """A region of the canvas with local coordinates: u points right, v points up."""
 
-    area: (h, w, 3), a view of the picture. u: (1, w). v: (h, 1). pixels: how many make one unit.
-    """
-
-    area: Array
-    u: Array
-    v: Array
-    pixels: float
+    area: Array  # (h, w, 3), a view of the canvas
+    u: Array  # (1, w)
+    v: Array  # (h, 1)
+    pixels: float  # per unit of u and v
 
     @classmethod
-    def at(cls, picture: Array, x: float, y: float, unit: float, reach: Sequence[float]) -> Brush:
-        """A brush with its origin at (x, y), cut to reach = (left, right, down, up) in units."""
-        side = picture.shape[0]
-        left, right, down, up = reach
+    def at(cls, canvas: Array, x: float, y: float, unit: float, bounds: Sequence[float]) -> Brush:
+        """Brush with its origin at (x, y), cropped to bounds = (left, right, down, up) in units."""
+        side = canvas.shape[0]
+        left, right, down, up = bounds
         columns = slice(max(0, int((x + left * unit) * side) - 1), max(0, int((x + right * unit) * side) + 2))
         rows = slice(max(0, int((y - up * unit) * side) - 1), max(0, int((y - down * unit) * side) + 2))
-        middles = (np.arange(side, dtype=np.float32) + np.float32(0.5)) / np.float32(side)
-        u = (middles[None, columns] - np.float32(x)) / np.float32(unit)
-        v = (np.float32(y) - middles[rows, None]) / np.float32(unit)
-        return cls(picture[rows, columns], u, v, unit * side)
+        centers = (np.arange(side, dtype=np.float32) + np.float32(0.5)) / np.float32(side)
+        u = (centers[None, columns] - np.float32(x)) / np.float32(unit)
+        v = (np.float32(y) - centers[rows, None]) / np.float32(unit)
+        return cls(canvas[rows, columns], u, v, unit * side)
 
     def blend(self, cover: Array, color: Array) -> None:
-        """Lay a colour over the area. cover: (h, w), 0 to 1. color: broadcast to (h, w, 3)."""
+        """Blend a color into the area. cover: (h, w), 0 to 1. color: broadcasts to (h, w, 3)."""
         self.area[...] += cover[..., None] * (color - self.area)
 
     def fill(self, distance: Array, color: Array) -> None:
-        """Fill where distance, in units, is negative; the edge is one pixel wide."""
+        """Fill where `distance` (in units) is negative, with an edge one pixel wide."""
         self.blend(np.clip(np.float32(0.5) - distance * np.float32(self.pixels), 0, 1), color)
 
     def shade(self, color: Array, light: float, dark: float, rise: float, height: float) -> Array:
-        """A colour from light (upper left) to dark (lower right), as factors: (h, w, 3)."""
-        slope = np.clip((self.v - np.float32(rise)) / np.float32(height) - self.u, -1, 1) * np.float32(0.5)
-        return color * (np.float32(dark) + np.float32(light - dark) * (slope + np.float32(0.5)))[..., None]
+        """Color times a ramp from `light` (upper left) to `dark` (lower right): (h, w, 3)."""
+        ramp = np.clip((self.v - np.float32(rise)) / np.float32(height) - self.u, -1, 1) * np.float32(0.5)
+        return color * (np.float32(dark) + np.float32(light - dark) * (ramp + np.float32(0.5)))[..., None]
 
     def ellipse(self, u: float, v: float, wide: float, high: float) -> Array:
-        """Distance to an ellipse by its middle and half axes; exact for a circle."""
+        """Distance to an ellipse with this center and these semi-axes; exact for a circle."""
         across = (self.u - np.float32(u)) / np.float32(wide)
         along = (self.v - np.float32(v)) / np.float32(high)
         return (np.sqrt(across * across + along * along) - np.float32(1)) * np.float32(min(wide, high))
 
     def box(self, left: float, right: float, low: float, high: float) -> Array:
-        """Distance to an upright rectangle."""
+        """Distance to an axis-aligned rectangle."""
         across = np.abs(self.u - np.float32((left + right) / 2)) - np.float32((right - left) / 2)
         along = np.abs(self.v - np.float32((low + high) / 2)) - np.float32((high - low) / 2)
         return np.maximum(across, along)
 
     def polygon(self, *corners: tuple[float, float]) -> Array:
-        """Distance to a convex polygon, its corners given against the clock."""
+        """Distance to a convex polygon. corners: counterclockwise."""
         sides = []
         for (u, v), (next_u, next_v) in zip(corners, (*corners[1:], corners[0]), strict=True):
             du, dv = next_u - u, next_v - v
@@ -116,9 +109,9 @@ class Brush:
         return distance
 
     def shadow(self, wide: float) -> None:
-        """A soft dark ellipse on the ground, around the origin."""
-        round_ = self.ellipse(0.04, 0.0, wide, 0.1) * np.float32(10)
-        self.blend(np.clip(np.float32(0.25) - round_, 0, 1) * np.float32(0.34), array((24, 28, 52)))
+        """Blend a soft dark ellipse around the origin."""
+        distance = self.ellipse(0.04, 0.0, wide, 0.1) * np.float32(10)
+        self.blend(np.clip(np.float32(0.25) - distance, 0, 1) * np.float32(0.34), array((24, 28, 52)))
 
 
 def array(color: Sequence[float]) -> Array:
@@ -126,7 +119,7 @@ def array(color: Sequence[float]) -> Array:
 
 
 def _accent(thing: Object, tint: Array) -> Array:
-    """The colour of bands, spots and doors: cream, or grey where cream would not show."""
+    """Color of bands, spots and ribbons: cream, or gray on white objects."""
     return array((176, 188, 212) if thing.color == "white" else (255, 248, 230)) * tint
 
 
@@ -221,9 +214,9 @@ DRAW: dict[str, Callable[[Brush, Object, Array, Array], None]] = {
 
 
 def grips(thing: Object) -> dict[str, tuple[float, float]]:
-    """The points by which a thing can be taken, each on a part that is easily seen.
+    """Candidate handle points of an object by name, each on a distinct detail.
 
-    (u, v) in units of its size, from the middle of its foot, v upwards. A stretch lifts "top" alone.
+    Returns (u, v) relative to the foot, in units of the object's size, v up. Stretch moves only "top".
     """
     top = RISE.get(thing.kind, 0.0) * thing.stretch
     look, corner = LOOK * thing.gaze, MOUTH + SMILE * thing.smile - 0.03

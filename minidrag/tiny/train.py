@@ -1,11 +1,10 @@
-"""Trains the small model that ships: a latent diffusion model of rendered scenes, from nothing.
+"""Train the small model that ships, a latent diffusion model of rendered scenes, from scratch.
 
-    python -m minidrag.tiny.train OUT        # --help tells the rest
+    python -m minidrag.tiny.train OUT        # see --help for the options
 
-First the autoencoder, then the UNet together with the text encoder. Every random draw of a step comes from
-the seed and the step's number, so a run that was stopped goes on from its checkpoint to the same numbers.
-With --start FOLDER the autoencoder and the vocabulary are an earlier model's, and its UNet and text encoder
-are trained on.
+Trains the autoencoder, then the UNet together with the text encoder. Every random draw depends only on the
+seed and the step number, so a resumed run gives the same weights as an uninterrupted one. --start FOLDER
+keeps the autoencoder and vocabulary of an existing model and fine-tunes its UNet and text encoder.
 """
 
 import argparse
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from minidrag.method.ddim import Schedule
 from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
+from minidrag.networks.tokenizer import Tokenizer
 from minidrag.networks.unet import UNet, UNetConfig
 from minidrag.networks.vae import VAE, VAEConfig
 from minidrag.tiny import folder, vocabulary
@@ -36,7 +36,7 @@ from minidrag.weights.model import Model, load_model
 VAE_CONFIG = VAEConfig(block_out_channels=(32, 64, 96), layers_per_block=1, norm_num_groups=16)
 UNET_CONFIG = UNetConfig(
     block_out_channels=(64, 96, 160, 192),
-    heads=(1, 2, 4, 4),  # few on the fine levels: attention over 32 x 32 positions is half the work there
+    heads=(1, 2, 4, 4),  # few at high resolution, where attention over 32x32 positions is half the cost
     layers_per_block=1,
     cross_attention_dim=128,
     norm_num_groups=16,
@@ -46,31 +46,31 @@ TEXT_CONFIG = CLIPConfig(hidden_size=128, intermediate_size=512, num_hidden_laye
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the small model is trained; all of it is written beside the weights."""
+    """Training settings, saved in training.json beside the weights."""
 
     seed: int = 0
     vae_steps: int = 5000
     vae_batch: int = 4
-    vae_rate: float = 1e-3
-    kl_weight: float = 5e-4  # of the KL's mean per latent element, against a mean error per pixel
-    scenes: int = 12000  # pictures encoded once for the UNet, which sees each of them several times
+    vae_rate: float = 1e-3  # learning rate of the autoencoder
+    kl_weight: float = 5e-4  # of the KL divergence per latent element; the error is per pixel
+    scenes: int = 12000  # training images of the UNet, encoded once
     vocab_size: int = 700
     steps: int = 6000
     batch: int = 16
-    rate: float = 1e-3
-    empty_captions: float = 0.1  # share, so that classifier-free guidance works (arXiv 2207.12598)
+    rate: float = 1e-3  # learning rate of UNet and text encoder
+    empty_captions: float = 0.1  # dropout probability for classifier-free guidance (arXiv 2207.12598)
     ema: float = 0.999
     save_every: int = 250
     device: str = "cpu"
 
 
 class Trainer:
-    """Steps of AdamW with warm-up, cool-down, running averages and a checkpoint to resume from."""
+    """AdamW training loop with learning rate warmup and decay, EMA weights and a checkpoint."""
 
     def __init__(self, networks: nn.ModuleDict, rate: float, steps: int, config: TrainConfig, path: Path):
         self.networks = networks.to(config.device)
         for weight in networks.parameters():
-            if weight.dim() == 4:  # convolutions; Module.to does the same, but older torch has no type for it
+            if weight.dim() == 4:  # convolutions; older torch has no type for Module.to(memory_format=...)
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.networks).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
@@ -87,8 +87,8 @@ class Trainer:
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.done = state["done"]
-        except Exception as error:  # torch raises many kinds for a broken file
-            raise unusable(self.path, error) from error
+        except Exception as error:  # torch.load raises many exception types for a broken file
+            raise checkpoint_error(self.path, error) from error
 
     def save(self) -> None:
         state = {"networks": self.networks.state_dict(), "average": self.average.state_dict()}
@@ -98,9 +98,9 @@ class Trainer:
         part.replace(self.path)
 
     def run(self, loss_of: Callable[[int], Tensor], name: str) -> None:
-        """Trains to the last step and leaves the averages in the networks.
+        """Train to the last step, then load the EMA weights into the networks.
 
-        loss_of: step -> the loss of that step's batch, a function of the step's number alone.
+        loss_of: step -> loss of the batch of that step. Must depend on the step number alone.
         """
         bar = tqdm(
             range(self.done, self.steps), initial=self.done, total=self.steps, desc=name, mininterval=10
@@ -115,7 +115,7 @@ class Trainer:
             loss.backward()
             nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
             self.optimizer.step()
-            self.follow(min(self.config.ema, (step + 1) / (step + 10)))
+            self.update_average(min(self.config.ema, (step + 1) / (step + 10)))
             self.done = step + 1
             smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
             bar.set_postfix(loss=f"{smooth:.5f}", refresh=False)
@@ -125,15 +125,14 @@ class Trainer:
         self.networks.requires_grad_(False)
 
     @torch.no_grad()
-    def follow(self, decay: float) -> None:
-        """Moves the running averages a little towards the weights."""
+    def update_average(self, decay: float) -> None:
         for average, weight in zip(self.average.parameters(), self.networks.parameters(), strict=True):
             average.lerp_(weight, 1 - decay)
 
 
-def unusable(path: Path, error: Exception) -> ValueError:
+def checkpoint_error(path: Path, error: Exception) -> ValueError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return ValueError(f"{path} cannot be resumed from, delete it to have it made anew: {reason}")
+    return ValueError(f"cannot resume from {path}, delete it to create it again: {reason}")
 
 
 def autocast(config: TrainConfig) -> AbstractContextManager:
@@ -145,102 +144,89 @@ def generator(config: TrainConfig, stage: int, step: int) -> torch.Generator:
 
 
 def scenes(config: TrainConfig, start: int, count: int) -> Iterator:
-    """Scenes number start, start + 1, ... of the seed. `check` takes its own from numbers below zero."""
+    """Scenes start, start + 1, ... of this seed. Negative numbers are held out for evaluation."""
     return (random_scene(random.Random(f"{config.seed} {start + i}")) for i in range(count))
 
 
-def pictures(config: TrainConfig, start: int, count: int) -> Tensor:
-    """Their pictures, (count, 3, 128, 128) in -1..1."""
+def render_batch(config: TrainConfig, start: int, count: int) -> Tensor:
+    """Render the same scenes: (count, 3, 128, 128), -1 to 1."""
     rows = np.stack([np.asarray(render(scene)) for scene in scenes(config, start, count)])
     batch = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, H, W, C) -> (B, C, H, W)
     return batch.to(config.device).contiguous(memory_format=torch.channels_last)
 
 
 def train_vae(config: TrainConfig, work: Path) -> VAE:
-    """Trains the autoencoder, on new pictures at every step; returns its running average."""
+    """Train the autoencoder, on new images at every step, and return it with EMA weights."""
     torch.manual_seed(config.seed)
     vae, scale = VAE(VAE_CONFIG), VAE_CONFIG.scaling_factor
     trainer = Trainer(nn.ModuleDict({"vae": vae}), config.vae_rate, config.vae_steps, config, work / "vae.pt")
 
     def loss_of(step: int) -> Tensor:
-        batch = pictures(config, step * config.vae_batch, config.vae_batch)
-        mean, deviation = (x.float() / scale for x in vae.encode(batch))
+        batch = render_batch(config, step * config.vae_batch, config.vae_batch)
+        mean, std = (x.float() / scale for x in vae.encode(batch))
         noise = torch.randn(mean.shape, generator=generator(config, 1, step)).to(batch)
-        error = vae.decode((mean + deviation * noise) * scale).float() - batch
-        divergence = 0.5 * (mean**2 + deviation**2 - 1 - 2 * deviation.log()).mean()
+        error = vae.decode((mean + std * noise) * scale).float() - batch
+        divergence = 0.5 * (mean**2 + std**2 - 1 - 2 * std.log()).mean()
         return error.abs().mean() + error.square().mean() + config.kl_weight * divergence
 
     trainer.run(loss_of, "autoencoder")
-    normalise(vae, encode(vae, config, 0, 256)[0])
+    normalize_latents(vae, encode(vae, config, 0, 256)[0])
     return vae
 
 
 @torch.no_grad()
-def normalise(vae: VAE, means: Tensor) -> None:
-    """Gives every latent channel mean 0 and, scaled, deviation 1, and leaves the round trip as it is.
+def normalize_latents(vae: VAE, means: Tensor) -> None:
+    """Give every scaled latent channel mean 0 and std 1 without changing the reconstruction.
 
-    Both are affine maps per channel, so they fold into the 1x1 convolutions at the ends of the latent.
+    Both are affine per channel, so they fold into the 1x1 convolutions before and after the latent.
     means: (N, 4, H, W), scaled latents, on any device.
     """
     scale, means = vae.config.scaling_factor, means.to(vae.quant_conv.weight)
-    shift, spread = means.mean((0, 2, 3)) / scale, means.std((0, 2, 3))
-    entry, leave, count = vae.quant_conv, vae.post_quant_conv, len(shift)
-    assert entry.bias is not None and leave.bias is not None
-    leave.bias += (leave.weight[:, :, 0, 0] @ shift[:, None])[:, 0]
-    leave.weight *= spread[None, :, None, None]
-    entry.bias[:count] = (entry.bias[:count] - shift) / spread
-    entry.bias[count:] -= 2 * spread.log()  # the other half is the logarithm of the variance
-    entry.weight[:count] /= spread[:, None, None, None]
+    shift, std = means.mean((0, 2, 3)) / scale, means.std((0, 2, 3))
+    before, after, channels = vae.quant_conv, vae.post_quant_conv, len(shift)
+    assert before.bias is not None and after.bias is not None
+    after.bias += (after.weight[:, :, 0, 0] @ shift[:, None])[:, 0]
+    after.weight *= std[None, :, None, None]
+    before.bias[:channels] = (before.bias[:channels] - shift) / std
+    before.bias[channels:] -= 2 * std.log()  # the second half of the channels is the log variance
+    before.weight[:channels] /= std[:, None, None, None]
 
 
 @torch.no_grad()
 def encode(vae: VAE, config: TrainConfig, start: int, count: int) -> tuple[Tensor, Tensor]:
-    """Means and deviations of the scaled latents of `count` pictures, each (count, 4, 32, 32), on the CPU."""
+    """Mean and std of the scaled latents of `count` scenes, each (count, 4, 32, 32), on the CPU."""
     chunks = []
     for i in tqdm(range(0, count, 16), desc="encoding", mininterval=10, disable=count < 1000):
         with autocast(config):
-            mean, deviation = vae.encode(pictures(config, start + i, min(16, count - i)))
-        chunks.append((mean.float().cpu(), deviation.float().cpu()))
-    return torch.cat([mean for mean, _ in chunks]), torch.cat([deviation for _, deviation in chunks])
+            mean, std = vae.encode(render_batch(config, start + i, min(16, count - i)))
+        chunks.append((mean.float().cpu(), std.float().cpu()))
+    return torch.cat([mean for mean, _ in chunks]), torch.cat([std for _, std in chunks])
 
 
 def train_unet(
     config: TrainConfig, work: Path, vae: VAE, start: Model | None
 ) -> tuple[UNet, CLIPTextEncoder]:
-    """Trains UNet and text encoder to predict the noise in the latents of captioned scenes (DDPM eq. 14).
+    """Train UNet and text encoder to predict the noise in latents of captioned scenes (DDPM eq. 14).
 
-    L = w(t) || eps - eps_theta(z_t, t, text) ||_2^2,   w(t) ~ SNR(t)^(-1/2),   t = 1000 sqrt(u), u in 0..1
-
-    The weights, of mean 1, are those of arXiv 2310.08442: without them hardly anything of the loss comes from
-    the noisiest steps, which decide how many things there are and where. For the same reason timesteps are
-    drawn the more often the later they are. A batch's u are spread evenly from a random start, which has less
-    variance than drawing each (arXiv 2107.00630, appendix I.1).
+    L = w(t) || eps - eps_theta(z_t, t, text) ||_2^2
     """
     torch.manual_seed(config.seed + 1)
     captions = [caption(scene) for scene in scenes(config, 0, config.scenes)]
-    if start is None:
-        tokenizer = vocabulary.train(captions, config.vocab_size, work / "tokenizer")
-        text_config = replace(TEXT_CONFIG, vocab_size=tokenizer.eos + 1)
-        unet, text_encoder = UNet(UNET_CONFIG), CLIPTextEncoder(text_config)
-    else:
-        shutil.copytree(Path(start.source) / "tokenizer", work / "tokenizer", dirs_exist_ok=True)
-        tokenizer, unet, text_encoder = start.tokenizer, start.unet, start.text_encoder
+    tokenizer, unet, text_encoder = initial_networks(config, work, captions, start)
     networks = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).requires_grad_(True)
     trainer = Trainer(networks, config.rate, config.steps, config, work / "unet.pt")
     if trainer.done < config.steps:
-        means, deviations = latents(vae, config, work)
+        means, stds = cached_latents(vae, config, work)
     tokens, empty, schedule = tokenizer(captions), tokenizer(""), Schedule()
-    weights = (1 / schedule.alphas_cumprod - 1).sqrt()
-    weights /= weights.mean()
+    weights = loss_weights(schedule)
 
     def loss_of(step: int) -> Tensor:
-        draw = generator(config, 2, step)
-        chosen = torch.randint(len(means), (config.batch,), generator=draw)
-        dropped = torch.rand(config.batch, 1, generator=draw) < config.empty_captions
-        spread = (torch.rand(1, generator=draw) + torch.arange(config.batch)) / config.batch
-        timestep = (1000 * spread.sqrt()).long().clamp(max=999)
-        inner, noise = (torch.randn(config.batch, *means.shape[1:], generator=draw) for _ in range(2))
-        clean = means[chosen].float() + deviations[chosen].float() * inner
+        rng = generator(config, 2, step)
+        chosen = torch.randint(len(means), (config.batch,), generator=rng)
+        dropped = torch.rand(config.batch, 1, generator=rng) < config.empty_captions
+        timestep = sample_timesteps(config.batch, rng)
+        posterior, noise = (torch.randn(config.batch, *means.shape[1:], generator=rng) for _ in range(2))
+        clean = means[chosen].float() + stds[chosen].float() * posterior
         noisy = schedule.add_noise(clean, noise, timestep).to(config.device)
         text = text_encoder(torch.where(dropped, empty, tokens[chosen]).to(config.device))
         noisy = noisy.contiguous(memory_format=torch.channels_last)
@@ -252,8 +238,38 @@ def train_unet(
     return unet, text_encoder
 
 
-def latents(vae: VAE, config: TrainConfig, work: Path) -> tuple[Tensor, Tensor]:
-    """The latents that the UNet is trained on, in half precision; kept in a file, for a run that resumes."""
+def initial_networks(
+    config: TrainConfig, work: Path, captions: list[str], start: Model | None
+) -> tuple[Tokenizer, UNet, CLIPTextEncoder]:
+    """New networks with a vocabulary trained on the captions, or those of `start`."""
+    if start is None:
+        tokenizer = vocabulary.train(captions, config.vocab_size, work / "tokenizer")
+        text_config = replace(TEXT_CONFIG, vocab_size=tokenizer.eos + 1)
+        return tokenizer, UNet(UNET_CONFIG), CLIPTextEncoder(text_config)
+    shutil.copytree(Path(start.source) / "tokenizer", work / "tokenizer", dirs_exist_ok=True)
+    return start.tokenizer, start.unet, start.text_encoder
+
+
+def loss_weights(schedule: Schedule) -> Tensor:
+    """Weight of each timestep in the loss: w(t) ~ SNR(t)^(-1/2), with mean 1 (arXiv 2310.08442), (1000,).
+
+    Unweighted, the noisiest steps barely count, and they decide the number and position of objects.
+    """
+    weights = (1 / schedule.alphas_cumprod - 1).sqrt()
+    return weights / weights.mean()
+
+
+def sample_timesteps(batch: int, rng: torch.Generator) -> Tensor:
+    """Timesteps t = 1000 sqrt(u), which favors the noisiest ones: (batch,).
+
+    u is evenly spaced in 0 to 1 with a random offset, for less variance (arXiv 2107.00630, appendix I.1).
+    """
+    u = (torch.rand(1, generator=rng) + torch.arange(batch)) / batch
+    return (1000 * u.sqrt()).long().clamp(max=999)
+
+
+def cached_latents(vae: VAE, config: TrainConfig, work: Path) -> tuple[Tensor, Tensor]:
+    """Mean and std of the latents that the UNet is trained on, in half precision, cached in a file."""
     path = work / "latents.pt"
     if not path.exists():
         pair = tuple(part.half() for part in encode(vae, config, 0, config.scenes))
@@ -261,54 +277,54 @@ def latents(vae: VAE, config: TrainConfig, work: Path) -> tuple[Tensor, Tensor]:
         path.with_suffix(".part").replace(path)
     try:
         return torch.load(path, weights_only=True)
-    except Exception as error:  # as in Trainer.resume
-        raise unusable(path, error) from error
+    except Exception as error:  # see Trainer.resume
+        raise checkpoint_error(path, error) from error
 
 
-def claim(work: Path, wanted: dict) -> None:
-    """Notes the settings of the run in `work`; raises ValueError where it is one of others."""
-    settings = work / "config.json"
+def save_settings(work: Path, settings: dict) -> None:
+    """Write the settings to `work`. Raises ValueError if it holds a run with other settings."""
+    path = work / "config.json"
     try:
-        if settings.exists() and json.loads(settings.read_text()) != wanted:
-            raise ValueError(f"{work} holds a run with other settings: give another --work, or delete it")
+        if path.exists() and json.loads(path.read_text()) != settings:
+            raise ValueError(f"{work} holds a run with other settings: choose another --work or delete it")
     except json.JSONDecodeError as error:
-        message = f"{settings} is broken, delete it if it is of a run with these settings: {error}"
+        message = f"{path} is not valid JSON, delete it if the run used the same settings: {error}"
         raise ValueError(message) from error
-    settings.write_text(json.dumps(wanted, indent=1) + "\n")
+    path.write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def train(config: TrainConfig, out: Path, work: Path, start: str | None = None) -> None:
-    """Trains all of it, checkpoints in `work`, and writes the model's folder to `out`, whole or not.
+    """Train a model with checkpoints in `work` and write its folder to `out` once it is complete.
 
-    start: folder of a model to train on; its autoencoder is kept.
+    start: folder of a model to fine-tune. Its autoencoder is kept.
     """
     folder.must_be_free(out)
     began, model = time.time(), None if start is None else load_model(start, dtype=torch.float32)
     work.mkdir(parents=True, exist_ok=True)
-    wanted = {**asdict(config), "start": start}
-    del wanted["steps"], wanted["device"]  # a run may end sooner or later, and go on elsewhere
-    claim(work, wanted)
+    settings = {**asdict(config), "start": start}
+    del settings["steps"], settings["device"]  # a resumed run may change these
+    save_settings(work, settings)
     vae = train_vae(config, work) if model is None else model.vae.to(config.device)
     unet, text_encoder = train_unet(config, work, vae, model)
-    made = {
+    record = {
         "command": f"python -m {__spec__.name}",
-        **wanted,
+        **settings,
         "steps": config.steps,
         "device": config.device,
         "hours": (time.time() - began) / 3600,
     }
-    folder.write(out, unet, vae, text_encoder, work / "tokenizer", made)
+    folder.write(out, unet, vae, text_encoder, work / "tokenizer", record)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m minidrag.tiny.train", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("out", type=Path, help="folder that the model is written to")
+    parser.add_argument("out", type=Path, help="model folder to write")
     parser.add_argument(
-        "--work", type=Path, default=Path("runs/tiny"), help="checkpoints (default: %(default)s)"
+        "--work", type=Path, default=Path("runs/tiny"), help="folder for checkpoints (default: %(default)s)"
     )
-    parser.add_argument("--start", metavar="FOLDER", help="a model of this kind to train on")
+    parser.add_argument("--start", metavar="FOLDER", help="model to fine-tune")
     for name, value in asdict(TrainConfig()).items():
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=type(value), default=value, help="default: %(default)s")
@@ -320,7 +336,7 @@ def main() -> int:
         print(f"minidrag: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"minidrag: stopped; the same command goes on from the checkpoint in {work}", file=sys.stderr)
+        print(f"minidrag: stopped; run the same command to resume from {work}", file=sys.stderr)
         return 130
     return 0
 

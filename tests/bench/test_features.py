@@ -1,6 +1,7 @@
-"""The picture of the UNet's features: its components, its shared colours, and what the command refuses."""
+"""Visualization of the UNet's features: components, colors, layout and errors."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from minidrag.app import draw
+from minidrag.app.progress import Progress
 from minidrag.bench import features
 from minidrag.bench.__main__ import main
 from minidrag.config import EditConfig
-from minidrag.edit import encode
 from minidrag.method.ddim import invert
-from minidrag.weights.model import Model, load_model
+from minidrag.weights.model import Model, encode, load_model
 
 
 @pytest.fixture(scope="module")
@@ -29,23 +30,23 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
 
 
 def random_frames(*sizes: tuple[int, int], channels: int = 24) -> list[Tensor]:
-    """Features of one covariance with a mean, as a UNet's have them."""
+    """Features with a mean and correlated channels, like those of a UNet."""
     draw = torch.Generator().manual_seed(7)
     mix = torch.randn(channels, channels, generator=draw, dtype=torch.float64)
     frames = [torch.randn(channels, *size, generator=draw, dtype=torch.float64) for size in sizes]
     return [torch.einsum("dc,chw->dhw", mix, frame) + 3 for frame in frames]
 
 
-def save_picture(path: Path, size: tuple[int, int], seed: int = 0) -> str:
+def save_image(path: Path, size: tuple[int, int], seed: int = 0) -> str:
     small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path)
     return str(path)
 
 
-# Components and colours
+# Components and colors
 
 
-def test_components_are_those_of_numpy() -> None:
+def test_components_match_numpy() -> None:
     frames = random_frames((5, 7), (6, 4))
     mean, axes = features.components(frames)
     rows = np.concatenate([frame.numpy().reshape(24, -1).T for frame in frames])
@@ -56,58 +57,59 @@ def test_components_are_those_of_numpy() -> None:
     np.testing.assert_allclose(mean, rows.mean(axis=0), rtol=0, atol=1e-12)
     variances = np.sort(np.linalg.eigvalsh(np.cov(rows.T)))[::-1][:3]
     for frame in frames:
-        picture = features.project(frame, mean, axes)
+        projected = features.project(frame, mean, axes)
         by_hand = axes.numpy() @ (frame.numpy().reshape(24, -1) - mean.numpy()[:, None])
-        np.testing.assert_allclose(picture.numpy().reshape(3, -1), by_hand, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(projected.numpy().reshape(3, -1), by_hand, rtol=0, atol=1e-9)
     both = np.concatenate([features.project(f, mean, axes).numpy().reshape(3, -1) for f in frames], axis=1)
     np.testing.assert_allclose(both.var(axis=1, ddof=1), variances, rtol=1e-9)
 
 
-def test_the_sign_does_not_depend_on_chance() -> None:
+def test_signs_do_not_depend_on_the_order_of_positions() -> None:
     frames = random_frames((5, 7), (6, 4))
     mean, axes = features.components(frames)
-    turned = [frame.flip(2) for frame in reversed(frames)]  # the same rows in another order
-    torch.testing.assert_close(features.components(turned), (mean, axes), rtol=0, atol=1e-9)
+    reordered = [frame.flip(2) for frame in reversed(frames)]
+    torch.testing.assert_close(features.components(reordered), (mean, axes), rtol=0, atol=1e-9)
     assert (axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)) > 0).all()
 
 
-def test_colours_are_the_projections_over_their_joint_range() -> None:
+def test_colors_are_projections_scaled_to_their_joint_range() -> None:
     frames = random_frames((6, 9), (8, 5))
     mean, axes = features.components(frames)
     parts = [features.project(frame, mean, axes).numpy() for frame in frames]
     joint = np.concatenate([part.reshape(3, -1) for part in parts], axis=1)
     low, high = np.quantile(joint, [0.01, 0.99], axis=1)
-    for part, picture in zip(parts, features.colours(frames), strict=True):
+    for part, image in zip(parts, features.to_colors(frames), strict=True):
         levels = (part - low[:, None, None]) / (high - low)[:, None, None] * 255
         expected = levels.clip(0, 255).transpose(1, 2, 0)
-        assert np.asarray(picture).shape == expected.shape
-        assert np.abs(np.asarray(picture) - expected).max() <= 0.501
+        assert np.asarray(image).shape == expected.shape
+        assert np.abs(np.asarray(image) - expected).max() <= 0.501
 
 
-def test_equal_features_have_equal_colours_and_others_do_not() -> None:
+def test_equal_features_have_equal_colors_and_others_do_not() -> None:
     one, other = random_frames((6, 6), (6, 6))
-    same = features.colours([one, one])
+    same = features.to_colors([one, one])
     assert same[0].tobytes() == same[1].tobytes()
     other[:, :3] = one[:, :3]
-    first, second = (np.asarray(picture) for picture in features.colours([one, other]))
+    first, second = (np.asarray(image) for image in features.to_colors([one, other]))
     assert (first[:3] == second[:3]).all()
     assert (first[3:] != second[3:]).any(axis=-1).all()
 
 
-def test_frames_without_any_difference_are_drawn() -> None:
+def test_constant_features_have_one_color() -> None:
     flat = torch.ones(8, 4, 4, dtype=torch.float64)
-    assert len(set(np.asarray(features.colours([flat, flat])[0]).reshape(-1, 3).max(axis=1))) == 1
+    assert len(set(np.asarray(features.to_colors([flat, flat])[0]).reshape(-1, 3).max(axis=1))) == 1
 
 
-# Features of a picture
+# Features of an image
 
 
-def test_features_are_read_at_the_level_of_their_step(model: Model) -> None:
-    picture, _ = features.scene_frames("light", 3)[0]
+def test_features_are_taken_at_the_timestep_of_their_step(model: Model) -> None:
+    frame, _ = features.scene_frames("light", 3)[0]
     text, config = model.encode_text("a sun"), EditConfig()
-    found = features.inverted_features(model, picture.picture, text, [3, 1], features.tqdm(disable=True))
-    clean, _ = encode(model, picture.picture, config)
-    path = invert(model.unet, model.schedule, clean, text, 50, 3)
+    found = features.inverted_features(model, frame.image, text, [3, 1], Progress(show=False))
+    clean, _ = encode(model, frame.image, config)
+    inversion = invert(model.unet, model.schedule, clean, text, replace(config, inversion_steps=3))
+    path = [clean, *inversion]
     assert list(found) == [3, 1]
     for step, time in ((1, 1), (3, 41)):
         with torch.no_grad():
@@ -117,29 +119,29 @@ def test_features_are_read_at_the_level_of_their_step(model: Model) -> None:
         )
 
 
-def test_the_edited_step_is_that_of_the_edit(
+def test_timesteps_of_the_default_steps(
     model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The head says t = 681 for step 35 of 50, as in the paper."""
-    asked: dict[int, int] = {}
+    """Step 35 of 50 is t = 681, as in the paper."""
+    drawn: dict[int, int] = {}
 
     def draw_table(frames, maps, times) -> Image.Image:
-        asked.update(zip(maps, times, strict=True))
+        drawn.update(zip(maps, times, strict=True))
         return Image.new("RGB", (600, 600))
 
-    def fake(model: Model, picture: Image.Image, text: Tensor, steps: list[int], bar: object) -> dict:
+    def fake(model: Model, image: Image.Image, text: Tensor, steps: list[int], progress: object) -> dict:
         return {step: random_frames((4, 4)) * 4 for step in steps}
 
     monkeypatch.setattr(features, "draw_table", draw_table)
     monkeypatch.setattr(features, "inverted_features", fake)
     assert main(["features", "--out", str(tmp_path / "page.png")]) == 0
-    assert asked == {10: 181, 20: 381, 35: 681, 50: 981}
+    assert drawn == {10: 181, 20: 381, 35: 681, 50: 981}
 
 
-def test_the_default_scene_is_one_before_and_after_its_drag() -> None:
+def test_scene_frames_are_before_and_after_a_drag() -> None:
     (before, after), prompt = features.scene_frames("light", 3)
     assert before.label == "before" and after.label == "after" and "," in prompt
-    changed = np.asarray(before.picture) != np.asarray(after.picture)
+    changed = np.asarray(before.image) != np.asarray(after.image)
     assert 0 < changed.any(axis=-1).mean() < 0.5
     for frame in (before, after):
         shown = np.asarray(frame.shown)
@@ -150,35 +152,34 @@ def test_the_default_scene_is_one_before_and_after_its_drag() -> None:
 # The command
 
 
-def test_the_page_shows_each_pair_in_its_place(model: Model) -> None:
+def test_the_page_shows_each_pair_in_its_row_and_column(model: Model) -> None:
     frames, prompt = features.scene_frames("object", 18)
     page = features.features_page(model, frames, prompt, [2, 1], [4, 2])
     text = model.encode_text(prompt)
     found = [
-        features.inverted_features(model, frame.picture, text, [2, 1], features.tqdm(disable=True))
-        for frame in frames
+        features.inverted_features(model, frame.image, text, [2, 1], Progress(show=False)) for frame in frames
     ]
     pixels, cell = np.asarray(page), features.CELL
-    places: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    positions: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for step in (2, 1):
         for block in (4, 2):
-            for one in features.colours([frame[step][block - 1] for frame in found]):
-                wanted = np.asarray(one.resize((cell, cell), Image.Resampling.NEAREST))
-                rows, columns = np.nonzero((pixels == wanted[0, 0]).all(axis=-1))
-                spots = [
+            for image in features.to_colors([frame[step][block - 1] for frame in found]):
+                expected = np.asarray(image.resize((cell, cell), Image.Resampling.NEAREST))
+                rows, columns = np.nonzero((pixels == expected[0, 0]).all(axis=-1))
+                matches = [
                     (int(row), int(column))
                     for row, column in zip(rows, columns, strict=True)
-                    if (pixels[row : row + cell, column : column + cell] == wanted).all()
+                    if (pixels[row : row + cell, column : column + cell] == expected).all()
                 ]
-                assert len(spots) == 1
-                places.setdefault((step, block), []).extend(spots)
-    for (step, block), ((row, before), (same_row, after)) in places.items():
+                assert len(matches) == 1
+                positions.setdefault((step, block), []).extend(matches)
+    for (step, block), ((row, before), (same_row, after)) in positions.items():
         assert row == same_row and before + cell < after
-        assert row < places[step, 2][0][0] or block == 2  # in the order in which they were asked for
-        assert after < places[1, block][0][1] or step == 1
+        assert row < positions[step, 2][0][0] or block == 2  # in the order requested
+        assert after < positions[1, block][0][1] or step == 1
 
 
-def test_the_same_command_gives_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_is_deterministic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [tmp_path / "new" / name for name in ("one.png", "two.png")]
     for file in files:
         assert main(["features", "--steps", "2", "--out", str(file)]) == 0
@@ -190,17 +191,17 @@ def test_the_same_command_gives_the_same_bytes(tmp_path: Path, capsys: pytest.Ca
     assert other.read_bytes() != files[0].read_bytes()
 
 
-def test_pictures_of_odd_and_different_sizes(tmp_path: Path) -> None:
-    pictures = [save_picture(tmp_path / "a.png", (101, 67)), save_picture(tmp_path / "b.png", (70, 133), 1)]
+def test_images_of_odd_and_different_sizes(tmp_path: Path) -> None:
+    images = [save_image(tmp_path / "a.png", (101, 67)), save_image(tmp_path / "b.png", (70, 133), 1)]
     out = tmp_path / "page.png"
-    assert main(["features", "--steps", "1", "--blocks", "3", "--out", str(out), *pictures]) == 0
+    assert main(["features", "--steps", "1", "--blocks", "3", "--out", str(out), *images]) == 0
     with Image.open(out) as page:
         assert page.format == "PNG" and page.width > page.height
-    same = [pictures[0], pictures[0]]
+    same = [images[0], images[0]]
     assert main(["features", *same, "--steps", "1", "--blocks", "1", "--out", str(out)]) == 0
 
 
-def test_maps_keep_their_shape() -> None:
+def test_maps_keep_their_aspect_ratio() -> None:
     colors, shapes = ((0, 160, 0), (160, 0, 160)), ((12, 8), (8, 15))
     pair = [Image.new("RGB", shape, color) for shape, color in zip(shapes, colors, strict=True)]
     frames = [features.Frame("a", one.resize((10 * one.width, 10 * one.height)), one) for one in pair]
@@ -213,38 +214,38 @@ def test_maps_keep_their_shape() -> None:
 
 
 REFUSED = {
-    "one picture": (["{a}"], "two pictures"),
-    "three pictures": (["{a}", "{a}", "{a}"], "not 3"),
-    "no such picture": (["{a}", "{folder}/nowhere.png"], "nowhere.png"),
-    "not a picture": (["{a}", "{text}"], "no picture"),
-    "a long strip": (["{a}", "{strip}"], "strip"),
-    "step 0": (["--steps", "0"], "--steps 0"),
-    "step 51": (["--steps", "35", "51"], "--steps 51"),
-    "block 5": (["--blocks", "5"], "--blocks 5"),
-    "block 0": (["--blocks", "3", "0"], "--blocks 0"),
+    "one image": (["{a}"], "expected two images or none, got 1"),
+    "three images": (["{a}", "{a}", "{a}"], "got 3"),
+    "missing image": (["{a}", "{folder}/nowhere.png"], "nowhere.png"),
+    "not an image": (["{a}", "{text}"], "not an image"),
+    "long and thin": (["{a}", "{strip}"], "longer than 8 to 1"),
+    "step 0": (["--steps", "0"], "--steps must be 1 to 50, got 0"),
+    "step 51": (["--steps", "35", "51"], "--steps must be 1 to 50, got 51"),
+    "block 5": (["--blocks", "5"], "--blocks must be 1 to 4, got 5"),
+    "block 0": (["--blocks", "3", "0"], "--blocks must be 1 to 4, got 0"),
     "not a png": (["--out", "{folder}/page.jpg"], "page.jpg"),
     "a file as folder": (["--steps", "1", "--out", "{text}/page.png"], "text.txt"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_bad_input_is_told_in_a_sentence(
+def test_invalid_input_gives_a_one_line_error(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {"folder": str(tmp_path), "a": save_picture(tmp_path / "a.png", (80, 64))}
-    given["strip"] = save_picture(tmp_path / "strip.png", (700, 64))
-    (tmp_path / "text.txt").write_text("no picture")
-    given["text"] = str(tmp_path / "text.txt")
+    files = {"folder": str(tmp_path), "a": save_image(tmp_path / "a.png", (80, 64))}
+    files["strip"] = save_image(tmp_path / "strip.png", (700, 64))
+    (tmp_path / "text.txt").write_text("hello")
+    files["text"] = str(tmp_path / "text.txt")
     before = sorted(tmp_path.iterdir())
-    arguments, said = REFUSED[name]
+    arguments, expected = REFUSED[name]
     out = ["--out", str(tmp_path / "page.png")] if "--out" not in arguments else []
-    assert main(["features", *(word.format(**given) for word in arguments), *out]) == 2
+    assert main(["features", *(argument.format(**files) for argument in arguments), *out]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("minidrag: ") and said in message
+    assert message.startswith("minidrag: ") and expected in message
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_missing_model_is_told_in_a_sentence(
+def test_a_missing_model_gives_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.undo()
@@ -254,7 +255,7 @@ def test_a_missing_model_is_told_in_a_sentence(
     assert not out.exists()
 
 
-def test_defaults_can_be_drawn() -> None:
+def test_default_arguments() -> None:
     parser = argparse.ArgumentParser()
     features.add_arguments(parser)
     args = parser.parse_args([])

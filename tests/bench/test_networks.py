@@ -1,4 +1,4 @@
-"""The measurement of the networks beside the reference libraries: that both sides do the same work."""
+"""Comparison of the networks with the reference libraries: both sides must compute the same."""
 
 import sys
 
@@ -12,17 +12,17 @@ TINY = networks.Sizes((64, 64, 64, 64), (64, 64), text_channels=24, text_layers=
 
 
 @pytest.mark.parametrize("task", networks.TASKS, ids=lambda task: task.name)
-def test_both_sides_of_a_task_return_the_same(task: networks.Task) -> None:
+def test_both_sides_of_a_task_return_the_same_output(task: networks.Task) -> None:
     modules = {"reference": networks.build(task.network, "reference", TINY, "cpu", torch.float32)}
     modules["minidrag"] = networks.build(task.network, "minidrag", TINY, "cpu", torch.float32)
     networks.share_weights(modules["minidrag"], modules["reference"])
     inputs = networks.random_inputs(task, TINY, "cpu", torch.float32)
-    seconds, apart = networks.time_task(task, modules, inputs, runs=1)
-    assert apart < 1e-5
+    seconds, difference = networks.time_task(task, modules, inputs, runs=1)
+    assert difference < 1e-5
     assert set(seconds) == set(networks.SIDES) and min(seconds.values()) > 0
 
 
-def test_missing_reference_libraries_end_in_one_sentence(
+def test_missing_reference_libraries_give_a_one_line_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
@@ -32,7 +32,7 @@ def test_missing_reference_libraries_end_in_one_sentence(
 
 
 @pytest.mark.parametrize("arguments", [["--runs", "0"], ["--device", "cuda"]])
-def test_impossible_arguments_end_in_one_sentence(
+def test_invalid_arguments_give_a_one_line_error(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

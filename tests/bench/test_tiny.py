@@ -1,4 +1,4 @@
-"""What the check of the small model says, and when it is content; to measure needs the trained model."""
+"""Check of the small model: its measurements and exit status. Real values need the trained model."""
 
 import json
 import types
@@ -18,10 +18,10 @@ from minidrag.tiny.train import TrainConfig, scenes
 
 
 class Halves:
-    """An autoencoder that halves the contrast, for pictures and latents of one size."""
+    """Autoencoder that halves the contrast, with latents of the image's size."""
 
-    def encode(self, picture: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.cat([picture, picture[:, :1]], dim=1) / 2, torch.ones(())
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cat([image, image[:, :1]], dim=1) / 2, torch.ones(())
 
     def decode(self, latent: Tensor) -> Tensor:
         return latent[:, :3]
@@ -31,14 +31,14 @@ def model() -> Any:
     return types.SimpleNamespace(vae=Halves(), device=torch.device("cpu"), dtype=torch.float32)
 
 
-def test_no_scene_of_training_is_measured_on() -> None:
+def test_held_out_scenes_are_not_training_scenes() -> None:
     trained = list(scenes(TrainConfig(), 0, 300))
-    assert not set(check.unseen(50)) & set(trained)
-    assert check.unseen(3) == check.unseen(50)[:3] == list(scenes(TrainConfig(), -3, 3))[::-1]
+    assert not set(check.held_out(50)) & set(trained)
+    assert check.held_out(3) == check.held_out(50)[:3] == list(scenes(TrainConfig(), -3, 3))[::-1]
 
 
-def test_the_autoencoders_lines() -> None:
-    some = check.unseen(check.BATCH + 1)
+def test_autoencoder_measurements() -> None:
+    some = check.held_out(check.BATCH + 1)
     psnr, spread, ratio = check.check_vae(model(), some)
     pixels = np.stack([np.asarray(render(scene), float) for scene in some])
     halved = np.rint((pixels / 127.5 - 1) / 2 * 127.5 + 127.5)
@@ -48,19 +48,19 @@ def test_the_autoencoders_lines() -> None:
     assert ratio.met is True
 
 
-def test_captions_agree_with_the_truth_and_not_with_another_scene() -> None:
-    some = check.unseen(4)
-    pictures = [render(scene) for scene in some]
-    assert check.check_captions(some, pictures)[0].met is True
-    swapped = check.check_captions(some, pictures[::-1])[0]
+def test_captions_match_their_own_scene_only() -> None:
+    some = check.held_out(4)
+    images = [render(scene) for scene in some]
+    assert check.check_captions(some, images)[0].met is True
+    swapped = check.check_captions(some, images[::-1])[0]
     assert swapped.met is False and swapped.value == "0%"
 
 
-def test_the_sheet_shows_the_first_pictures() -> None:
-    pictures = [render(scene) for scene in check.unseen(7)]
-    page = np.asarray(check.sheet(pictures))
-    assert (page[4 : 4 + SIDE, 4 : 4 + SIDE] == np.asarray(pictures[0])).all()
-    assert (page[8 + SIDE : 8 + 2 * SIDE, 4 : 4 + SIDE] == np.asarray(pictures[6])).all()
+def test_the_sheet_shows_the_first_images() -> None:
+    images = [render(scene) for scene in check.held_out(7)]
+    page = np.asarray(check.sample_sheet(images))
+    assert (page[4 : 4 + SIDE, 4 : 4 + SIDE] == np.asarray(images[0])).all()
+    assert (page[8 + SIDE : 8 + 2 * SIDE, 4 : 4 + SIDE] == np.asarray(images[6])).all()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_sheet_shows_the_first_pictures() -> None:
         ([Line("a", "no diffusers", "<= 1", None)], 1),
     ],
 )
-def test_content_only_if_every_aim_is_met(
+def test_exit_status_is_zero_only_if_every_aim_is_met(
     lines: list[Line], status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "load_model", lambda source: None)
@@ -86,7 +86,7 @@ def test_all_lines_are_printed_and_written(
     for name in ("check_vae", "check_inversion", "check_captions"):
         monkeypatch.setattr(check, name, lambda *_, name=name: [Line(name, "1", "1", True)])
     monkeypatch.setattr(check, "check_parity", lambda *_: Line("parity", "none", "same"))
-    monkeypatch.setattr(check, "sampled", lambda *_: [render(scene) for scene in check.unseen(1)])
+    monkeypatch.setattr(check, "sample_images", lambda *_: [render(scene) for scene in check.held_out(1)])
     assert bench.main(["tiny", "--out", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     written = json.loads((tmp_path / "check.json").read_text())
@@ -100,6 +100,6 @@ def test_all_lines_are_printed_and_written(
     assert (tmp_path / "samples.png").is_file()
 
 
-def test_a_missing_model_is_told_in_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_missing_model_gives_a_one_line_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert bench.main(["tiny", str(tmp_path / "nowhere")]) == 2
     assert "does not exist" in capsys.readouterr().err

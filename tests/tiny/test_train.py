@@ -1,4 +1,4 @@
-"""The training of the small model: that it learns, resumes to the same numbers, and leaves a model behind."""
+"""Training of the small model: learning, resuming, and the model folder it writes."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from minidrag.tiny.scenes import caption
 from minidrag.tiny.train import TrainConfig, Trainer
 from minidrag.weights.model import Model, load_model
 
-SIDE = 32  # pixels of the pictures here; latents have 8 x 8
+SIDE = 32  # pixels of the images here; latents are 8x8
 FEW = TrainConfig(vae_steps=6, vae_batch=2, scenes=24, vocab_size=520, steps=6, batch=4, save_every=2)
 NAMES = ("vae_steps", "vae_batch", "scenes", "vocab_size", "steps", "batch", "save_every")
 WEIGHTS = {
@@ -35,21 +35,22 @@ WEIGHTS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
-    """Networks and pictures with which a step takes milliseconds."""
+    """Networks and images small enough for a step to take milliseconds."""
     drawn = train.render
-    sizes = {"layers_per_block": 1, "norm_num_groups": 4}
-    unet = replace(UNetConfig(**sizes), block_out_channels=(8, 8, 16, 16), heads=(1, 1, 2, 2))
+    vae = VAEConfig(block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4)
+    unet = UNetConfig(layers_per_block=1, norm_num_groups=4, cross_attention_dim=16)
+    unet = replace(unet, block_out_channels=(8, 8, 16, 16), heads=(1, 1, 2, 2))
     text = CLIPConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "VAE_CONFIG", VAEConfig((8, 8, 8), **sizes))
-        patch.setattr(train, "UNET_CONFIG", replace(unet, cross_attention_dim=16))
+        patch.setattr(train, "VAE_CONFIG", vae)
+        patch.setattr(train, "UNET_CONFIG", unet)
         patch.setattr(train, "TEXT_CONFIG", text)
         patch.setattr(train, "render", lambda scene: drawn(scene, SIDE))
         yield
 
 
 def run(*words: object, config: TrainConfig = FEW) -> int:
-    """The command, with the few steps of `config`; returns its exit status."""
+    """Run the command with the settings of `config` and return its exit status."""
     options = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in NAMES]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train", *map(str, words), *options])
@@ -58,7 +59,7 @@ def run(*words: object, config: TrainConfig = FEW) -> int:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A whole run: the folder that it wrote, and its checkpoints."""
+    """Model folder and checkpoint folder of an uninterrupted run."""
     place = tmp_path_factory.mktemp("trained")
     assert run(place / "model", "--work", place / "work") == 0
     return place / "model", place / "work"
@@ -69,7 +70,7 @@ def weights_of(model: Path) -> dict[str, bytes]:
 
 
 def assert_same(one: object, other: object) -> None:
-    """Bit by bit, whatever dictionaries and lists the tensors lie in."""
+    """Compare nested dictionaries and lists of tensors bit for bit."""
     assert type(one) is type(other)
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         assert torch.equal(one, other)
@@ -89,24 +90,24 @@ def assert_same(one: object, other: object) -> None:
 
 
 def round_trip(vae: VAE, config: TrainConfig) -> float:
-    """The mean error of the autoencoder on scenes that it was not trained on."""
-    batch = train.pictures(config, -32, 32)
+    """Mean absolute error of the autoencoder on held-out scenes."""
+    batch = train.render_batch(config, -32, 32)
     with torch.no_grad():
         return (vae.decode(vae.encode(batch)[0]) - batch).abs().mean().item()
 
 
-def test_a_few_steps_lower_the_autoencoders_error(tmp_path: Path) -> None:
+def test_a_few_steps_reduce_the_autoencoder_error(tmp_path: Path) -> None:
     config = replace(FEW, vae_steps=60, vae_batch=4, vae_rate=4e-2, save_every=60)
     before = round_trip(train.train_vae(replace(config, vae_steps=0), tmp_path), config)
     after = round_trip(train.train_vae(config, tmp_path), config)
-    assert after < 0.9 * before  # found: 0.54 to 0.78, for three seeds
+    assert after < 0.9 * before  # measured: 0.54 to 0.78 for three seeds
 
 
-def test_a_few_steps_lower_the_unets_loss(tmp_path: Path) -> None:
+def test_a_few_steps_reduce_the_unet_loss(tmp_path: Path) -> None:
     config = replace(FEW, steps=60, batch=8, rate=2e-2, save_every=60, scenes=64)
     torch.manual_seed(0)
     vae = VAE(train.VAE_CONFIG).requires_grad_(False)
-    train.normalise(vae, train.encode(vae, config, 0, 64)[0])
+    train.normalize_latents(vae, train.encode(vae, config, 0, 64)[0])
     clean, _ = train.encode(vae, config, -32, 32)
     draw, schedule = torch.Generator().manual_seed(1), Schedule()
     noise, timestep = torch.randn(clean.shape, generator=draw), torch.arange(15, 1000, 31)
@@ -117,91 +118,92 @@ def test_a_few_steps_lower_the_unets_loss(tmp_path: Path) -> None:
         with torch.no_grad():
             predicted = unet(schedule.add_noise(clean, noise, timestep), timestep, text).noise
         errors.append((predicted - noise).square().mean().item())
-    assert errors[1] < 0.85 * errors[0]  # found: 0.68 to 0.71, for three seeds
+    assert errors[1] < 0.85 * errors[0]  # measured: 0.68 to 0.71 for three seeds
 
 
-class Off(nn.Module):
-    """A UNet for latents of zeros: its noise is off by one everywhere, so its error is 1 at every level."""
+class UnitError(nn.Module):
+    """UNet for latents of zeros whose prediction is off by 1 everywhere, so its loss is 1 at every level."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
-        self.weight, self.asked = nn.Parameter(torch.zeros(())), []
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.timesteps: list[list[int]] = []
 
     def forward(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> tuple[Tensor]:
-        self.asked.append(timestep.tolist())
-        # Stable Diffusion's schedule, from its definition: even steps in the root of beta.
+        self.timesteps.append(timestep.tolist())
+        # Stable Diffusion's schedule by definition: linear in the square root of beta.
         betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
         deviation = torch.from_numpy(np.sqrt(1 - np.cumprod(1 - betas))).float()
         return (noisy / deviation[timestep][:, None, None, None] + 1,)
 
 
-def test_the_loss_counts_each_noise_level_by_its_weight(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SNR^(-1/2), SNR = alpha-bar / (1 - alpha-bar), mean 1 (arXiv 2310.08442), at evenly spread squares."""
+def test_loss_weights_and_timesteps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SNR^(-1/2), SNR = alpha-bar / (1 - alpha-bar), mean 1 (arXiv 2310.08442); t^2 evenly spaced."""
     losses: list[float] = []
 
     def record(trainer: Trainer, loss_of: Callable[[int], Tensor], name: str) -> None:
         losses.extend(loss_of(step).item() for step in range(8))
 
     empty = torch.zeros(8, 4, 8, 8), torch.zeros(8, 4, 8, 8)
-    monkeypatch.setattr(train, "UNet", Off)
-    monkeypatch.setattr(train, "latents", lambda *_: empty)
+    monkeypatch.setattr(train, "UNet", UnitError)
+    monkeypatch.setattr(train, "cached_latents", lambda *_: empty)
     monkeypatch.setattr(Trainer, "run", record)
     unet, _ = train.train_unet(FEW, tmp_path, VAE(train.VAE_CONFIG), None)
+    assert isinstance(unet, UnitError)
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     signal = np.cumprod(1 - betas)
     weights = (signal / (1 - signal)) ** -0.5
-    expected = [np.mean(weights[asked] / weights.mean()) for asked in unet.asked]
+    expected = [np.mean(weights[timesteps] / weights.mean()) for timesteps in unet.timesteps]
     assert max(expected) > 1.05 * min(expected) and len(losses) == 8
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
-    starts = []
-    for asked in unet.asked:
-        even = ((np.sort(asked) + 0.5) / 1000) ** 2 * FEW.batch - np.arange(FEW.batch)
-        assert len(even) == FEW.batch and np.ptp(even) <= 0.01 and -0.01 <= even.min() <= 1.01
-        starts.append(even.mean())
-    assert np.ptp(starts) > 0.2
+    offsets = []
+    for timesteps in unet.timesteps:
+        offset = ((np.sort(timesteps) + 0.5) / 1000) ** 2 * FEW.batch - np.arange(FEW.batch)
+        assert len(offset) == FEW.batch and np.ptp(offset) <= 0.01 and -0.01 <= offset.min() <= 1.01
+        offsets.append(offset.mean())
+    assert np.ptp(offsets) > 0.2
 
 
-def test_normalised_latents_and_the_same_round_trip() -> None:
+def test_normalized_latents_give_the_same_reconstruction() -> None:
     torch.manual_seed(3)
     vae, draw = VAE(train.VAE_CONFIG).double().requires_grad_(False), torch.Generator().manual_seed(4)
     with torch.no_grad():
         vae.quant_conv.weight[:4] *= torch.tensor([0.1, 1, 5, 30.0])[:, None, None, None]
+        assert vae.quant_conv.bias is not None
         vae.quant_conv.bias += torch.randn(8, generator=draw)
-    picture = torch.rand(6, 3, 32, 32, generator=draw).double() * 2 - 1
-    mean, deviation = vae.encode(picture)
+    image = torch.rand(6, 3, 32, 32, generator=draw).double() * 2 - 1
+    mean, std = vae.encode(image)
     noise = torch.randn(mean.shape, generator=draw).double()
-    before = vae.decode(mean), vae.decode(mean + deviation * noise)
+    before = vae.decode(mean), vae.decode(mean + std * noise)
     assert mean.std((0, 2, 3)).max() > 10 * mean.std((0, 2, 3)).min()
-    train.normalise(vae, mean)
-    mean, deviation = vae.encode(picture)
+    train.normalize_latents(vae, mean)
+    mean, std = vae.encode(image)
     assert mean.mean((0, 2, 3)).abs().max() < 1e-9
     assert (mean.std((0, 2, 3)) - 1).abs().max() < 1e-9
-    for one, other in zip(before, (vae.decode(mean), vae.decode(mean + deviation * noise)), strict=True):
+    for one, other in zip(before, (vae.decode(mean), vae.decode(mean + std * noise)), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
-# Stopping and going on
+# Stopping and resuming
 
 
 def stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
-    """Ctrl-C in the step after so many more."""
-    follow, left = Trainer.follow, [steps]
+    """Raise KeyboardInterrupt in the step after the next `steps`."""
+    update, remaining = Trainer.update_average, [steps]
 
     def counted(trainer: Trainer, decay: float) -> None:
-        left[0] -= 1
-        if left[0] < 0:
+        remaining[0] -= 1
+        if remaining[0] < 0:
             raise KeyboardInterrupt
-        follow(trainer, decay)
+        update(trainer, decay)
 
-    patch.setattr(Trainer, "follow", counted)
+    patch.setattr(Trainer, "update_average", counted)
 
 
-def test_a_stopped_run_goes_on_to_the_same_numbers(
+def test_a_resumed_run_gives_the_same_weights(
     trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped twice, between two checkpoints: in the autoencoder, and in the UNet."""
+    """Interrupted twice between checkpoints: while training the autoencoder, and the UNet."""
     out, work = tmp_path / "model", tmp_path / "work"
     for steps, file, done in ((3, "vae.pt", 2), (4 + 5, "unet.pt", 4)):
         with pytest.MonkeyPatch.context() as patch:
@@ -210,17 +212,17 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
         assert str(work) in capsys.readouterr().err and not out.exists()
         assert torch.load(work / file, weights_only=True)["done"] == done
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 2)  # all that is left
+        stop_after(patch, 2)  # the last two steps
         assert run(out, "--work", work) == 0
     for file in ("vae.pt", "unet.pt", "latents.pt"):
         assert_same(*(torch.load(place / file, weights_only=True) for place in (work, trained[1])))
     assert weights_of(out) == weights_of(trained[0])
 
 
-# What it leaves behind
+# Output
 
 
-def test_the_folder_loads_and_holds_the_averages(trained: tuple[Path, Path]) -> None:
+def test_the_folder_loads_and_holds_the_ema_weights(trained: tuple[Path, Path]) -> None:
     model, state = load_model(trained[0], device="cpu"), torch.load(trained[1] / "unet.pt", weights_only=True)
     assert (
         model.unet.config == replace(train.UNET_CONFIG, sample_size=32)
@@ -254,12 +256,12 @@ def test_diffusers_loads_the_folder(trained: tuple[Path, Path]) -> None:
         torch.testing.assert_close(pipe.text_encoder(tokens)[0], text, rtol=0, atol=1e-5)
         noise = pipe.unet(latent, 500, text).sample
         torch.testing.assert_close(noise, model.unet(latent, 500, text).noise, rtol=0, atol=1e-5)
-        picture = pipe.vae.decode(latent / pipe.vae.config.scaling_factor).sample
-        torch.testing.assert_close(picture, model.vae.decode(latent), rtol=0, atol=1e-5)
+        image = pipe.vae.decode(latent / pipe.vae.config.scaling_factor).sample
+        torch.testing.assert_close(image, model.vae.decode(latent), rtol=0, atol=1e-5)
     assert pipe.scheduler.config.steps_offset == 1 and pipe.scheduler.config.clip_sample is False
 
 
-def test_training_on_keeps_the_autoencoder_and_begins_with_the_given_unet(
+def test_fine_tuning_keeps_the_autoencoder_and_starts_from_the_given_unet(
     trained: tuple[Path, Path], tmp_path: Path
 ) -> None:
     start, before = trained[0], weights_of(trained[0])
@@ -278,10 +280,10 @@ def test_training_on_keeps_the_autoencoder_and_begins_with_the_given_unet(
     assert weights_of(start) == before
 
 
-def test_an_older_model_is_replaced_but_nothing_else(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_only_a_model_folder_is_overwritten(trained: tuple[Path, Path], tmp_path: Path) -> None:
     model, out = load_model(trained[0], device="cpu"), tmp_path / "model"
     shutil.copytree(trained[0], out)
-    (out / "old.txt").write_text("of an earlier run")
+    (out / "old.txt").write_text("from an earlier run")
     write(model, out, trained[1])
     assert not (out / "old.txt").exists() and weights_of(out) == weights_of(trained[0])
     other = tmp_path / "letters"
@@ -296,11 +298,11 @@ def write(model: Model, out: Path, work: Path) -> None:
     folder.write(out, model.unet, model.vae, model.text_encoder, work / "tokenizer", {})
 
 
-# What it refuses
+# Errors
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object, config: TrainConfig = FEW) -> str:
-    """The one sentence that the command ends with."""
+    """Run a command that must fail and return its error message."""
     capsys.readouterr()
     assert run(*words, config=config) == 2
     message = capsys.readouterr().err
@@ -310,13 +312,13 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object, config: TrainCon
 
 @pytest.mark.parametrize("kept", [0, 100, 0.5])
 @pytest.mark.parametrize("name", ["vae.pt", "unet.pt", "latents.pt", "config.json"])
-def test_a_broken_checkpoint_is_named(
+def test_the_error_names_a_broken_checkpoint(
     name: str, kept: float, trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work, out = tmp_path / "work", tmp_path / "model"
     shutil.copytree(trained[1], work)
     if name == "latents.pt":
-        (work / "unet.pt").unlink()  # or else nobody would read them
+        (work / "unet.pt").unlink()  # otherwise nothing reads the latents
     whole = (work / name).read_bytes()
     (work / name).write_bytes(whole[: int(kept * len(whole)) if kept < 1 else int(kept)])
     message = refused(capsys, out, "--work", work)
@@ -324,7 +326,7 @@ def test_a_broken_checkpoint_is_named(
     assert not out.exists()
 
 
-def test_a_checkpoint_of_other_networks_is_named(
+def test_the_error_names_a_checkpoint_of_other_networks(
     trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     work = tmp_path / "work"
@@ -333,7 +335,7 @@ def test_a_checkpoint_of_other_networks_is_named(
     assert str(work / "vae.pt") in refused(capsys, tmp_path / "model", "--work", work)
 
 
-def test_missing_checkpoints_are_made_again(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_missing_checkpoints_are_created_again(trained: tuple[Path, Path], tmp_path: Path) -> None:
     work, out = tmp_path / "work", tmp_path / "model"
     shutil.copytree(trained[1], work)
     for name in ("unet.pt", "latents.pt"):
@@ -342,7 +344,7 @@ def test_missing_checkpoints_are_made_again(trained: tuple[Path, Path], tmp_path
     assert weights_of(out) == weights_of(trained[0])
 
 
-def test_a_run_with_other_settings_is_left_alone(
+def test_a_run_with_other_settings_is_not_touched(
     trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained[1].iterdir()}
@@ -357,18 +359,18 @@ def test_a_missing_start_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_something_else_is_not_written_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """That is told before any training."""
+def test_other_folders_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error comes before any training."""
     (tmp_path / "letter.txt").write_text("dear reader")
     message = refused(capsys, tmp_path, "--work", tmp_path / "work")
     assert str(tmp_path) in message
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_it_trains_the_same_on_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "autocast", lambda config: nullcontext())  # this device has none
+def test_training_on_another_device_gives_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "autocast", lambda config: nullcontext())  # this device has no autocast
     monkeypatch.setattr(Trainer, "save", lambda trainer: None)
     train.train(FEW, tmp_path / "here", tmp_path / "work")
     with elsewhere() as device:
