@@ -78,7 +78,7 @@ class Edit:
 
     @property
     def paths(self) -> list[list[Pixel]]:
-        """Where each handle was before the first update and after each."""
+        """Path of each handle: before the first update and after each."""
         moments = [to_pixels(step.handles, self.image.size, self.task.grid) for step in self.steps]
         return [list(path) for path in zip(*moments, strict=True)]
 
@@ -94,7 +94,7 @@ class Edit:
 
     @property
     def arrived(self) -> bool:
-        """Whether every handle came within the tolerance of its target."""
+        """True if every handle came within the tolerance of its target."""
         pairs = zip(self.steps[-1].handles, self.task.targets, strict=True)
         return all(arrived(handle, target, self.config.tolerance) for handle, target in pairs)
 

@@ -1,8 +1,11 @@
-"""Measured differences: every parity test enters its maximum in a table that ends the run's report."""
+"""Fixtures of several test files, and a table of every parity test's maximum at the end of the report."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw
+from support.command import FAST, demo, raising, write_untrained
 from support.references import difference
 from torch import Tensor
 
@@ -28,6 +31,39 @@ def compare() -> Callable[..., None]:
 def record_slip() -> Callable[[str, float], None]:
     """record_slip(name, found) enters in a second table what a slip made on purpose did to the outputs."""
     return SLIPS.__setitem__
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small untrained model."""
+    return write_untrained(tmp_path_factory.mktemp("untrained"))
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with an image and a mask; no network; the LoRA cache lies beside it."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("MINIDRAG_CACHE", str(tmp_path / "cache"))
+    refuse = raising(AssertionError("asked the hub"))
+    monkeypatch.setattr("minidrag.weights.hub.snapshot_download", refuse)
+    image, mask = Image.new("RGB", (96, 80), (40, 120, 200)), Image.new("L", (96, 80))
+    ImageDraw.Draw(image).ellipse((20, 30, 44, 54), (220, 60, 40))
+    ImageDraw.Draw(mask).rectangle((10, 20, 80, 66), 255)
+    image.save("photo.png")
+    mask.save("mask.png")
+    return work
+
+
+@pytest.fixture
+def start(untrained: Path, workdir: Path) -> Callable[..., int]:
+    """start(option, ...) runs demo.py in `workdir` with the untrained model and few steps."""
+
+    def start(*options: str | Path) -> int:
+        return demo.main([*FAST, "--model", str(untrained), *map(str, options)])
+
+    return start
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,7 +1,7 @@
-"""On a device that is not the CPU: nothing is mixed up, and what comes out is what the CPU alone gives."""
+"""Edits on a device other than the CPU: no tensor is misplaced, and the results are those of the CPU."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,23 +11,25 @@ import pytest
 import torch
 from PIL import Image
 from support import checkpoints
+from support.command import FAST, demo
 from support.elsewhere import Distant, elsewhere
-from test_demo import FAST, demo
 from torch import nn
 
 from minidrag import edit
-from minidrag.bench.metrics import distances, picture_features
+from minidrag.bench.metrics import distances, image_features
 from minidrag.config import EditConfig
-from minidrag.edit import drag_edit
-from minidrag.method import lora
-from minidrag.method.drag import Drag, optimise
+from minidrag.edit import drag_edit, train_lora
+from minidrag.method.drag import Step
+from minidrag.method.dragdiffusion import dragdiffusion
+from minidrag.method.lora import lora_attached, lora_layers
+from minidrag.points import Pixel
 from minidrag.tiny.scenes import random_scene, render
 from minidrag.weights.model import Model, load_model
 
 QUICK = EditConfig(steps=4, inversion_steps=3, drag_steps=2, lora_rank=2, lora_steps=2, lora_batch=2, size=64)
-PAIR: dict[str, Any] = {"handles": [(40, 50)], "targets": [(90, 30)], "prompt": "a ball"}
-PICTURE = render(random_scene(random.Random(5)))
-LEVELS = 3  # of 255; measured 1: off the CPU torch adds in another order
+PAIR: dict[str, Any] = {"handles": [Pixel(40, 50)], "targets": [Pixel(90, 30)], "prompt": "a ball"}
+IMAGE = render(random_scene(random.Random(5)))
+TOLERANCE = 3  # levels of 255; measured: 1, as torch adds in another order off the CPU
 MASK = torch.zeros(128, 128)
 MASK[10:110, 10:110] = 1
 
@@ -39,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def load(folder: Path) -> Callable[..., Model]:
-    """load(device, dtype) gives the small model there."""
+    """load(device, dtype) returns the small model on a device."""
 
     def load(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
         model = load_model(folder, device="cpu", dtype=dtype)
@@ -50,8 +52,8 @@ def load(folder: Path) -> Callable[..., Model]:
     return load
 
 
-def apart(one: Image.Image, other: Image.Image) -> int:
-    """The largest difference of two pictures' levels, of 255."""
+def max_difference(one: Image.Image, other: Image.Image) -> int:
+    """Largest difference between two images, in levels of 255."""
     return int(np.abs(np.asarray(one, int) - np.asarray(other, int)).max())
 
 
@@ -73,16 +75,18 @@ def test_the_device_refuses_what_a_gpu_refuses() -> None:
 
 @pytest.mark.parametrize(("masked", "checkpointing"), [(True, False), (False, True)])
 def test_an_edit_is_the_same_there(load: Callable[..., Model], masked: bool, checkpointing: bool) -> None:
-    told: dict[str, Any] = {**PAIR, "mask": MASK if masked else None}
+    options: dict[str, Any] = {**PAIR, "mask": MASK if masked else None}
     config = replace(QUICK, checkpointing=checkpointing)
-    expected = drag_edit(load(), PICTURE, config=config, **told)
+    expected = drag_edit(load(), IMAGE, config=config, **options)
     with elsewhere() as device:
         model = load(device)
-        found = drag_edit(model, PICTURE, config=config, **told)
-        assert isinstance(found.dragged, Distant) and is_distant(model.unet)
+        found = drag_edit(model, IMAGE, config=config, **options)
+        latents = [*found.path, *(x for step in found.steps for x in (step.latent, step.predicted))]
+        assert len(latents) == 4 + 2 * 3 and all(isinstance(latent, Distant) for latent in latents)
+        assert is_distant(model.unet) and isinstance(found.task.mask, Distant) == masked
     assert (found.paths, found.losses) == (expected.paths, pytest.approx(expected.losses, rel=1e-4))
-    for name in ("raw", "picture", "reconstruction"):
-        assert apart(getattr(found, name), getattr(expected, name)) <= LEVELS
+    for name in ("raw", "image", "reconstruction"):
+        assert max_difference(getattr(found, name), getattr(expected, name)) <= TOLERANCE
 
 
 def test_only_the_unet_is_there_during_the_drag(
@@ -90,62 +94,64 @@ def test_only_the_unet_is_there_during_the_drag(
 ) -> None:
     places: list[list[bool]] = []
 
-    def noting(*given: Any) -> Drag:
-        places.append([is_distant(network) for network in (model.unet, model.vae, model.text_encoder)])
-        return optimise(*given)
+    def watched(*arguments: Any) -> Iterator[Step]:
+        for step in dragdiffusion(*arguments):
+            places.append([is_distant(network) for network in (model.unet, model.vae, model.text_encoder)])
+            yield step
 
-    monkeypatch.setattr(edit, "optimise", noting)
+    monkeypatch.setattr(edit, "dragdiffusion", watched)
     with elsewhere() as device:
         model = load(device)
-        drag_edit(model, PICTURE, config=QUICK, **PAIR)
+        drag_edit(model, IMAGE, config=QUICK, **PAIR)
         assert all(is_distant(network) for network in (model.unet, model.vae, model.text_encoder))
-    assert places == [[True, False, False]]
+    assert places == [[True, False, False]] * 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_a_models_precision(load: Callable[..., Model], dtype: torch.dtype) -> None:
+def test_half_precision(load: Callable[..., Model], dtype: torch.dtype) -> None:
     with elsewhere() as device:
-        made = drag_edit(load(device, dtype), PICTURE, mask=MASK, config=QUICK, **PAIR)
-        assert made.dragged.dtype == torch.float32 and len(made.losses) == 2
+        made = drag_edit(load(device, dtype), IMAGE, mask=MASK, config=QUICK, **PAIR)
+        assert made.steps[-1].latent.dtype == torch.float32 and len(made.losses) == 2
         trained = [factors.up for path, factors in made.lora.unet.items() if path.startswith("up_blocks.3")]
-        assert all(up.dtype == torch.float32 and up.any() for up in trained)
+        assert all(up.dtype == torch.float32 and up.any() for up in trained) and trained
 
 
-def test_a_lora_that_is_merged_there(load: Callable[..., Model]) -> None:
+def test_a_lora_is_attached_there(load: Callable[..., Model]) -> None:
     with elsewhere() as device:
         model = load(device)
-        trained = edit.fit_lora(model, PICTURE, config=QUICK)
-        lora.attach(model.unet, trained, model.text_encoder)
-        lora.merge(model.unet)
-        assert is_distant(model.unet)
+        trained = train_lora(model, IMAGE, config=QUICK)
+        assert not any(isinstance(x, Distant) for factors in trained.unet.values() for x in factors[:2])
+        with lora_attached(model.unet, model.text_encoder, trained):
+            assert lora_layers(model.unet).keys() == trained.unet.keys() and is_distant(model.unet)
+        assert not lora_layers(model.unet) and is_distant(model.unet)
 
 
 def test_the_command_runs_there(
     load: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MINIDRAG_CACHE", str(tmp_path / "cache"))
-    PICTURE.save(tmp_path / "photo.png")
-    told = [*FAST, str(tmp_path / "photo.png"), "--drag", "40,50:90,30"]
-    monkeypatch.setattr(demo, "load_model", lambda *asked, **options: load())
-    assert demo.main([*told, "--out", str(tmp_path / "here")]) == 0
+    IMAGE.save(tmp_path / "photo.png")
+    options = [*FAST, str(tmp_path / "photo.png"), "--drag", "40,50:90,30"]
+    monkeypatch.setattr(demo, "load_model", lambda *arguments, **options: load())
+    assert demo.main([*options, "--out", str(tmp_path / "here")]) == 0
     monkeypatch.setenv("MINIDRAG_CACHE", str(tmp_path / "another"))
     with elsewhere() as device:
-        monkeypatch.setattr(demo, "load_model", lambda *asked, **options: load(device))
-        assert demo.main([*told, "--out", str(tmp_path / "there")]) == 0
-        assert demo.main([*told, "--out", str(tmp_path / "again")]) == 0, "with the LoRA that was kept"
+        monkeypatch.setattr(demo, "load_model", lambda *arguments, **options: load(device))
+        assert demo.main([*options, "--out", str(tmp_path / "there")]) == 0
+        assert demo.main([*options, "--out", str(tmp_path / "again")]) == 0, "with the cached LoRA"
     for name in ("edited.png", "comparison.png"):
         here, there, again = (Image.open(tmp_path / out / name) for out in ("here", "there", "again"))
-        # With two threads two runs were seen 1 or 2 levels apart, on the plain CPU too; with one never.
-        assert apart(there, here) <= LEVELS and apart(again, there) <= LEVELS
-    kept, used = ((tmp_path / out / "lora.safetensors").read_bytes() for out in ("there", "again"))
-    assert kept == used
+        # With two threads, two runs can differ by 1 or 2 levels, on the plain CPU too; with one they do not.
+        assert max_difference(there, here) <= TOLERANCE and max_difference(again, there) <= TOLERANCE
+    first, second = ((tmp_path / out / "lora.safetensors").read_bytes() for out in ("there", "again"))
+    assert first == second
 
 
 def test_distances_are_measured_there(load: Callable[..., Model]) -> None:
     def measured(model: Model) -> list[float]:
-        pictures = PICTURE, PICTURE.rotate(90)
-        before, after = (picture_features(model, shown, "a ball", size=64) for shown in pictures)
-        return distances(before, after, PAIR["handles"], PAIR["targets"], PICTURE.size)
+        images = IMAGE, IMAGE.rotate(90)
+        before, after = (image_features(model, image, "a ball", size=64) for image in images)
+        return distances(before, after, PAIR["handles"], PAIR["targets"], IMAGE.size)
 
     expected = measured(load())
     with elsewhere() as device:

@@ -1,9 +1,10 @@
-"""Pictures of every mode and kinds of damage in; points and masks to the grid; drawings and whole files."""
+"""Reading images and masks of every mode, damaged files, tensors, sizes, and atomic writes."""
 
 import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,11 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from minidrag.images import (
+    load_image,
     load_mask,
-    load_picture,
-    mask_to_grid,
+    paste,
     resize,
-    to_grid,
-    to_picture,
-    to_pixels,
+    to_image,
     to_tensor,
     working_size,
     write_whole,
@@ -27,24 +26,24 @@ from minidrag.images import (
 WIDTH, HEIGHT = 100, 72
 
 
-def colors() -> Image.Image:
-    """A smooth picture without any symmetry."""
+def color_image() -> Image.Image:
+    """A smooth image without any symmetry."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     pixels = np.stack([2 * x + 20, 3 * y + 10, 200 - x - y // 2], axis=-1)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def grey() -> Image.Image:
-    return colors().convert("L")
+def gray_image() -> Image.Image:
+    return color_image().convert("L")
 
 
-def far(picture: Image.Image, other: Image.Image) -> int:
-    """The largest difference of two RGB pictures of one size."""
-    assert picture.mode == other.mode == "RGB" and picture.size == other.size
-    return int(np.abs(np.asarray(picture).astype(int) - np.asarray(other).astype(int)).max())
+def max_difference(one: Image.Image, other: Image.Image) -> int:
+    """Largest difference between two RGB images of the same size, in levels of 255."""
+    assert one.mode == other.mode == "RGB" and one.size == other.size
+    return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
 
 
-# Colour pictures.
+# Images
 
 
 @pytest.mark.parametrize(
@@ -63,57 +62,57 @@ def far(picture: Image.Image, other: Image.Image) -> int:
         ("P", "gif", 45),
     ],
 )
-def test_colour_modes(tmp_path: Path, mode: str, suffix: str, tolerance: int) -> None:
-    path = tmp_path / f"picture.{suffix}"
-    options = {"quality": 95} if suffix in ("jpg", "webp") else {}
-    image = colors().quantize(256) if mode == "P" else colors().convert(mode)
+def test_color_modes(tmp_path: Path, mode: str, suffix: str, tolerance: int) -> None:
+    path = tmp_path / f"image.{suffix}"
+    options: dict[str, Any] = {"quality": 95} if suffix in ("jpg", "webp") else {}
+    image = color_image().quantize(256) if mode == "P" else color_image().convert(mode)
     image.save(path, **options)
     with Image.open(path) as stored:
         assert stored.mode == mode or mode == "YCbCr"
-    assert far(load_picture(path), colors()) <= tolerance
+    assert max_difference(load_image(path), color_image()) <= tolerance
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("L", "png"), ("L", "jpg"), ("LA", "png"), ("P", "png")])
-def test_grey_modes(tmp_path: Path, mode: str, suffix: str) -> None:
-    path = tmp_path / f"picture.{suffix}"
-    grey().convert(mode).save(path)
-    assert far(load_picture(path), grey().convert("RGB")) <= (4 if suffix == "jpg" else 0)
+def test_gray_modes(tmp_path: Path, mode: str, suffix: str) -> None:
+    path = tmp_path / f"image.{suffix}"
+    gray_image().convert(mode).save(path)
+    expected = gray_image().convert("RGB")
+    assert max_difference(load_image(path), expected) <= (4 if suffix == "jpg" else 0)
 
 
 def test_black_and_white(tmp_path: Path) -> None:
-    grey().convert("1").save(tmp_path / "picture.png")
-    assert far(load_picture(tmp_path / "picture.png"), grey().convert("1").convert("RGB")) == 0
+    gray_image().convert("1").save(tmp_path / "image.png")
+    assert max_difference(load_image(tmp_path / "image.png"), gray_image().convert("1").convert("RGB")) == 0
 
 
-@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "big endian.tif", "32 bits.tif", "grey.pgm"])
-def test_sixteen_bits_are_scaled_and_not_cut(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["gray.png", "gray.tif", "big endian.tif", "32 bits.tif", "gray.pgm"])
+def test_16_bit_images_are_scaled_not_clipped(tmp_path: Path, name: str) -> None:
     levels = np.linspace(0, 65535, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH)
-    kinds = {"big endian.tif": ">u2", "32 bits.tif": "<i4"}
-    Image.fromarray(levels.astype(kinds.get(name, "<u2"))).save(tmp_path / name)
-    got = np.asarray(load_picture(tmp_path / name))
-    assert (got[0, 0].tolist(), got[-1, -1].tolist()) == ([0, 0, 0], [255, 255, 255])
-    assert np.array_equal(got[..., 0], np.rint(levels.astype(np.uint16) / 257))
+    dtypes = {"big endian.tif": ">u2", "32 bits.tif": "<i4"}
+    Image.fromarray(levels.astype(dtypes.get(name, "<u2"))).save(tmp_path / name)
+    pixels = np.asarray(load_image(tmp_path / name))
+    assert (pixels[0, 0].tolist(), pixels[-1, -1].tolist()) == ([0, 0, 0], [255, 255, 255])
+    assert np.array_equal(pixels[..., 0], np.rint(levels.astype(np.uint16) / 257))
 
 
-@pytest.mark.parametrize(("kind", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
-def test_sixteen_bit_png_of_every_kind(tmp_path: Path, kind: int, channels: int) -> None:
-    """Grey, colour, and both with alpha, written here as Pillow writes 16 bits in grey only."""
+@pytest.mark.parametrize(("color_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_16_bit_png_of_every_color_type(tmp_path: Path, color_type: int, channels: int) -> None:
+    """Gray, color, and both with alpha; written by hand because Pillow writes 16-bit gray only."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        )
+        checksum = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
 
     levels = np.linspace(0, 65535, HEIGHT * WIDTH * channels).reshape(HEIGHT, WIDTH, channels).astype(">u2")
     if channels in (2, 4):
         levels[..., -1] = 65535
     rows = b"".join(b"\0" + row.tobytes() for row in levels)
-    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, kind, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, color_type, 0, 0, 0)
     content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
-    got = np.asarray(load_picture(tmp_path / "picture.png")).astype(float)
-    want = levels[..., : 3 if channels > 2 else 1] / 257
-    assert got.shape == (HEIGHT, WIDTH, 3) and np.abs(got - want).max() <= 1
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    pixels = np.asarray(load_image(tmp_path / "image.png")).astype(float)
+    expected = levels[..., : 3 if channels > 2 else 1] / 257
+    assert pixels.shape == (HEIGHT, WIDTH, 3) and np.abs(pixels - expected).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -121,18 +120,18 @@ def test_sixteen_bit_png_of_every_kind(tmp_path: Path, kind: int, channels: int)
     [(mode, "png") for mode in ("I;16", "L", "1", "P", "LA", "RGBA")]
     + [(mode, "tif") for mode in ("I;16", "L", "CMYK", "RGBA")],
 )
-def test_every_mode_is_turned_upright(tmp_path: Path, mode: str, suffix: str) -> None:
+def test_every_mode_is_rotated_upright(tmp_path: Path, mode: str, suffix: str) -> None:
     image = Image.new("RGB", (WIDTH, HEIGHT), (255, 255, 255))
     image.paste((0, 0, 0), (0, 0, 30, 20))
     if mode == "I;16":
         image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
-    path = tmp_path / f"picture.{suffix}"
+    path = tmp_path / f"image.{suffix}"
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
+    exif[0x0112] = 6  # rotate clockwise to display
     (image if mode == "I;16" else image.convert(mode)).save(path, exif=exif)
-    got = load_picture(path)
-    assert got.size == (HEIGHT, WIDTH)
-    dark = np.argwhere(np.asarray(got)[..., 0] < 128)
+    loaded = load_image(path)
+    assert loaded.size == (HEIGHT, WIDTH)
+    dark = np.argwhere(np.asarray(loaded)[..., 0] < 128)
     assert dark.min(axis=0).tolist() == [0, HEIGHT - 20] and dark.max(axis=0).tolist() == [29, HEIGHT - 1]
 
 
@@ -140,13 +139,13 @@ def test_transparency_becomes_white(tmp_path: Path) -> None:
     alpha = Image.new("L", (WIDTH, HEIGHT), 255)
     alpha.paste(0, (0, 0, 50, HEIGHT))
     alpha.paste(128, (50, 0, 60, HEIGHT))
-    image = colors()
+    image = color_image()
     image.putalpha(alpha)
-    image.save(tmp_path / "picture.png")
-    got, plain = np.asarray(load_picture(tmp_path / "picture.png")), np.asarray(colors()).astype(int)
-    assert (got[:, :50] == 255).all()
-    assert np.abs(got[:, 50:60] - (plain[:, 50:60] * 128 + 255 * 127) / 255).max() <= 1
-    assert np.array_equal(got[:, 60:], plain[:, 60:])
+    image.save(tmp_path / "image.png")
+    loaded, opaque = np.asarray(load_image(tmp_path / "image.png")), np.asarray(color_image()).astype(int)
+    assert (loaded[:, :50] == 255).all()
+    assert np.abs(loaded[:, 50:60] - (opaque[:, 50:60] * 128 + 255 * 127) / 255).max() <= 1
+    assert np.array_equal(loaded[:, 60:], opaque[:, 60:])
 
 
 @pytest.mark.parametrize("suffix", ["png", "gif"])
@@ -154,33 +153,33 @@ def test_transparent_palette_entry_becomes_white(tmp_path: Path, suffix: str) ->
     image = Image.new("P", (WIDTH, HEIGHT), 1)
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.paste(0, (0, 0, 10, 10))
-    image.save(tmp_path / f"picture.{suffix}", transparency=0)
-    got = load_picture(tmp_path / f"picture.{suffix}")
-    assert got.getpixel((5, 5)) == (255, 255, 255) and got.getpixel((50, 50)) == (0, 0, 255)
+    image.save(tmp_path / f"image.{suffix}", transparency=0)
+    loaded = load_image(tmp_path / f"image.{suffix}")
+    assert loaded.getpixel((5, 5)) == (255, 255, 255) and loaded.getpixel((50, 50)) == (0, 0, 255)
 
 
-def test_transparent_colour_becomes_white(tmp_path: Path) -> None:
+def test_transparent_color_becomes_white(tmp_path: Path) -> None:
     image = Image.new("RGB", (WIDTH, HEIGHT), (0, 0, 255))
     image.paste((1, 2, 3), (0, 0, 10, 10))
-    image.save(tmp_path / "picture.png", transparency=(1, 2, 3))
-    got = load_picture(tmp_path / "picture.png")
-    assert got.getpixel((5, 5)) == (255, 255, 255) and got.getpixel((50, 50)) == (0, 0, 255)
+    image.save(tmp_path / "image.png", transparency=(1, 2, 3))
+    loaded = load_image(tmp_path / "image.png")
+    assert loaded.getpixel((5, 5)) == (255, 255, 255) and loaded.getpixel((50, 50)) == (0, 0, 255)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
 def test_first_frame_of_an_animation(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"picture.{suffix}"
+    path = tmp_path / f"image.{suffix}"
     frames = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
     frames[0].save(path, save_all=True, append_images=frames[1:])
     with Image.open(path) as stored:
         assert getattr(stored, "n_frames", 1) == 3
-    assert far(load_picture(path), frames[0]) <= 8
+    assert max_difference(load_image(path), frames[0]) <= 8
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_exif_orientation(tmp_path: Path, suffix: str, orientation: int) -> None:
-    pixels = np.asarray(colors())  # as stored, by the standard's names for the places of row 0 and column 0
+    pixels = np.asarray(color_image())  # below, as stored: the standard's names for row 0 and column 0
     stored = [
         pixels,  # top, left
         pixels[:, ::-1],  # top, right
@@ -193,98 +192,97 @@ def test_every_exif_orientation(tmp_path: Path, suffix: str, orientation: int) -
     ][orientation - 1]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / f"picture.{suffix}"
-    options = {"quality": 95} if suffix in ("jpg", "webp") else {}
+    path = tmp_path / f"image.{suffix}"
+    options: dict[str, Any] = {"quality": 95} if suffix in ("jpg", "webp") else {}
     Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
-    assert far(load_picture(path), colors()) <= (0 if suffix in ("png", "tif") else 20)
+    assert max_difference(load_image(path), color_image()) <= (0 if suffix in ("png", "tif") else 20)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0not a header", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"])
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_broken_exif_does_no_harm(tmp_path: Path, exif: bytes) -> None:
-    colors().save(tmp_path / "picture.jpg", exif=exif, quality=95)
-    assert far(load_picture(tmp_path / "picture.jpg"), colors()) <= 12
+def test_corrupt_exif_is_ignored(tmp_path: Path, exif: bytes) -> None:
+    color_image().save(tmp_path / "image.jpg", exif=exif, quality=95)
+    assert max_difference(load_image(tmp_path / "image.jpg"), color_image()) <= 12
 
 
-# What is no picture.
+# Files that are not usable images
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no file .*nowhere.png"):
-        load_picture(tmp_path / "nowhere.png")
+        load_image(tmp_path / "nowhere.png")
     with pytest.raises(ValueError, match="is a folder"):
-        load_picture(tmp_path)
+        load_image(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, I am text", b"\x89PNG\r\n\x1a\n", bytes(5000)])
-def test_no_picture(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "picture.png").write_bytes(content)
-    with pytest.raises(ValueError, match="picture.png is no picture of a known format"):
-        load_picture(tmp_path / "picture.png")
+def test_not_an_image(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "image.png").write_bytes(content)
+    message = "image.png is not an image in a known format: save it as PNG or JPEG"
+    with pytest.raises(ValueError, match=message):
+        load_image(tmp_path / "image.png")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif", "webp", "tif"])
-def test_truncated_picture(tmp_path: Path, suffix: str) -> None:
+def test_truncated_image(tmp_path: Path, suffix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    path = tmp_path / f"picture.{suffix}"
+    path = tmp_path / f"image.{suffix}"
     Image.fromarray(noise).save(path)
-    whole = path.read_bytes()
-    for share in (0.1, 0.5, 0.9):
-        path.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(ValueError, match=f"picture.{suffix} (cannot be read|is no picture)"):
-            load_picture(path)
+    content = path.read_bytes()
+    for fraction in (0.1, 0.5, 0.9):
+        path.write_bytes(content[: int(len(content) * fraction)])
+        with pytest.raises(ValueError, match=f"image.{suffix} (cannot be read: |is not an image)"):
+            load_image(path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_damaged_picture_either_loads_or_is_a_value_error(tmp_path: Path) -> None:
-    rng, path = np.random.default_rng(0), tmp_path / "picture"
+def test_damaged_image_loads_or_raises_value_error(tmp_path: Path) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / "image"
     for suffix in ("png", "jpg", "gif", "tif"):
-        colors().save(tmp_path / f"whole.{suffix}")
-        whole = np.frombuffer((tmp_path / f"whole.{suffix}").read_bytes(), dtype=np.uint8)
+        color_image().save(tmp_path / f"intact.{suffix}")
+        intact = np.frombuffer((tmp_path / f"intact.{suffix}").read_bytes(), dtype=np.uint8)
         for _ in range(60):
-            broken = whole.copy()
-            broken[rng.integers(0, len(broken), 8)] = rng.integers(0, 256, 8)
-            path.write_bytes(broken.tobytes())
+            damaged = intact.copy()
+            damaged[rng.integers(0, len(damaged), 8)] = rng.integers(0, 256, 8)
+            path.write_bytes(damaged.tobytes())
             try:
-                load_picture(path)
+                load_image(path)
             except ValueError as error:
                 assert str(path) in str(error)
 
 
-def test_floating_point_picture(tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.float32)).save(tmp_path / "picture.tif")
-    with pytest.raises(ValueError, match="floating-point values, save it with 8 or 16 bits"):
-        load_picture(tmp_path / "picture.tif")
+def test_floating_point_image(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.float32)).save(tmp_path / "image.tif")
+    with pytest.raises(ValueError, match="it has floating-point values: save it with 8 or 16 bits"):
+        load_image(tmp_path / "image.tif")
 
 
 @pytest.mark.parametrize("size", [(8001, 8000), (10_000, 9_000), (20_000, 20_000), (200_000, 1_000)])
-def test_absurdly_large_picture(
-    tmp_path: Path, size: tuple[int, int], recwarn: pytest.WarningsRecorder
-) -> None:
-    header = b"P4\n%d %d\n" % size  # a bitmap file whose pixels are missing: nothing must try to read them
-    (tmp_path / "picture.pbm").write_bytes(header + b"0")
+def test_oversized_image(tmp_path: Path, size: tuple[int, int], recwarn: pytest.WarningsRecorder) -> None:
+    header = b"P4\n%d %d\n" % size  # a bitmap without its pixels: nothing may try to read them
+    (tmp_path / "image.pbm").write_bytes(header + b"0")
     with pytest.raises(ValueError, match="too large, more than 64,000,000 pixels"):
-        load_picture(tmp_path / "picture.pbm")
-    assert not recwarn.list  # one sentence and no second one from Pillow
+        load_image(tmp_path / "image.pbm")
+    assert not recwarn.list  # no warning of Pillow's beside the error
 
 
 @pytest.mark.parametrize("size", [(63, 500), (500, 63), (1, 1)])
-def test_small_picture(tmp_path: Path, size: tuple[int, int]) -> None:
-    Image.new("RGB", size).save(tmp_path / "picture.png")
-    with pytest.raises(ValueError, match=f"{size[0]}x{size[1]} pixels: each side needs 64"):
-        load_picture(tmp_path / "picture.png")
+def test_undersized_image(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size).save(tmp_path / "image.png")
+    with pytest.raises(ValueError, match=f"is {size[0]}x{size[1]} pixels: each side must be at least 64"):
+        load_image(tmp_path / "image.png")
 
 
-def test_smallest_picture(tmp_path: Path) -> None:
-    Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
-    assert load_picture(tmp_path / "picture.png").size == (64, 64)
+def test_smallest_image(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
+    assert load_image(tmp_path / "image.png").size == (64, 64)
 
 
-# Masks.
+# Masks
 
 
-def marked(mode: str) -> Image.Image:
-    """A mask whose right part is marked."""
+def mask_image(mode: str) -> Image.Image:
+    """A mask with its right part marked."""
     mask = Image.new("L", (WIDTH, HEIGHT), 0)
     mask.paste(255, (60, 0, WIDTH, HEIGHT))
     if mode == "RGBA":  # white paint on a transparent layer
@@ -300,14 +298,14 @@ def marked(mode: str) -> Image.Image:
 )
 def test_mask_modes(tmp_path: Path, mode: str, suffix: str) -> None:
     path = tmp_path / f"mask.{suffix}"
-    marked(mode).save(path)
+    mask_image(mode).save(path)
     mask = load_mask(path, (WIDTH, HEIGHT))
     assert mask is not None and mask.shape == (HEIGHT, WIDTH) and mask.dtype == torch.float32
     assert mask[:, 60:].eq(1).all() and mask[:, :60].eq(0).all()
 
 
-def test_sixteen_bit_mask(tmp_path: Path) -> None:
-    levels = np.asarray(marked("L")).astype(np.uint16) * 257
+def test_16_bit_mask(tmp_path: Path) -> None:
+    levels = np.asarray(mask_image("L")).astype(np.uint16) * 257
     Image.fromarray(levels).save(tmp_path / "mask.png")
     mask = load_mask(tmp_path / "mask.png", (WIDTH, HEIGHT))
     assert mask is not None and mask.sum() == 40 * HEIGHT
@@ -318,7 +316,7 @@ def test_empty_mask_is_none(tmp_path: Path) -> None:
     assert load_mask(tmp_path / "mask.png", (WIDTH, HEIGHT)) is None
 
 
-def test_grey_in_a_mask_counts_as_the_nearer_end(tmp_path: Path) -> None:
+def test_gray_in_a_mask_counts_as_the_nearer_of_black_and_white(tmp_path: Path) -> None:
     levels = np.full((HEIGHT, WIDTH), 127, np.uint8)
     levels[:, 60:] = 128
     Image.fromarray(levels).save(tmp_path / "mask.png")
@@ -326,165 +324,124 @@ def test_grey_in_a_mask_counts_as_the_nearer_end(tmp_path: Path) -> None:
     assert mask is not None and mask[:, 60:].eq(1).all() and mask[:, :60].eq(0).all()
 
 
-def test_mask_with_ones_for_white(tmp_path: Path) -> None:
+def test_mask_of_zeros_and_ones_is_refused(tmp_path: Path) -> None:
     Image.new("L", (WIDTH, HEIGHT), 1).save(tmp_path / "mask.png")
-    with pytest.raises(ValueError, match="no white: its lightest grey is 1 of 255"):
+    with pytest.raises(ValueError, match="mask.png has no white: its lightest gray is 1 of 255"):
         load_mask(tmp_path / "mask.png", (WIDTH, HEIGHT))
 
 
-def test_bad_masks(tmp_path: Path) -> None:
-    marked("L").save(tmp_path / "mask.png")
-    with pytest.raises(ValueError, match="is 100x72 pixels and the picture 72x100"):
+def test_unusable_masks(tmp_path: Path) -> None:
+    mask_image("L").save(tmp_path / "mask.png")
+    message = "mask.png is 100x72 pixels, the image 72x100: make them the same size"
+    with pytest.raises(ValueError, match=message):
         load_mask(tmp_path / "mask.png", (HEIGHT, WIDTH))
-    (tmp_path / "mask.png").write_text("no mask")
-    with pytest.raises(ValueError, match="mask.png is no picture"):
+    (tmp_path / "mask.png").write_text("not a mask")
+    with pytest.raises(ValueError, match="mask.png is not an image"):
         load_mask(tmp_path / "mask.png", (WIDTH, HEIGHT))
     with pytest.raises(ValueError, match="there is no file"):
         load_mask(tmp_path / "none.png", (WIDTH, HEIGHT))
 
 
-def test_mask_to_grid_counts_half_covered_cells() -> None:
-    mask = torch.zeros(32, 48)
-    mask[:, 20:] = 1  # the cell of columns 16 to 23 is covered by half
-    mask[0:8, 12:] = 1  # and so is that of columns 8 to 15 in the first row
-    mask[8:16, 13:] = 1  # but less of it in the second
-    want = torch.tensor([[0, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1.0]])
-    got = mask_to_grid(mask, (4, 6))
-    assert torch.equal(got, want) and got.dtype == mask.dtype
-
-
-@pytest.mark.parametrize("row", range(8))
-def test_thin_line_stays_in_the_grid_wherever_it_is(row: int) -> None:
-    mask = torch.zeros(64, 64)
-    mask[16 + row, 10:50] = 1
-    got = mask_to_grid(mask, (8, 8))
-    assert got[2, 2:6].eq(1).all() and got.sum() <= 6 and got[[0, 1, 3, 4, 5, 6, 7]].eq(0).all()
-
-
-@pytest.mark.parametrize("grid", [(47, 62), (64, 85), (200, 300), (1, 1)])
-def test_mask_to_any_grid(grid: tuple[int, int]) -> None:
-    assert mask_to_grid(torch.ones(375, 500), grid).eq(1).all()
-    assert mask_to_grid(torch.zeros(375, 500), grid).eq(0).all()
-    assert mask_to_grid(torch.ones(375, 500), grid).shape == grid
-
-
-# Sizes, tensors, points.
+# Sizes and tensors
 
 
 @pytest.mark.parametrize(
-    ("size", "short_side", "multiple", "want"),
+    ("size", "short_side", "multiple", "expected"),
     [
         ((512, 512), 512, 8, (512, 512)),
-        ((500, 375), 512, 8, (680, 512)),  # 682.67 lies nearer to 680 than to 688
+        ((500, 375), 512, 8, (680, 512)),  # 682.67 is closer to 680 than to 688
         ((375, 500), 512, 8, (512, 680)),
         ((4000, 3000), 512, 8, (680, 512)),
         ((64, 64), 512, 8, (512, 512)),
         ((512, 341), 512, 8, (768, 512)),
         ((512, 913), 512, 8, (512, 912)),
         ((1000, 64), 512, 64, (8000, 512)),
-        ((300, 200), 500, 8, (752, 504)),  # 500 is no multiple of 8
+        ((300, 200), 500, 8, (752, 504)),  # 500 is not a multiple of 8
         ((128, 160), 128, 4, (128, 160)),
         ((70, 64), 3, 8, (8, 8)),
     ],
 )
-def test_working_size(size: tuple[int, int], short_side: int, multiple: int, want: tuple[int, int]) -> None:
-    assert working_size(*size, short_side, multiple) == want
+def test_working_size(
+    size: tuple[int, int], short_side: int, multiple: int, expected: tuple[int, int]
+) -> None:
+    assert working_size(*size, short_side, multiple) == expected
 
 
 @pytest.mark.parametrize(
-    ("size", "short_side"), [((4096, 4096), 4096), ((64, 512), 2048), ((64, 64), 100_000)]
+    ("size", "short_side", "found"),
+    [
+        ((4096, 4096), 4096, "4096x4096"),
+        ((64, 512), 2048, "2048x16384"),
+        ((64, 64), 100_000, "100000x100000"),
+    ],
 )
-def test_working_size_has_a_limit(size: tuple[int, int], short_side: int) -> None:
-    with pytest.raises(
-        ValueError, match="is too large, more than 16,000,000 pixels: choose a smaller --size"
-    ):
+def test_working_size_has_a_limit(size: tuple[int, int], short_side: int, found: str) -> None:
+    message = f"the working size {found} has more than 16,000,000 pixels: choose a smaller --size"
+    with pytest.raises(ValueError, match=message):
         working_size(*size, short_side, 8)
 
 
-def test_picture_to_tensor_and_back_is_exact() -> None:
+def test_image_to_tensor_and_back_is_exact() -> None:
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    picture = Image.fromarray(np.stack([ramp, ramp.T, 255 - ramp], axis=-1))
-    tensor = to_tensor(picture)
+    image = Image.fromarray(np.stack([ramp, ramp.T, 255 - ramp], axis=-1))
+    tensor = to_tensor(image)
     assert tensor.shape == (1, 3, 16, 16) and tensor.dtype == torch.float32
     assert (tensor.min(), tensor.max()) == (-1, 1) and tensor[0, 0, 0, 5] == 5 / 127.5 - 1
     assert tensor[0, 1, 5, 0] == 5 / 127.5 - 1  # rows before columns
-    assert far(to_picture(tensor), picture) == 0
-    assert far(to_picture(tensor.double()), picture) == 0
+    assert max_difference(to_image(tensor), image) == 0
+    assert max_difference(to_image(tensor.double()), image) == 0
 
 
-def test_tensor_to_picture_clamps_and_rounds() -> None:
+def test_tensor_to_image_clamps_and_rounds() -> None:
     values = torch.tensor([-3.0, -1.0, 0.0, 0.999, 1.0, 7.0]).reshape(1, 1, 1, 6).expand(2, 3, 1, 6)
-    levels = np.asarray(to_picture(values.requires_grad_()))[0, :, 0].tolist()
+    levels = np.asarray(to_image(values.requires_grad_()))[0, :, 0].tolist()
     assert levels == [0, 0, 128, 255, 255, 255]
 
 
-def test_resize_keeps_borders_on_borders() -> None:
-    """A linear ramp shows where pixels come from; torch's bilinear resizing has the same convention."""
+def test_resize_maps_borders_to_borders() -> None:
+    """Compare a linear ramp with torch's bilinear resizing, which has the same convention."""
     ramp = np.repeat(np.arange(0, 200, 2, dtype=np.uint8)[None, :, None], 100, axis=0).repeat(3, axis=2)
-    picture = Image.fromarray(ramp)
+    image = Image.fromarray(ramp)
     for size in ((200, 200), (50, 50), (160, 120)):
-        got = to_tensor(resize(picture, size))[0, 0]
-        want = interpolate(to_tensor(picture), size=size[::-1], mode="bilinear", antialias=True)[0, 0]
-        assert (got - want)[:, 4:-4].abs().max() < 1.5 / 127.5
-    assert resize(picture, picture.size) is picture
+        resized = to_tensor(resize(image, size))[0, 0]
+        expected = interpolate(to_tensor(image), size=size[::-1], mode="bilinear", antialias=True)[0, 0]
+        assert (resized - expected)[:, 4:-4].abs().max() < 1.5 / 127.5
+    assert resize(image, image.size) is image
 
 
-@pytest.mark.parametrize(
-    ("size", "grid"),
-    [((512, 512), (256, 256)), ((500, 375), (252, 340)), ((64, 80), (300, 200)), ((4000, 3000), (256, 340))],
-)
-def test_points_go_to_the_grid_and_back(size: tuple[int, int], grid: tuple[int, int]) -> None:
-    width, height = size
-    points = [(0, 0), (width - 1, height - 1), (0, height - 1), (17, 33), (12.25, 60.5)]
-    mapped = to_grid(points, size, grid)
-    assert np.allclose(to_pixels(mapped, size, grid), points, atol=1e-9)
-    for row, column in mapped[:4]:
-        assert 0 <= round(row) < grid[0] and 0 <= round(column) < grid[1]
+def test_paste_keeps_every_pixel_outside_the_mask_and_has_a_soft_seam_inside() -> None:
+    original = color_image()
+    edited = Image.fromarray(255 - np.asarray(original))
+    mask = torch.zeros(HEIGHT, WIDTH)
+    mask[10:60, 20:80] = 0.5  # from one half on, a pixel is in the mask
+    mask[:, 90:] = 0.4
+    pasted = paste(edited, original, mask)
+    outside = (mask < 0.5).numpy()
+    assert np.array_equal(np.asarray(pasted)[outside], np.asarray(original)[outside])
+    assert np.array_equal(np.asarray(pasted)[14:56, 24:76], np.asarray(edited)[14:56, 24:76])
+    seam = np.asarray(pasted)[30, 20:24].astype(int)
+    toward_edit = np.abs(seam - np.asarray(original)[30, 20:24].astype(int)).sum(axis=1)
+    assert 0 < toward_edit[1] < np.abs(255 - 2 * np.asarray(original)[30, 21].astype(int)).sum()
 
 
-def test_worked_points() -> None:
-    assert to_grid([(120, 200)], (512, 512), (256, 256)) == [(99.75, 59.75)]
-    assert to_grid([(0, 0), (511, 511)], (512, 512), (256, 256)) == [(-0.25, -0.25), (255.25, 255.25)]
-    assert to_grid([(10, 20)], (100, 50), (50, 100)) == [(20, 10)]  # x is the column
-    assert to_pixels([(0, 1)], (512, 512), (256, 256)) == [(2.5, 0.5)]
-    assert to_grid([], (512, 512), (256, 256)) == []
+# Files
 
 
-def test_points_follow_a_spot_through_resizing() -> None:
-    """A bright spot lies, after torch's and Pillow's resizing, where `to_grid` says."""
-    y, x = np.mgrid[:150, :200]
-    spot = (131.0, 44.0)
-    light = 255 * np.exp(-((x - spot[0]) ** 2 + (y - spot[1]) ** 2) / 50)
-    picture = Image.fromarray(light.astype(np.uint8)).convert("RGB")
-    for grid in ((75, 100), (210, 320), (60, 50)):
-        pillow = to_tensor(resize(picture, (grid[1], grid[0])))[0, 0] + 1
-        torchs = interpolate(to_tensor(picture) + 1, size=grid, mode="bilinear", antialias=True)[0, 0]
-        [want] = to_grid([spot], picture.size, grid)
-        for level in (pillow, torchs):
-            weight = level / level.sum()
-            row = (weight.sum(1) * torch.arange(grid[0])).sum().item()
-            column = (weight.sum(0) * torch.arange(grid[1])).sum().item()
-            assert abs(row - want[0]) < 0.05 and abs(column - want[1]) < 0.05
-
-
-# Files.
-
-
-def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_files_are_written_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "result.png"
-    write_whole(path, colors().save)
-    assert far(load_picture(path), colors()) == 0 and os.listdir(tmp_path) == ["result.png"]
-    before, number = path.read_bytes(), path.stat().st_ino
-    write_whole(path, colors().save)
-    assert path.stat().st_ino != number  # another file took the name; the old one was never open for writing
+    write_whole(path, color_image().save)
+    assert max_difference(load_image(path), color_image()) == 0 and os.listdir(tmp_path) == ["result.png"]
+    before, inode = path.read_bytes(), path.stat().st_ino
+    write_whole(path, color_image().save)
+    assert path.stat().st_ino != inode  # a new file took the name; the old one was never open for writing
 
-    def fails(temporary: Path) -> None:
+    def fail(temporary: Path) -> None:
         temporary.write_bytes(b"half")
         assert path.read_bytes() == before
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_whole(path, fails)
+        write_whole(path, fail)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["result.png"]
     with pytest.raises(FileNotFoundError):
-        write_whole(tmp_path / "no folder" / "result.png", colors().save)
+        write_whole(tmp_path / "no folder" / "result.png", color_image().save)

@@ -15,11 +15,11 @@ from PIL import Image
 
 from minidrag import images
 from minidrag.config import EditConfig
-from minidrag.edit import Progress, train_lora, watch
+from minidrag.edit import train_lora
 from minidrag.method.lora import LoRA
-from minidrag.points import working_size
+from minidrag.watch import Progress, watch
 from minidrag.weights import lora_file
-from minidrag.weights.model import Model
+from minidrag.weights.model import Model, working_size
 
 PACKAGES = ("minidrag", "safetensors", "numpy", "pillow", "tokenizers", "huggingface-hub")
 

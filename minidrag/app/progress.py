@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from huggingface_hub.utils import tqdm
 
-from minidrag.edit import watch
+from minidrag.watch import watch
 
 T = TypeVar("T")
 

@@ -15,10 +15,10 @@ from minidrag import images
 from minidrag.app import draw, lora_cache
 from minidrag.app.options import Options, to_json
 from minidrag.app.progress import Progress
-from minidrag.edit import Edit, decode
-from minidrag.points import Pixel, to_cells, working_size
+from minidrag.edit import Edit
+from minidrag.points import Pixel, to_cells
 from minidrag.weights import lora_file
-from minidrag.weights.model import Model
+from minidrag.weights.model import Model, decode, working_size
 
 FRAME_EVERY = 5  # drag steps between two frames of the animation
 

@@ -1,7 +1,4 @@
-"""DDIM (arXiv 2010.02502) without added noise: one step between noise levels, up or down.
-
-A timestep is an index of the training schedule: 0 is almost clean, 999 is almost pure noise.
-"""
+"""DDIM (arXiv 2010.02502) without added noise. Timestep 0 is almost clean, 999 is almost pure noise."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +9,7 @@ import torch
 from torch import Tensor
 
 from minidrag.config import EditConfig
-
-KeysValues = list[list[tuple[Tensor, Tensor]]]  # (K, V) of every self-attention, one list per up block
+from minidrag.networks.unet import KeysValues
 
 
 class NoisePredictor(Protocol):

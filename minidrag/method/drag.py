@@ -145,7 +145,7 @@ def track(features: Tensor, handles: Cells, origin: Origin, radius: int) -> list
 
 
 def arrived(handle: Cell, target: Cell, tolerance: float) -> bool:
-    """Whether a handle is nearer to its target than the tolerance, or on it."""
+    """True for a handle nearer to its target than the tolerance, or on it."""
     distance = math.dist(handle, target)
     return distance < tolerance or distance == 0
 

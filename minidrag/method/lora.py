@@ -1,10 +1,4 @@
-"""LoRA (arXiv 2106.09685): a small trainable addition to frozen layers, trained on the image to be edited.
-
-    W' = W + alpha / rank * up @ down
-
-DragDiffusion trains one so that the UNet knows the image (section 3.2). A model has at most one LoRA at a
-time. `weights/lora_file.py` reads and writes them.
-"""
+"""LoRA (arXiv 2106.09685), W' = W + alpha / rank * up @ down, trained on the image to be edited."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from minidrag.method.ddim import KeysValues, NoisePredictor
+from minidrag.method.ddim import NoisePredictor
+from minidrag.networks.unet import KeysValues
 
 
 def guided(unet: NoisePredictor, negative: Tensor, guidance: float) -> NoisePredictor:

@@ -278,7 +278,7 @@ def test_a_step_in_half_precision_is_computed_in_float32(dtype: torch.dtype) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_noise_is_added_as_in_diffusers(dtype: torch.dtype) -> None:
     clean, noise, timestep = latents(4, dtype), latents(4, dtype, seed=1), torch.tensor([0, 1, 500, 999])
-    # Annotated as int32, though diffusers itself passes int64.
+    # Annotated as int32; the training scripts of diffusers pass int64.
     expected = DDIMScheduler(**OFFICIAL).add_noise(clean, noise, timestep)  # pyright: ignore[reportArgumentType]
     assert torch.equal(SCHEDULE.add_noise(clean, noise, timestep), expected)
 

@@ -27,8 +27,8 @@ DATA = Path(__file__).parents[1] / "data/official"
 BOUNDS = {"peak-000": 1e-12, "light-000": 1.5e-6, "carry-000": 1.5e-6}
 
 
-# Inversion amplifies rounding: noise of 1e-7 on the clean latent moves its end by 1e-5. Measured: 3.4e-6. With
-# the program's own end of the inversion, everything after it agrees to the bounds above.
+# Inversion amplifies rounding: noise of 1e-7 on the clean latent moves its end by 1e-5. Measured: 3.4e-6.
+# From the end of the program's own inversion on, everything agrees to the bounds above.
 INVERSION_BOUND = 1e-5
 
 

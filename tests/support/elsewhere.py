@@ -1,7 +1,7 @@
-"""A device that every machine has: tensors that compute on the CPU and claim to lie elsewhere.
+"""A second device on every machine: tensors that compute on the CPU but claim to be elsewhere.
 
-It knows what a GPU knows: tensors of two devices do not meet in one operation. And what GPUs of Apple know:
-there is no float64. Code that runs here runs there, as far as it is about which tensor lies where.
+It is as strict as a GPU: an operation takes tensors of one device only, and, as on Apple's GPUs, there is no
+float64. Code that runs here places its tensors correctly on real devices too.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-NAME = "meta"  # the one device besides the CPU that autograd serves in every build of torch
+NAME = "meta"  # the only device besides the CPU that autograd serves in every build of torch
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
@@ -26,7 +26,7 @@ class Distant(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor) -> "Distant":
         layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
-        found = Tensor._make_wrapper_subclass(cls, inner.shape, device=NAME, **layout)
+        found = Tensor._make_wrapper_subclass(cls, inner.shape, device=torch.device(NAME), **layout)
         found.inner = inner
         return found
 
@@ -39,13 +39,13 @@ class Distant(Tensor):
 
 
 class Elsewhere(TorchDispatchMode):
-    """Within it the device is there. Raises RuntimeError for what a GPU would refuse."""
+    """The device, within a context. Raises RuntimeError for everything that a GPU would refuse."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         distant = {id(x.inner): x for x in tensors if isinstance(x, Distant)}
-        near = [x for x in tensors if not isinstance(x, Distant) and x.dim()]  # a lone number may come along
+        near = [x for x in tensors if not isinstance(x, Distant) and x.dim()]  # GPUs take 0-d CPU tensors
         if distant and near and func not in COPIES:
             raise RuntimeError(f"{func} got tensors of two devices")
         there = isinstance(args[0], Distant) if func is COPIES[1] else bool(distant)
@@ -64,7 +64,7 @@ class Elsewhere(TorchDispatchMode):
 
 
 class Numbers(TorchFunctionMode):
-    """Makes tensors of numbers on the CPU first: for this device torch would forget the numbers."""
+    """Make tensors of numbers on the CPU first: on this device torch would drop the numbers."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -79,6 +79,6 @@ class Numbers(TorchFunctionMode):
 
 @contextmanager
 def elsewhere() -> Iterator[str]:
-    """Yields the device's name."""
+    """Make the device available within a context; yield its name."""
     with Numbers(), Elsewhere(), torch.autograd.set_multithreading_enabled(False):
         yield NAME

@@ -1,0 +1,128 @@
+"""Advice before and after an edit."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from PIL import Image
+from support.command import PHOTO
+from torch import Tensor
+
+from minidrag import images
+from minidrag.app import advice
+from minidrag.app.options import Options
+from minidrag.config import EditConfig
+from minidrag.edit import Edit
+from minidrag.points import Pixel
+from minidrag.weights.model import load_model
+
+pytestmark = pytest.mark.usefixtures("workdir")
+
+
+def drag(x: float, y: float, to_x: float, to_y: float) -> list[tuple[Pixel, Pixel]]:
+    return [(Pixel(x, y), Pixel(to_x, to_y))]
+
+
+def test_notes_before_a_run(untrained: Path) -> None:
+    model, image = load_model(untrained, device="cpu"), images.load_image(Path("photo.png"))
+    options = Options(Path("photo.png"), drag(30, 40, 48, 42), prompt="a ball")
+    mask = images.load_mask(Path("mask.png"), image.size)
+    assert advice.before(model, image, mask, options) == []
+
+    def only(options: Options, mask: Tensor | None = mask) -> str:
+        (note,) = advice.before(model, image, mask, options)
+        return note
+
+    everything = "so everything may change: paint what may change white in --mask"
+    assert only(options, None) == f"there is no mask, {everything}"
+    assert only(replace(options, mask=Path("mask.png")), None) == f"the mask is empty, {everything}"
+    no_prompt = "there is no prompt: describing the image usually helps (--prompt)"
+    assert only(replace(options, prompt=" ")) == no_prompt
+    long = only(replace(options, prompt="ball " * 80))
+    assert re.fullmatch(r"the prompt has \d+ tokens: the model reads only the first 77", long)
+    far = "drag 1 is long for this image: --config thorough may bring it further"
+    assert only(replace(options, drags=drag(30, 40, 60, 42))) == far
+    outside = "the target of drag 1 is outside the mask, where nothing can appear"
+    assert only(replace(options, drags=drag(15, 40, 5, 40))) == outside
+    both = drag(30, 40, 48, 42) + drag(15, 40, 5, 40)
+    assert only(replace(options, drags=both)) == outside.replace("1", "2")
+
+
+def edit_with(**values: Any) -> Edit:
+    """An edit of which only its result is known."""
+    return cast(Edit, SimpleNamespace(**values))
+
+
+OPTIONS = Options(Path("photo.png"), [], config=EditConfig(drag_steps=7))
+MORE = "advice: --config thorough, or more --drag-steps than 7, may bring it further"
+
+
+def test_a_handle_that_moved_away_is_said() -> None:
+    paths = [[Pixel(0, 0), Pixel(3, 3)]] * 2
+    edit = edit_with(distances=[1.5, 9.0], remaining=[5.0, 2.0], paths=paths, losses=[1.0], arrived=False)
+    assert advice.after(edit, OPTIONS) == [
+        "handle 1 moved away from its target: 5.0 pixels remain of 1.5",
+        "handle 2 moved 7.0 of 9.0 pixels, 2.0 remain",
+        "stopped: all 1 steps were used (--drag-steps)",
+        MORE,
+    ]
+
+
+def test_handles_that_did_not_move_are_named() -> None:
+    still, moved = [Pixel(0, 0), Pixel(0.7, 0)], [Pixel(0, 0), Pixel(1.1, 0)]
+    edit = edit_with(
+        distances=[10.0, 10.0, 10.0, 0.0],
+        remaining=[9.3, 8.9, 9.3, 0.0],
+        paths=[still, moved, still, [Pixel(5, 5)] * 2],
+        losses=[1.0, 1.0],
+        arrived=False,
+    )
+    assert advice.after(edit, OPTIONS)[4:] == [
+        "stopped: all 2 steps were used (--drag-steps)",
+        "advice: handle 1, 3 did not move: put it on a corner or pattern of the object, name the object in "
+        "--prompt, mark more in --mask, or try a larger --drag-lr",
+        MORE,
+    ]
+
+
+def test_arrival_is_said() -> None:
+    values: dict[str, Any] = {"distances": [9.0], "remaining": [1.0], "paths": [[Pixel(0, 0), Pixel(8, 0)]]}
+    edit = edit_with(**values, losses=[1.0, 2.0, 3.0], arrived=True)
+    moved = "handle 1 moved 8.0 of 9.0 pixels, 1.0 remain"
+    assert advice.after(edit, OPTIONS) == [moved, "stopped: every handle arrived after 3 steps"]
+    nothing = "advice: nothing was dragged, as every target is within --tolerance of its handle"
+    assert advice.after(edit_with(**values, losses=[], arrived=True), OPTIONS) == [moved, nothing]
+
+
+def test_advice_after_a_run(start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(*PHOTO, "--drag-lr", "0", "--track-radius", "0", "--out", "stuck") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^handle 1 moved -?[01]\.\d of 18\.1 pixels, \d+\.\d remain$", said, re.MULTILINE), said
+    assert "advice: handle 1 did not move: put it on a corner or pattern of the object" in said
+    assert "stopped: all 2 steps were used (--drag-steps)" in said
+    assert start("photo.png", "--drag", "30,40:30,40", "--out", "there") == 0
+    said = capsys.readouterr().out
+    assert "advice: nothing was dragged, as every target is within --tolerance of its handle" in said
+    assert "stopped" not in said
+
+
+def test_a_long_prompt_is_truncated_and_said(
+    start: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, longer = "ball " * 80, "ball " * 80 + "snow"
+    assert start(*PHOTO, "--prompt", long, "--out", "long") == 0
+    assert "tokens: the model reads only the first 77" in capsys.readouterr().out
+    assert start(*PHOTO, "--prompt", longer, "--out", "longer") == 0
+    assert "LoRA: reused from " in capsys.readouterr().out
+    edits = [Path(name, "edited.png").read_bytes() for name in ("long", "longer")]
+    assert edits[0] == edits[1], "the words beyond the limit have no effect"
+
+
+def test_an_empty_mask_is_said(start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (96, 80)).save("black.png")
+    assert start(*PHOTO, "--mask", "black.png", "--out", "out") == 0
+    assert "note: the mask is empty, so everything may change" in capsys.readouterr().out
