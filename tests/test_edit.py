@@ -650,11 +650,12 @@ def test_training_a_lora_lowers_the_error_about_its_picture(trained: Model, move
     ratios, parts = [], torch.Generator().manual_seed(99)
     for move in moves:
         moments = encode(trained, render(move.scene), LEARNED)
-        drawn = lora.sample_batch(trained.schedule, moments, 32, parts)
+        latent, timestep, noise = lora.sample_batch(trained.schedule, moments, 32, parts)
         text, errors = trained.encode_text(caption(move.scene)), []
         for given in (LoRA({}, {}), move.edit.lora):
             with lora_attached(trained.unet, trained.text_encoder, given), torch.no_grad():
-                errors.append(lora.noise_loss(trained.unet, trained.schedule, *drawn, text).item())
+                loss = lora.noise_loss(trained.unet, trained.schedule, latent, timestep, noise, text)
+                errors.append(loss.item())
         ratios.append(errors[1] / errors[0])
     assert median(ratios) <= MOST_ERROR and max(ratios) < 1
 

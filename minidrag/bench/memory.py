@@ -101,8 +101,8 @@ class Stages:
         untrained = lora.initialize(unet, config.lora_rank, config.lora_targets, generator)
         with lora.lora_attached(unet, nn.Module(), untrained):
             factors = [x.requires_grad_() for y in lora.lora_layers(unet).values() for x in (y.down, y.up)]
-            batch = lora.sample_batch(schedule, (mean, mean), config.lora_batch, generator)
-            loss = lora.noise_loss(unet, schedule, *batch, text)
+            latent, timestep, noise = lora.sample_batch(schedule, (mean, mean), config.lora_batch, generator)
+            loss = lora.noise_loss(unet, schedule, latent, timestep, noise, text)
             for parameter, gradient in zip(factors, torch.autograd.grad(loss, factors), strict=True):
                 parameter.grad = gradient
             torch.optim.AdamW(factors).step()

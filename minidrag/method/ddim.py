@@ -41,9 +41,8 @@ class Schedule:
 
     def alpha(self, timestep: int) -> Tensor:
         """alpha-bar_t, 0-d; a negative timestep is the level of a finished latent."""
-        if timestep < 0 and self.set_alpha_to_one:
-            return torch.ones(())
-        return self.alphas_cumprod[max(timestep, 0)]
+        noise_free = timestep < 0 and self.set_alpha_to_one
+        return torch.ones(()) if noise_free else self.alphas_cumprod[max(timestep, 0)]
 
     def pairs(self, steps: int, count: int | None = None) -> list[tuple[int, int]]:
         """Denoising steps as (timestep, lower timestep): of 50 (981, 961), ..., (1, -19).

@@ -74,8 +74,7 @@ def drag(
     optimizer = torch.optim.Adam([latent], lr=config.drag_lr)
     view = observe(latent)
     if origin is None:
-        seen = View(view.features.detach(), view.previous.detach(), view.predicted, view.level)
-        origin = Origin(handles, seen)
+        origin = Origin(handles, View(view.features.detach(), view.previous.detach(), *view[2:]))
     else:
         handles = track(view.features, handles, origin, config.track_radius)
     yield Step(latent.detach().clone(), handles, view.predicted, view.level, None)
@@ -119,12 +118,7 @@ def motion_loss(
 
 
 def background_loss(previous: Tensor, original: Tensor, mask: Tensor) -> Tensor:
-    """L1 change of z_{t-1} in the unmasked region, the second term of eq. 3 without lambda.
-
-        || (z_{t-1} - sg(z_{t-1}^0)) (1 - M) ||_1
-
-    previous, original: (1, 4, H, W). mask: (H, W), 1 in the editable region.
-    """
+    """Second term of eq. 3 without lambda, || (z_{t-1} - sg(z_{t-1}^0)) (1 - M) ||_1. mask: M, (H, W)."""
     return ((previous - original) * (1 - mask.to(previous))).abs().sum()
 
 
@@ -160,10 +154,7 @@ def patch(center: Cell, radius: int, features: Tensor) -> Tensor:
 
 
 def sample(features: Tensor, points: Tensor) -> Tensor:
-    """Features between cells, bilinear; beyond the border the border repeats.
-
-    features: (C, R, S). points: (P, 2), row and column. Returns (C, P).
-    """
+    """Bilinear features (C, P) at points (P, 2), row and column; beyond the border, those of the border."""
     last = points.new_tensor(features.shape[1:]) - 1
     points = torch.minimum(points.clamp(min=0), last)
     corner = points.floor()

@@ -1,7 +1,4 @@
-"""DragDiffusion (arXiv 2306.14435, section 3.3): drag one latent at one noise level.
-
-A method takes an inversion and a task and yields the steps of a drag; `ddim.denoise` goes on from the last.
-"""
+"""DragDiffusion (arXiv 2306.14435, section 3.3): drag one latent at one noise level."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,6 +21,7 @@ class Task(NamedTuple):
     grid: tuple[int, int]  # rows and columns
 
 
+# From an inversion and a task to the steps of a drag; `ddim.denoise` goes on from the last step's level.
 Method = Callable[[NoisePredictor, Schedule, list[Tensor], Tensor, Task, EditConfig], Iterator[Step]]
 
 

@@ -39,12 +39,11 @@ class LoRALayer(nn.Module):
 
     def __init__(self, base: nn.Linear | nn.Conv2d, factors: Factors):
         super().__init__()
-        self.base = base
+        self.base, self.alpha, self.scale = base, factors.alpha, factors.alpha / len(factors.down)
         # Float32 or wider whatever the layer has: half precision would lose the small steps of training.
         dtype = torch.promote_types(base.weight.dtype, torch.float32)
         down, up = (x.detach().to(base.weight.device, dtype, copy=True) for x in factors[:2])
         self.down, self.up = nn.Parameter(down, requires_grad=False), nn.Parameter(up, requires_grad=False)
-        self.alpha, self.scale = factors.alpha, factors.alpha / len(down)
 
     def forward(self, x: Tensor) -> Tensor:
         output, x, up = self.base(x), x.to(self.down.dtype), self.scale * self.up
@@ -115,14 +114,13 @@ def train(
 ) -> Iterator[float]:
     """Identity-preserving fine-tuning (section 3.2): train the LoRA that the UNet has on one image.
 
-    moments: of the image's latent. text: (1, 77, C). rng: on the CPU, so that a seed gives the same draws on
-    every device. Yields the loss of each step.
+    text: (1, 77, C). rng: on the CPU, so that a seed means the same on every device. Yields the losses.
     """
     factors = [x.requires_grad_() for layer in lora_layers(unet).values() for x in (layer.down, layer.up)]
     optimizer = torch.optim.AdamW(factors, lr=config.lora_lr, weight_decay=0.01)  # as in the official trainer
     for _ in range(config.lora_steps):
-        batch = sample_batch(schedule, moments, config.lora_batch, rng)
-        loss = noise_loss(unet, schedule, *batch, text.detach())
+        latent, timestep, noise = sample_batch(schedule, moments, config.lora_batch, rng)
+        loss = noise_loss(unet, schedule, latent, timestep, noise, text.detach())
         gradients = torch.autograd.grad(loss * LOSS_SCALE, factors)
         for parameter, gradient in zip(factors, gradients, strict=True):
             parameter.grad = gradient / LOSS_SCALE
@@ -130,9 +128,7 @@ def train(
         yield loss.item()
 
 
-def sample_batch(
-    schedule: Schedule, moments: Moments, batch: int, rng: Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+def sample_batch(schedule: Schedule, moments: Moments, batch: int, rng: Generator) -> tuple[Tensor, ...]:
     """Draw latents of the image (B, 4, H, W), timesteps (B,), and noise (B, 4, H, W)."""
     mean, std = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) for x in moments)
     shape = (batch, *mean.shape[1:])

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (arXiv 2207.12598), for images sampled from noise; edits need none."""
+"""Classifier-free guidance (arXiv 2207.12598), for images sampled from noise."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,7 @@ from minidrag.networks.unet import KeysValues
 
 
 def guided(unet: NoisePredictor, negative: Tensor, guidance: float) -> NoisePredictor:
-    """A UNet under classifier-free guidance, called like the UNet itself.
-
-        eps = eps(negative) + guidance (eps(text) - eps(negative))
+    """A UNet that predicts eps(negative) + guidance (eps(text) - eps(negative)), called like the UNet.
 
     negative: (B, 77, C), the encoded negative prompt or "". Features, keys, and values have batch 2 B.
     """

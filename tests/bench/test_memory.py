@@ -35,7 +35,7 @@ def allocated(job: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("stage", ["train", "denoise", "drag", "pictures"])
+@pytest.mark.parametrize("stage", ["train", "denoise", "drag", "images"])
 def test_the_peak_is_what_is_allocated(stage: str, checkpointing: bool) -> None:
     job = getattr(Stages(EditConfig(checkpointing=checkpointing), torch.float32, 64, UNET, VAE, TEXT), stage)
     # 5 %: convolutions on a CPU need some workspace, most of it in the autoencoder (measured: 4 %).

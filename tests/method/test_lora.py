@@ -309,11 +309,11 @@ def test_training_lowers_the_loss_and_touches_nothing_but_the_lora() -> None:
         parameter.requires_grad_(flags[name])
     parameters, before = dict(unet.named_parameters()), {k: x.clone() for k, x in unet.state_dict().items()}
     modules = list(unet.named_modules())
-    batch = lora.sample_batch(SCHEDULE, given.moments, 64, seeded(99))
+    latent, timestep, noise = lora.sample_batch(SCHEDULE, given.moments, 64, seeded(99))
 
     @torch.no_grad()
     def loss() -> float:
-        return lora.noise_loss(unet, SCHEDULE, *batch, given.text).item()
+        return lora.noise_loss(unet, SCHEDULE, latent, timestep, noise, given.text).item()
 
     generator, losses, without = seeded(), [], loss()
     config = EditConfig(lora_rank=4, lora_targets="qkvo", lora_steps=24, lora_batch=3, lora_lr=2e-2)
