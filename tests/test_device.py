@@ -73,6 +73,7 @@ def test_the_device_refuses_what_a_gpu_refuses() -> None:
             there.double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("masked", "checkpointing"), [(True, False), (False, True)])
 def test_an_edit_is_the_same_there(load: Callable[..., Model], masked: bool, checkpointing: bool) -> None:
     options: dict[str, Any] = {**PAIR, "mask": MASK if masked else None}
@@ -89,6 +90,7 @@ def test_an_edit_is_the_same_there(load: Callable[..., Model], masked: bool, che
         assert max_difference(getattr(found, name), getattr(expected, name)) <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_only_the_unet_is_there_during_the_drag(
     load: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +109,7 @@ def test_only_the_unet_is_there_during_the_drag(
     assert places == [[True, False, False]] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(load: Callable[..., Model], dtype: torch.dtype) -> None:
     with elsewhere() as device:
@@ -126,6 +129,7 @@ def test_a_lora_is_attached_there(load: Callable[..., Model]) -> None:
         assert not lora_layers(model.unet) and is_distant(model.unet)
 
 
+@pytest.mark.slow
 def test_the_command_runs_there(
     load: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def test_views_and_freed_tensors_do_not_count() -> None:
     assert (counter.peak, counter.alive, len(second)) == (4000, 2000, 500)
 
 
+@pytest.mark.slow
 def test_the_command_counts_stable_diffusion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", "--set", "size=64"]) == 0
     rows = [line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:]]

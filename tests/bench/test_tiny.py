@@ -48,6 +48,7 @@ def test_autoencoder_measurements() -> None:
     assert ratio.met is True
 
 
+@pytest.mark.slow
 def test_captions_match_their_own_scene_only() -> None:
     some = check.held_out(4)
     images = [render(scene) for scene in some]
