@@ -141,9 +141,9 @@ def scene_task(args: argparse.Namespace) -> Task:
     model, network = load(args), fidelity()
 
     def settings(config: EditConfig) -> dict[str, Any]:
-        return settings_of(model, config, args.seed, False, network)
+        return settings_of(model, config, args.seed, False, network) | {"style": args.style}
 
-    cases = make_cases(args.cases, args.kinds, args.seed)
+    cases = make_cases(args.cases, args.kinds, args.seed, args.style)
     return Task(model, cases, learned_measures(model, network), settings)
 
 

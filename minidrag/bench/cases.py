@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,11 +13,12 @@ from torch import nn
 
 from minidrag.bench.metrics import distances, image_features, image_fidelity, psnr, ssim
 from minidrag.bench.placement import Motion, place
+from minidrag.bench.styles import styled
 from minidrag.config import EditConfig
 from minidrag.images import resize
 from minidrag.points import Pixel
 from minidrag.tiny.picture import SIDE, layer_map, layers
-from minidrag.tiny.scenes import Drag, Scene, caption, drags, random_scene, render
+from minidrag.tiny.scenes import Drag, Scene, caption, drags, random_scene
 from minidrag.weights.model import Model, decode, encode
 
 KINDS = {  # kind of case -> prefixes of the drags' names
@@ -66,6 +68,7 @@ class SceneCase(Case):
     scene: Scene
     drag: Drag
     truth: Image.Image
+    style: str = "plain"
 
     @property
     def drags(self) -> str:
@@ -91,7 +94,7 @@ def kind_of(drag: Drag) -> str:
     return matching[-1]  # "move the sun" also matches "move"
 
 
-def make_case(kind: str, number: int, seed: int) -> SceneCase:
+def make_case(kind: str, number: int, seed: int, style: str = "plain") -> SceneCase:
     """Draw a case of a kind. Depends only on the arguments, not on other cases."""
     rng = random.Random(f"{seed} bench {kind} {number}")
     while True:
@@ -99,19 +102,19 @@ def make_case(kind: str, number: int, seed: int) -> SceneCase:
         matching = [drag for drag in drags(scene, rng) if kind_of(drag) == kind]
         if matching:
             drag = matching[int(rng.random() * len(matching))]
-            return scene_case(f"{kind}-{number:03d}", kind, scene, drag)
+            return scene_case(f"{kind}-{number:03d}", kind, scene, drag, style)
 
 
-def scene_case(name: str, kind: str, scene: Scene, drag: Drag) -> SceneCase:
+def scene_case(name: str, kind: str, scene: Scene, drag: Drag, style: str = "plain") -> SceneCase:
     mask = np.asarray(drag.mask) > 0
     handles, targets = ([Pixel(*point) for point in points] for points in (drag.handles, drag.targets))
-    before, truth = render(scene), render(drag.after)
-    return SceneCase(name, kind, before, mask, caption(scene), handles, targets, scene, drag, truth)
+    before, truth = (styled(style, it) for it in (scene, drag.after))
+    return SceneCase(name, kind, before, mask, caption(scene), handles, targets, scene, drag, truth, style)
 
 
-def make_cases(count: int, kinds: Sequence[str], seed: int) -> list[SceneCase]:
+def make_cases(count: int, kinds: Sequence[str], seed: int, style: str = "plain") -> list[SceneCase]:
     """Draw `count` cases, cycling through the kinds."""
-    return [make_case(kinds[i % len(kinds)], i // len(kinds), seed) for i in range(count)]
+    return [make_case(kinds[i % len(kinds)], i // len(kinds), seed, style) for i in range(count)]
 
 
 def pasted(case: SceneCase) -> Image.Image:
@@ -173,7 +176,7 @@ def measure(case: Case, image: Image.Image, raw: Image.Image, learned: Learned) 
     """
     if not isinstance(case, SceneCase):
         return learned(case, raw)
-    placement = place(image, case.scene, case.drag)
+    placement = place(image, case.scene, case.drag, partial(styled, case.style))
     found: Measures = {
         "distance": None if placement.lost else placement.distance,
         "remaining": None if placement.lost else placement.remaining,

@@ -33,6 +33,7 @@ from minidrag.bench.cases import (
     references,
 )
 from minidrag.bench.metrics import Missing, fidelity_network
+from minidrag.bench.styles import STYLES
 from minidrag.bench.tables import EXPLAINED, Results, mean_seconds, report, summarize
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
@@ -57,6 +58,7 @@ def add_scene_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--cases", type=count, default=60, help="number of cases (default: %(default)s)")
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    add("--style", choices=STYLES, default="plain", help=f"look of the scenes: {', '.join(STYLES)}")
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,7 @@ from minidrag.tiny.things import Array
 
 Params = tuple[float, ...]  # pixels: (right, down), or (along the drag, right, down) for a shape parameter
 Cost = Callable[[Params], float]
+Draw = Callable[[Scene, int], Image.Image]  # a scene as an image of a side in pixels
 
 BLUR = 1.0  # pixels, applied to both images: decoded edges are softer than rendered ones
 CAP = 64.0  # of 255: largest color difference of a pixel, so that outliers do not decide the fit
@@ -129,14 +130,14 @@ def with_peak(scene: Scene, index: int, x: float, height: float) -> Scene:
     return replace(scene, peaks=(*scene.peaks[:index], (x, height), *scene.peaks[index + 1 :]))
 
 
-def place(result: Image.Image, scene: Scene, drag: Drag) -> Placement:
+def place(result: Image.Image, scene: Scene, drag: Drag, draw: Draw = render) -> Placement:
     """Find the dragged part in an edited image.
 
-    result: RGB, 128x128. Only the mask and a margin around it are compared.
+    result: RGB, 128x128. Only the mask and a margin around it are compared. draw: in the style of the image.
     """
     motion, region = Motion.of(drag, scene), compared_region(drag)
-    params = fit(result, motion, region)
-    misfit, correlation, visible = fit_quality(result, motion, params, drag, region)
+    params = fit(result, motion, region, draw)
+    misfit, correlation, visible = fit_quality(result, motion, params, drag, region, draw)
     points = motion.points(params)
     distances = [math.dist(point, target) for point, (_, target) in zip(points, motion.pairs, strict=True)]
     lengths = [math.dist(*pair) for pair in motion.pairs]
@@ -163,17 +164,17 @@ def capped_difference(one: Array, other: Array) -> Array:
     return np.minimum(np.abs(one - other).mean(axis=-1), np.float32(CAP))
 
 
-def fit(result: Image.Image, motion: Motion, region: Array) -> Params:
+def fit(result: Image.Image, motion: Motion, region: Array, draw: Draw = render) -> Params:
     """Fit the parameters to the result within a region, (128, 128), bool."""
     image, side = blur(result)[region], result.width // GRID
     small = downsample(result, side)
     weights = region.reshape(side, GRID, side, GRID).mean(axis=(1, 3))  # (H, W) -> (H / 4, W / 4)
 
     def cost(params: Params) -> float:
-        return float(capped_difference(blur(render(motion.apply(params)))[region], image).mean())
+        return float(capped_difference(blur(draw(motion.apply(params), SIDE))[region], image).mean())
 
     def coarse_cost(params: Params) -> float:
-        rendered = np.asarray(render(motion.apply(params), side), dtype=np.float32)
+        rendered = np.asarray(draw(motion.apply(params), side), dtype=np.float32)
         return float((capped_difference(rendered, small) * weights).sum())
 
     starts = best_distinct(motion.guesses(), cost if motion.shape else coarse_cost)
@@ -214,15 +215,15 @@ def descend(
 
 
 def fit_quality(
-    result: Image.Image, motion: Motion, params: Params, drag: Drag, region: Array
+    result: Image.Image, motion: Motion, params: Params, drag: Drag, region: Array, draw: Draw
 ) -> tuple[float, float, float]:
     """Compare the result with the fitted rendering where the part is visible.
 
     Returns the mean difference relative to the part's contrast; the correlation of the colors there and in a
     narrow margin; and the visible area relative to that in the true result.
     """
-    background, truth = blur(render(motion.removed())), blur(render(drag.after))
-    fitted, found = blur(render(motion.apply(params))), blur(result)
+    background, truth = blur(draw(motion.removed(), SIDE)), blur(draw(drag.after, SIDE))
+    fitted, found = blur(draw(motion.apply(params), SIDE)), blur(result)
     contrast = np.abs(fitted - background).mean(axis=-1)
     visible = (contrast > CONTRAST) & region
     visible_in_truth = (np.abs(truth - background).mean(axis=-1) > CONTRAST) & region
