@@ -5,7 +5,8 @@ control_blocks, and keep_background. "Paper" is arXiv 2306.14435, whose sections
 its authors' program.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,19 +16,22 @@ class EditConfig:
     steps: int = 50  # DDIM steps from noise to image (4)
     inversion_steps: int = 35  # of them, from the image up to the latent that is dragged: t = 681 (4)
     block: int = 3  # up block of the UNet, 1 to 4; the third has 640 channels at 64x64 (4)
-    drag_steps: int = 80  # updates, at most (4)
-    drag_lr: float = 0.01  # of Adam on the latent (4)
-    motion_radius: int = 1  # r_1: supervised patches are 3x3 cells (4)
-    motion_step: float = 1.0  # length of d_i in cells (eq. 3)
-    motion_reference: str = "moving"  # patch as it is now (eq. 3) or, "start", as in the original
+    warp_start: bool = True  # begin with the things under the handles moved already (FastDrag)
+    drag_levels: int = 7  # noise levels that are dragged (GoodDrag); paper: 1
+    drag_steps: int = 6  # updates at each level, at most; paper: 80 (4)
+    drag_lr: float = 0.04  # of Adam on the latent; paper: 0.01 (4)
+    motion_radius: int = 4  # r_1 in cells (GoodDrag); paper: 1, patches of 3x3 cells (4)
+    motion_step: float = 4.0  # length of d_i in cells (GoodDrag); paper: 1 (eq. 3)
+    motion_reference: str = "start"  # patch as in the original (GoodDrag) or, "moving", as it is now (eq. 3)
     motion_loss: str = "mean"  # over channels and patch, times the area (code); "sum" (eq. 3)
-    track_radius: int = 3  # r_2: the search window is 7x7 cells (4)
-    mask_weight: float = 0.1  # lambda (4)
-    tolerance: float = 2.0  # cells at which a handle has arrived (code)
+    track_radius: int = 12  # r_2 in cells (GoodDrag); paper: 3, windows of 7x7 cells (4)
+    scale_radii: bool = True  # r_1, r_2, and d_i are for a grid 256 wide: see `scaled`; paper: False
+    mask_weight: float = 0.2  # lambda (GoodDrag); paper: 0.1 (4)
+    tolerance: float = 1.0  # cells at which a handle has arrived; 2 in the authors' program
     lora_rank: int = 16  # (4)
     lora_targets: str = "qk"  # projections of all attention modules; paper: qkv (4.1), code: qkvo
-    lora_steps: int = 80  # (4)
-    lora_batch: int = 4  # (4)
+    lora_steps: int = 40  # paper: 80 (4)
+    lora_batch: int = 2  # paper: 4 (4)
     lora_lr: float = 5e-4  # of AdamW (4)
     control_start: int = 0  # first denoising step that reads the original's keys and values (4.1)
     control_blocks: int = 2  # last up blocks that do (code); paper: 3, all that have attention (4.1)
@@ -45,29 +49,56 @@ class EditConfig:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
+    def scaled(self, grid: tuple[int, int]) -> "EditConfig":
+        """Bring the radii and the step from the grid of a 512x512 image, 256 wide, to another.
+
+        They shrink with the square root of the width: on a grid a quarter as wide, things are a quarter as
+        wide, but what the features of a cell describe is as wide as before. Half is the mean of both.
+        """
+        if not self.scale_radii:
+            return self
+        factor = (min(grid) / 256) ** 0.5
+        radii = {name: round(factor * getattr(self, name)) for name in ("motion_radius", "track_radius")}
+        return replace(self, **radii, motion_step=factor * self.motion_step, scale_radii=False)
+
     @classmethod
     def paper(cls) -> "EditConfig":
         """The paper to the letter."""
         return cls(
+            **PAPER,
             # Hundreds of times larger than the mean, so that the mask term hardly holds the background.
             motion_loss="sum",  # (eq. 3)
             lora_targets="qkv",  # (4.1); the course notes that this project began with say qk
             control_blocks=3,  # (4.1)
-            keep_background=False,
         )
 
     @classmethod
     def official(cls) -> "EditConfig":
         """The authors' program."""
-        return cls(lora_targets="qkvo", keep_background=False)
+        return cls(**PAPER, lora_targets="qkvo")
 
     @classmethod
-    def thorough(cls) -> "EditConfig":
-        """Longer drags that arrive more often, for about twice the time."""
-        # Held to the original (GoodDrag, arXiv 2404.07206), content keeps its look over many updates.
-        return cls(drag_steps=160, motion_step=2.0, motion_reference="start")
+    def fast(cls) -> "EditConfig":
+        """No LoRA, fewer DDIM steps to the same noise level, and few updates."""
+        return cls(steps=20, inversion_steps=14, drag_levels=3, drag_steps=4, lora_steps=0)
 
 
+PAPER: dict[str, Any] = {  # what the paper and the authors' program agree on and the defaults do not
+    "warp_start": False,
+    "drag_levels": 1,
+    "drag_steps": 80,
+    "drag_lr": 0.01,
+    "motion_radius": 1,
+    "motion_step": 1.0,
+    "motion_reference": "moving",
+    "track_radius": 3,
+    "scale_radii": False,
+    "mask_weight": 0.1,
+    "tolerance": 2.0,
+    "lora_steps": 80,
+    "lora_batch": 4,
+    "keep_background": False,
+}
 MOST = 1_000_000  # larger than any sensible value
 BOUNDS = {  # least and most
     **dict.fromkeys(("drag_steps", "drag_lr", "motion_radius", "motion_step", "track_radius"), (0, MOST)),
@@ -75,6 +106,7 @@ BOUNDS = {  # least and most
     **dict.fromkeys(("steps", "lora_rank"), (1, MOST)),
     "lora_batch": (1, 1000),  # more needs so much memory that the system kills the process
     "block": (1, 4),
+    "drag_levels": (1, MOST),
     "control_blocks": (0, 4),
     "size": (8, MOST),
 }

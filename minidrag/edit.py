@@ -11,8 +11,9 @@ from torch import Tensor
 from minidrag import images
 from minidrag.config import EditConfig
 from minidrag.method.ddim import denoise, invert
-from minidrag.method.drag import Step, arrived
+from minidrag.method.drag import Step, all_arrived
 from minidrag.method.dragdiffusion import Task, dragdiffusion
+from minidrag.method.gooddrag import gooddrag
 from minidrag.method.lora import LoRA, extract, initialize, lora_attached, train
 from minidrag.points import Pixel, to_pixels, to_task
 from minidrag.watch import Progress, watch
@@ -44,6 +45,7 @@ def drag_edit(
     task = to_task(model, image.size, handles, targets, mask, config)
     lora = lora or train_lora(model, image, prompt, config, seed, progress)
     unet, schedule = model.unet, model.schedule
+    method = gooddrag if config.warp_start or config.drag_levels > 1 else dragdiffusion
     check_fit(lora, unet, model.text_encoder)
     clean, _ = encode(model, image, config)
     with lora_attached(unet, model.text_encoder, lora):
@@ -51,8 +53,9 @@ def drag_edit(
         with only_unet_on_device(model, config.checkpointing):
             inversion = invert(unet, schedule, clean, text, config)
             path = [clean, *progress("inversion", inversion, config.inversion_steps)]
-            drag = dragdiffusion(unet, schedule, path, text, task, config)
-            steps = list(progress("drag", drag, config.drag_steps + 1))
+            drag = method(unet, schedule, path, text, task, config.scaled(task.grid))
+            most = config.drag_levels * (config.drag_steps + 1) + config.warp_start
+            steps = list(progress("drag", drag, most))
             latent, level = steps[-1].latent, steps[-1].level
             denoising = denoise(unet, schedule, [path[level], latent], text, level, config)
             *_, (original, latent) = progress("denoising", denoising, level)
@@ -95,8 +98,7 @@ class Edit:
     @property
     def arrived(self) -> bool:
         """True if every handle came within the tolerance of its target."""
-        pairs = zip(self.steps[-1].handles, self.task.targets, strict=True)
-        return all(arrived(handle, target, self.config.tolerance) for handle, target in pairs)
+        return all_arrived(self.steps[-1].handles, self.task.targets, self.config.tolerance)
 
     @property
     def losses(self) -> list[float]:

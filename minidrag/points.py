@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from minidrag.config import EditConfig
-from minidrag.method.drag import Cell
+from minidrag.method.drag import Cell, snap
 from minidrag.method.dragdiffusion import Task
 from minidrag.weights.model import Model, working_size
 
@@ -87,11 +87,6 @@ def to_pixels(cells: Sequence[Cell], size: tuple[int, int], grid: tuple[int, int
     """Inverse of `to_cells`."""
     down, right = size[1] / grid[0], size[0] / grid[1]
     return [Pixel((column + 0.5) * right - 0.5, (row + 0.5) * down - 0.5) for row, column in cells]
-
-
-def snap(cell: Cell, grid: tuple[int, int]) -> Cell:
-    """Nearest whole cell on the grid."""
-    return Cell(*(float(min(max(round(at), 0), size - 1)) for at, size in zip(cell, grid, strict=True)))
 
 
 def mask_to_latent(mask: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -53,7 +53,7 @@ def test_a_run_writes_all_its_files(
     assert notes["prompt"] == "a red ball" and notes["lora_steps"] == "2"
     said = capsys.readouterr().out
     assert "handle 1 moved " in said and " of 18.1 pixels, " in said
-    assert "stopped: all 2 steps were used (--drag-steps)" in said and "advice: " in said
+    assert "stopped: all 2 updates were used (--drag-levels, --drag-steps)" in said and "advice: " in said
     assert f"files: {', '.join(WRITTEN)} in {workdir / 'new/out'}" in said
     assert "seconds: model " in said and ", total " in said and "note:" not in said
 
@@ -70,6 +70,9 @@ def test_run_json_has_everything_needed_to_repeat(start: Callable[..., int], wor
         "inversion_steps": 3,
         "lora_steps": 2,
         "lora_batch": 1,
+        "warp_start": False,
+        "drag_levels": 1,
+        "scale_radii": False,
         "drag_steps": 2,
         "size": 64,
     }

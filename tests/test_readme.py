@@ -52,7 +52,7 @@ def test_every_function_that_the_paper_is_mapped_to_exists() -> None:
 
 
 def test_the_differences_between_the_presets_are_all_there() -> None:
-    known = (EditConfig(), EditConfig.paper(), EditConfig.official(), EditConfig.thorough())
+    known = (EditConfig(), EditConfig.paper(), EditConfig.official(), EditConfig.fast())
     configs = [asdict(config) for config in known]
     values = {name: [str(config[name]) for config in configs] for name in configs[0]}
     table = {name.strip("`"): [value.strip("`") for value in row] for name, *row, _ in rows(6, "field")}

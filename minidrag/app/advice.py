@@ -9,7 +9,6 @@ from minidrag.app.options import Options
 from minidrag.edit import Edit
 from minidrag.weights.model import Model
 
-FAR = 0.25  # of the shorter side: longer drags often do not arrive
 STUCK = 0.1  # of its distance: a handle that has covered less has not moved
 
 
@@ -23,9 +22,7 @@ def before(model: Model, image: Image.Image, mask: Tensor | None, options: Optio
         found.append("there is no prompt: describing the image usually helps (--prompt)")
     if (length := model.tokenizer.length(options.prompt)) > limit:
         found.append(f"the prompt has {length} tokens: the model reads only the first {limit}")
-    for number, (handle, target) in enumerate(options.drags, 1):
-        if math.dist(handle, target) > FAR * min(image.size):
-            found.append(f"drag {number} is long for this image: --config thorough may bring it further")
+    for number, (_, target) in enumerate(options.drags, 1):
         row, column = min(round(target.y), image.height - 1), min(round(target.x), image.width - 1)
         if mask is not None and mask[row, column] < 0.5:
             found.append(f"the target of drag {number} is outside the mask, where nothing can appear")
@@ -42,25 +39,23 @@ def after(edit: Edit, options: Options) -> list[str]:
         else:
             moved = f"moved {distance - remaining:.1f} of {distance:.1f} pixels, {remaining:.1f} remain"
         found.append(f"handle {number} {moved}")
-    updates = len(edit.losses)
-    if edit.arrived and updates == 0:
-        found.append("advice: nothing was dragged, as every target is within --tolerance of its handle")
-    elif edit.arrived:
-        found.append(f"stopped: every handle arrived after {updates} steps")
+    updates, config = len(edit.losses), options.config
+    if edit.arrived:
+        moved = any(path[0] != path[-1] for path in edit.paths)
+        nothing = "advice: nothing was dragged, as every target is within --tolerance of its handle"
+        return [*found, f"stopped: every handle arrived after {updates} updates" if moved else nothing]
+    if updates < config.drag_levels * config.drag_steps:
+        found.append(f"stopped: no handle moved any more, after {updates} updates")
     else:
-        found.append(f"stopped: all {updates} steps were used (--drag-steps)")
-        stuck = [
-            str(number)
-            for number, (path, distance, _) in enumerate(pairs, 1)
-            if distance > 0 and math.dist(path[0], path[-1]) < STUCK * distance
-        ]
-        if stuck:
-            found.append(
-                f"advice: handle {', '.join(stuck)} did not move: put it on a corner or pattern of the "
-                "object, name the object in --prompt, mark more in --mask, or try a larger --drag-lr"
-            )
+        found.append(f"stopped: all {updates} updates were used (--drag-levels, --drag-steps)")
+    stuck = [
+        str(number)
+        for number, (path, distance, _) in enumerate(pairs, 1)
+        if distance > 0 and math.dist(path[0], path[-1]) < STUCK * distance
+    ]
+    if stuck:
         found.append(
-            f"advice: --config thorough, or more --drag-steps than {options.config.drag_steps}, may bring it "
-            "further"
+            f"advice: handle {', '.join(stuck)} did not move: put it on a corner or pattern of the object, "
+            "name the object in --prompt, mark more in --mask, or try a larger --drag-lr"
         )
-    return found
+    return [*found, "advice: more --drag-levels or --drag-steps may bring it further"]

@@ -30,9 +30,9 @@ DTYPES = {"cpu": "float32", "cuda": "float16", "mps": "float32"}  # default by d
 CONFIGS = {
     "paper": EditConfig.paper(),
     "official": EditConfig.official(),
-    "thorough": EditConfig.thorough(),
+    "fast": EditConfig.fast(),
 }
-CONFIG_HELP = "paper: to the letter; official: the authors' program; thorough: longer drags, slower"
+CONFIG_HELP = "paper: to the letter; official: the authors' program; fast: no LoRA and few updates"
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 NAMED = ("sd15", "tiny")  # models that have a name
 FILES = ("image", "mask", "lora")
@@ -58,18 +58,26 @@ RENAMED = {  # keys and settings of a run.json by version 0.1
     "control_from": "control_start",
     "keep_outside": "keep_background",
 }
+EARLIER = {
+    "warp_start": False,
+    "drag_levels": 1,
+    "scale_radii": False,
+}  # what later settings were before they could be set
 
 HELP = {  # of every field of EditConfig
     "steps": "DDIM steps from noise to image",
     "inversion_steps": "DDIM steps from the image up to the dragged latent: more allow larger changes",
     "block": "up block of the UNet whose features are used, 1 to 4",
-    "drag_steps": "maximum number of drag updates: more for far drags",
+    "warp_start": "begin with the things under the handles moved to their targets",
+    "drag_levels": "noise levels that are dragged, each followed by a denoising step",
+    "drag_steps": "maximum number of drag updates at each level: more for far drags",
     "drag_lr": "learning rate of the drag: higher is faster and rougher",
     "motion_radius": "radius of the supervised patch, in cells of 2 pixels at working size",
     "motion_step": "distance that an update pulls the patch ahead, in cells",
     "motion_reference": "what the patch is compared with: moving, itself; start, the original",
     "motion_loss": "sum or mean over the features of the patch",
     "track_radius": "radius of the window in which a handle is tracked, in cells",
+    "scale_radii": "radii and step are for a grid 256 wide, and shrink with the square root of the width",
     "mask_weight": "weight of the loss that holds the unmasked region",
     "tolerance": "distance from its target at which a handle has arrived, in cells",
     "lora_rank": "rank of the LoRA",
@@ -235,6 +243,8 @@ def read(path: Path, replaced: Collection[str] = ()) -> dict[str, Any]:
     try:
         values = current_names(values)
         check_kinds(values)
+        if "versions" in values:  # a finished run has all settings, but for those that came after it
+            values["config"] = EARLIER | current_names(values.get("config", {}))
         kept = [name for name in values if name in KINDS and name not in replaced]
         found = {name: convert(name, values[name], path.parent) for name in kept}
     except ValueError as error:

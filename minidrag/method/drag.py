@@ -45,6 +45,7 @@ class Step(NamedTuple):
 
     latent: Tensor
     handles: Cells
+    previous: Tensor  # as in View, detached
     predicted: Tensor  # as in View
     level: int  # as in View
     loss: float | None  # of the update that led here
@@ -77,16 +78,20 @@ def drag(
         origin = Origin(handles, View(view.features.detach(), view.previous.detach(), *view[2:]))
     else:
         handles = track(view.features, handles, origin, config.track_radius)
-    yield Step(latent.detach().clone(), handles, view.predicted, view.level, None)
+    yield step_of(latent, handles, view, None)
     for _ in range(config.drag_steps):
-        if all(arrived(*pair, config.tolerance) for pair in zip(handles, targets, strict=True)):
+        if all_arrived(handles, targets, config.tolerance):
             return
         loss = supervise(view, handles, origin)  # eq. 3
         (latent.grad,) = torch.autograd.grad(loss, latent)
         optimizer.step()  # eq. 4
         view = observe(latent)
         handles = track(view.features, handles, origin, config.track_radius)  # eq. 5
-        yield Step(latent.detach().clone(), handles, view.predicted, view.level, loss.item())
+        yield step_of(latent, handles, view, loss.item())
+
+
+def step_of(latent: Tensor, handles: Cells, view: View, loss: float | None) -> Step:
+    return Step(latent.detach().clone(), handles, view.previous.detach(), view.predicted, view.level, loss)
 
 
 def motion_loss(
@@ -142,6 +147,15 @@ def arrived(handle: Cell, target: Cell, tolerance: float) -> bool:
     """True for a handle nearer to its target than the tolerance, or on it."""
     distance = math.dist(handle, target)
     return distance < tolerance or distance == 0
+
+
+def all_arrived(handles: Cells, targets: Cells, tolerance: float) -> bool:
+    return all(arrived(*pair, tolerance) for pair in zip(handles, targets, strict=True))
+
+
+def snap(cell: Cell, grid: tuple[int, int]) -> Cell:
+    """Nearest whole cell on the grid."""
+    return Cell(*(float(min(max(round(at), 0), size - 1)) for at, size in zip(cell, grid, strict=True)))
 
 
 def patch(center: Cell, radius: int, features: Tensor) -> Tensor:

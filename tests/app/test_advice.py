@@ -44,8 +44,6 @@ def test_notes_before_a_run(untrained: Path) -> None:
     assert only(replace(options, prompt=" ")) == no_prompt
     long = only(replace(options, prompt="ball " * 80))
     assert re.fullmatch(r"the prompt has \d+ tokens: the model reads only the first 77", long)
-    far = "drag 1 is long for this image: --config thorough may bring it further"
-    assert only(replace(options, drags=drag(30, 40, 60, 42))) == far
     outside = "the target of drag 1 is outside the mask, where nothing can appear"
     assert only(replace(options, drags=drag(15, 40, 5, 40))) == outside
     both = drag(30, 40, 48, 42) + drag(15, 40, 5, 40)
@@ -57,8 +55,8 @@ def edit_with(**values: Any) -> Edit:
     return cast(Edit, SimpleNamespace(**values))
 
 
-OPTIONS = Options(Path("photo.png"), [], config=EditConfig(drag_steps=7))
-MORE = "advice: --config thorough, or more --drag-steps than 7, may bring it further"
+OPTIONS = Options(Path("photo.png"), [], config=EditConfig(drag_levels=1, drag_steps=1))
+MORE = "advice: more --drag-levels or --drag-steps may bring it further"
 
 
 def test_a_handle_that_moved_away_is_said() -> None:
@@ -67,7 +65,7 @@ def test_a_handle_that_moved_away_is_said() -> None:
     assert advice.after(edit, OPTIONS) == [
         "handle 1 moved away from its target: 5.0 pixels remain of 1.5",
         "handle 2 moved 7.0 of 9.0 pixels, 2.0 remain",
-        "stopped: all 1 steps were used (--drag-steps)",
+        "stopped: all 1 updates were used (--drag-levels, --drag-steps)",
         MORE,
     ]
 
@@ -81,8 +79,8 @@ def test_handles_that_did_not_move_are_named() -> None:
         losses=[1.0, 1.0],
         arrived=False,
     )
-    assert advice.after(edit, OPTIONS)[4:] == [
-        "stopped: all 2 steps were used (--drag-steps)",
+    assert advice.after(edit, replace(OPTIONS, config=EditConfig(drag_levels=1, drag_steps=2)))[4:] == [
+        "stopped: all 2 updates were used (--drag-levels, --drag-steps)",
         "advice: handle 1, 3 did not move: put it on a corner or pattern of the object, name the object in "
         "--prompt, mark more in --mask, or try a larger --drag-lr",
         MORE,
@@ -93,9 +91,23 @@ def test_arrival_is_said() -> None:
     values: dict[str, Any] = {"distances": [9.0], "remaining": [1.0], "paths": [[Pixel(0, 0), Pixel(8, 0)]]}
     edit = edit_with(**values, losses=[1.0, 2.0, 3.0], arrived=True)
     moved = "handle 1 moved 8.0 of 9.0 pixels, 1.0 remain"
-    assert advice.after(edit, OPTIONS) == [moved, "stopped: every handle arrived after 3 steps"]
+    assert advice.after(edit, OPTIONS) == [moved, "stopped: every handle arrived after 3 updates"]
+    warped = edit_with(**values, losses=[], arrived=True)
+    assert advice.after(warped, OPTIONS) == [moved, "stopped: every handle arrived after 0 updates"]
     nothing = "advice: nothing was dragged, as every target is within --tolerance of its handle"
-    assert advice.after(edit_with(**values, losses=[], arrived=True), OPTIONS) == [moved, nothing]
+    values |= {"remaining": [1.0], "distances": [1.0], "paths": [[Pixel(8, 0)] * 2]}
+    still = edit_with(**values, losses=[], arrived=True)
+    assert advice.after(still, OPTIONS) == ["handle 1 moved 0.0 of 1.0 pixels, 1.0 remain", nothing]
+
+
+def test_a_drag_that_stood_still_is_said() -> None:
+    path = [Pixel(0, 0), Pixel(5, 0)]
+    edit = edit_with(distances=[9.0], remaining=[4.0], paths=[path], losses=[1.0], arrived=False)
+    assert advice.after(edit, replace(OPTIONS, config=EditConfig())) == [
+        "handle 1 moved 5.0 of 9.0 pixels, 4.0 remain",
+        "stopped: no handle moved any more, after 1 updates",
+        MORE,
+    ]
 
 
 def test_advice_after_a_run(start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +115,7 @@ def test_advice_after_a_run(start: Callable[..., int], capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert re.search(r"^handle 1 moved -?[01]\.\d of 18\.1 pixels, \d+\.\d remain$", said, re.MULTILINE), said
     assert "advice: handle 1 did not move: put it on a corner or pattern of the object" in said
-    assert "stopped: all 2 steps were used (--drag-steps)" in said
+    assert "stopped: all 2 updates were used (--drag-levels, --drag-steps)" in said
     assert start("photo.png", "--drag", "30,40:30,40", "--out", "there") == 0
     said = capsys.readouterr().out
     assert "advice: nothing was dragged, as every target is within --tolerance of its handle" in said

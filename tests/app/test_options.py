@@ -10,6 +10,7 @@ import torch
 from support.command import PHOTO
 
 from minidrag.app.options import (
+    EARLIER,
     HELP,
     RENAMED,
     Options,
@@ -37,8 +38,9 @@ def parse(*arguments: str) -> Options:
 
 
 def test_every_setting_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
-    other: dict[Any, str] = {int: "7", float: "0.25", int | None: "96", "steps": "60", "block": "2"}
-    other |= {"motion_loss": "sum", "motion_reference": "start", "lora_targets": "qkvo"}
+    other: dict[Any, str] = {int: "8", float: "0.25", int | None: "96"}
+    other |= {"steps": "60", "block": "2"}
+    other |= {"motion_loss": "sum", "motion_reference": "moving", "lora_targets": "qkvo"}
     other |= {"control_blocks": "3"}
     for field in fields(EditConfig):
         name = "--" + field.name.replace("_", "-")
@@ -55,14 +57,15 @@ def test_every_setting_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert end.value.code == 0 and HELP.keys() == {field.name for field in fields(EditConfig)}
     assert all(" ".join(help.split()) in text for help in HELP.values())
     assert "(mean; paper sum)" in text and "(qk; paper qkv; official qkvo)" in text
-    assert "(80; thorough 160)" in text and "(2; paper 3)" in text
+    assert "(6; paper 80; official 80; fast 4)" in text and "(12; paper 3; official 3)" in text
+    assert "(start; paper moving; official moving)" in text and "(2; paper 3)" in text
 
 
 def test_presets_are_starting_points() -> None:
     assert parse(*PHOTO).config == EditConfig()
     assert parse(*PHOTO, "--config", "official").config == EditConfig.official()
     assert parse(*PHOTO, "--config", "paper").config == EditConfig.paper()
-    assert parse(*PHOTO, "--config", "thorough").config == EditConfig.thorough()
+    assert parse(*PHOTO, "--config", "fast").config == EditConfig.fast()
     settings = ("--config", "official", "--lora-targets", "qkv")
     assert parse(*PHOTO, *settings).config == replace(EditConfig.official(), lora_targets="qkv")
 
@@ -191,10 +194,10 @@ OLD_SETTINGS = {  # as version 0.1 wrote them, each with another value than its 
     "drag_rate": 0.02,
     "motion_radius": 2,
     "motion_step": 1.5,
-    "motion_reference": "start",
+    "motion_reference": "moving",
     "track_radius": 2,
-    "mask_weight": 0.2,
-    "tolerance": 1.0,
+    "mask_weight": 0.3,
+    "tolerance": 1.5,
     "motion_loss": "sum",
     "lora_rank": 4,
     "lora_targets": "qkvo",
@@ -210,14 +213,17 @@ SAME_SETTINGS = EditConfig(
     steps=4,
     inversion_steps=3,
     block=2,
+    warp_start=False,
+    drag_levels=1,
+    scale_radii=False,
     drag_steps=2,
     drag_lr=0.02,
     motion_radius=2,
     motion_step=1.5,
-    motion_reference="start",
+    motion_reference="moving",
     track_radius=2,
-    mask_weight=0.2,
-    tolerance=1.0,
+    mask_weight=0.3,
+    tolerance=1.5,
     motion_loss="sum",
     lora_rank=4,
     lora_targets="qkvo",
@@ -262,7 +268,8 @@ def write_old_run(workdir: Path, **values: Any) -> Path:
 
 def test_a_run_of_version_0_1_is_read(workdir: Path) -> None:
     changed = {name for name, value in asdict(SAME_SETTINGS).items() if value != getattr(EditConfig(), name)}
-    assert changed == {RENAMED.get(name, name) for name in OLD_SETTINGS}, "every setting would show"
+    known = {RENAMED.get(name, name) for name in OLD_SETTINGS}
+    assert changed == known | EARLIER.keys(), "every setting would show"
     assert read_options({"base": write_old_run(workdir)}) == Options(
         workdir / "photo.png",
         [(Pixel(30, 40), Pixel(48, 42))],

@@ -65,7 +65,7 @@ def test_a_stage_that_fails_has_no_time() -> None:
 
 def step(value: float = 0.0, loss: float | None = 1.0) -> Step:
     latent = torch.full((1, 4, 2, 2), value)
-    return Step(latent, [Cell(1, 2)], latent.clone(), 3, loss)
+    return Step(latent, [Cell(1, 2)], latent.clone(), latent.clone(), 3, loss)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -102,8 +103,16 @@ def test_rescale_maps_borders_to_borders() -> None:
 
 
 def test_every_file_is_written(untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = EditConfig(
-        steps=4, inversion_steps=3, lora_steps=0, drag_steps=7, tolerance=0, track_radius=0, size=64
+    config = replace(
+        EditConfig.official(),
+        steps=4,
+        inversion_steps=3,
+        lora_steps=0,
+        drag_steps=7,
+        tolerance=0,
+        track_radius=0,
+        size=64,
+        keep_background=True,
     )
     model, image = load_model(untrained, device="cpu"), images.load_image(Path("photo.png"))
     mask = images.load_mask(Path("mask.png"), image.size)

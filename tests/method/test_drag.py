@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,6 +50,11 @@ def assert_equal(found: Tensor, expected: Tensor | float) -> None:
 def random(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def config_of(**changes: Any) -> EditConfig:
+    """The authors' program with changes."""
+    return replace(EditConfig.official(), **changes)
 
 
 def origin_of(features: Tensor, handles: Cells) -> Origin:
@@ -285,7 +291,7 @@ def run(
     targets: Cells,
     mask: Tensor | None = None,
     grid: tuple[int, int] | None = None,
-    config: EditConfig = EditConfig(),  # noqa: B008, it is frozen
+    config: EditConfig = EditConfig.official(),  # noqa: B008, it is frozen
 ) -> Result:
     """Run `dragdiffusion`, by default on a grid of the latent's own size."""
     task = Task(handles, targets, mask, grid or (latent.shape[2], latent.shape[3]))
@@ -358,7 +364,7 @@ PLACES: dict[str, tuple[list[Cell], list[Cell]]] = {  # handles and targets on a
 def test_the_motion_loss_and_its_gradient_equal_the_equation(place: str, kind: str) -> None:
     (handles, targets), features = PLACES[place], random(4, 6, 7, seed=3).requires_grad_()
     for radius in (0, 1, 2):
-        config = EditConfig(motion_radius=radius, motion_loss=kind)
+        config = config_of(motion_radius=radius, motion_loss=kind)
         loss = motion_loss(features, handles, targets, config)
         expected, gradient = slow_motion(features.detach(), handles, targets, config)
         assert_equal(loss, expected)
@@ -371,7 +377,7 @@ def test_a_motion_loss_against_the_original_with_any_step_equals_the_slow_refere
     for starts in (handles, [Cell(5, 0), Cell(0, 6), Cell(2, 3)][: len(handles)]):
         origin = origin_of(random(4, 6, 7, seed=4), starts)
         for length in (0.5, 2.0, 3.7):
-            config = EditConfig(motion_step=length, motion_reference="start")
+            config = config_of(motion_step=length, motion_reference="start")
             loss = motion_loss(features, handles, targets, config, origin)
             expected, gradient = slow_motion(features.detach(), handles, targets, config, origin)
             assert_equal(loss, expected)
@@ -382,7 +388,7 @@ def test_sum_and_mean_differ_by_the_channels_and_by_less_at_a_border() -> None:
     features = random(5, 9, 9)
 
     def ratio(handle: Cell) -> float:
-        configs = EditConfig(motion_loss="sum"), EditConfig(motion_loss="mean")
+        configs = config_of(motion_loss="sum"), config_of(motion_loss="mean")
         total, mean = (motion_loss(features, [handle], [Cell(4, 20)], config) for config in configs)
         return (total / mean).item()
 
@@ -398,21 +404,21 @@ def ramp() -> Tensor:
 
 def test_a_step_is_one_cell_long_however_far_the_target() -> None:
     for distance in (2.0, 3.5, 100.0):
-        loss = motion_loss(ramp(), [Cell(5, 4)], [Cell(5, 4 + distance)], EditConfig())
+        loss = motion_loss(ramp(), [Cell(5, 4)], [Cell(5, 4 + distance)], config_of())
         assert_equal(loss, 9)
-    diagonal = motion_loss(ramp(), [Cell(5, 4)], [Cell(5 + 30, 4 + 40)], EditConfig())
+    diagonal = motion_loss(ramp(), [Cell(5, 4)], [Cell(5 + 30, 4 + 40)], config_of())
     assert_equal(diagonal, 9 * 0.8)
 
 
 def test_a_longer_step_ends_at_the_target() -> None:
-    config = EditConfig(motion_step=3.0, tolerance=0.0)
+    config = config_of(motion_step=3.0, tolerance=0.0)
     for distance, length in ((2.5, 2.5), (3.0, 3.0), (5.0, 3.0), (0.4, 1.0)):
         loss = motion_loss(ramp(), [Cell(5, 4)], [Cell(5, 4 + distance)], config)
         assert_equal(loss, 9 * length)
 
 
 def test_only_the_features_ahead_have_a_gradient() -> None:
-    features, config = random(2, 9, 9).requires_grad_(), EditConfig(motion_radius=0, motion_loss="sum")
+    features, config = random(2, 9, 9).requires_grad_(), config_of(motion_radius=0, motion_loss="sum")
     loss = motion_loss(features, [Cell(4, 3)], [Cell(4, 8)], config)
     (gradient,) = torch.autograd.grad(loss, features)
     assert gradient[:, 4, 4].abs().eq(1).all()
@@ -423,7 +429,7 @@ def test_only_the_features_ahead_have_a_gradient() -> None:
 @pytest.mark.parametrize("distance", [0.0, 5e-324, 1e-300, 1e-9])
 def test_without_a_tolerance_no_distance_divides_by_zero(distance: float) -> None:
     features = random(2, 5, 5).requires_grad_()
-    loss = motion_loss(features, [Cell(0, 0)], [Cell(0, distance)], EditConfig(tolerance=0))
+    loss = motion_loss(features, [Cell(0, 0)], [Cell(0, distance)], config_of(tolerance=0))
     (gradient,) = torch.autograd.grad(loss, features)
     assert loss.isfinite() and gradient.isfinite().all()
     assert bool(loss) == bool(gradient.any()) == (distance > 0)
@@ -499,7 +505,7 @@ def test_updates_equal_a_computation_by_hand(
     mask = torch.zeros(5, 6)
     mask[1:3, 1:5] = 1
     given = mask if masked else None
-    config = EditConfig(
+    config = config_of(
         block=block,
         drag_steps=6,
         drag_lr=0.05,
@@ -518,7 +524,7 @@ def test_updates_equal_a_computation_by_hand(
 
 def test_the_first_update_is_the_learning_rate_along_the_sign_of_the_gradient() -> None:
     unet, latent = LinearUNet(), random(1, 4, 6, 6)
-    config, handles, targets = EditConfig(drag_lr=0.01, drag_steps=1), [Cell(2, 2)], [Cell(5, 5)]
+    config, handles, targets = config_of(drag_lr=0.01, drag_steps=1), [Cell(2, 2)], [Cell(5, 5)]
     found = run(unet, latent, handles, targets, config=config)
     *_, gradients = slow_drag(unet.by_hand(3, (6, 6)), latent, handles, targets, None, config, 1)
     expected = -0.01 * gradients[0] / (gradients[0].abs() + 1e-8)
@@ -528,7 +534,7 @@ def test_the_first_update_is_the_learning_rate_along_the_sign_of_the_gradient() 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_updates_with_a_real_unet_equal_the_equations(masked: bool) -> None:
-    unet, latent, grid, config = real_unet(), random(1, 4, 8, 9, seed=2), (16, 18), EditConfig(drag_steps=3)
+    unet, latent, grid, config = real_unet(), random(1, 4, 8, 9, seed=2), (16, 18), config_of(drag_steps=3)
     handles, targets = [Cell(5, 5), Cell(15, 0)], [Cell(12, 14.5), Cell(9, 3)]
     mask = torch.zeros(8, 9)
     mask[2:6, 2:7] = 1
@@ -545,7 +551,7 @@ def test_updates_with_a_real_unet_equal_the_equations(masked: bool) -> None:
 
 def test_each_step_predicts_the_finished_latent_from_its_own() -> None:
     unet, latent = LinearUNet(), random(1, 4, 6, 6)
-    found = run(unet, latent, [Cell(2, 2)], [Cell(5, 5)], config=EditConfig(drag_steps=3))
+    found = run(unet, latent, [Cell(2, 2)], [Cell(5, 5)], config=config_of(drag_steps=3))
     assert len(found.predicted) == len(found.paths[0]) == 4 and len(found.losses) == 3
     for predicted, z in ((found.predicted[0], latent), (found.predicted[-1], found.latent)):
         assert_equal(predicted, SCHEDULE.step(z, unet(z, TIME, TEXT)[0], TIME, -1))
@@ -567,7 +573,7 @@ def recorded(events: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 def test_each_update_supervises_then_observes_then_tracks(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    unet, config = recorded(events, monkeypatch), EditConfig(drag_steps=3)
+    unet, config = recorded(events, monkeypatch), config_of(drag_steps=3)
     found = run(unet, random(1, 4, 9, 9), [Cell(2, 2)], [Cell(8, 8)], config=config)
     assert events == ["observe", *["supervise", "observe", "track"] * 3]
     assert not found.arrived
@@ -575,7 +581,7 @@ def test_each_update_supervises_then_observes_then_tracks(monkeypatch: pytest.Mo
 
 def test_zero_updates_observe_once_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    unet, latent, config = recorded(events, monkeypatch), random(1, 4, 9, 9), EditConfig(drag_steps=0)
+    unet, latent, config = recorded(events, monkeypatch), random(1, 4, 9, 9), config_of(drag_steps=0)
     found = run(unet, latent, [Cell(2, 2)], [Cell(8, 8)], config=config)
     assert events == ["observe"] and not found.arrived
     assert torch.equal(found.latent, latent) and found.paths == [[Cell(2, 2)]] and found.losses == []
@@ -596,7 +602,7 @@ def test_handles_that_have_arrived_stop_the_drag_before_the_first_update(
 def test_a_given_origin_supervises_and_tracks_the_handles() -> None:
     """As in a method that alternates: the drag goes on at another level, from where its handles are now."""
     before, latent, grid = random(1, 4, 8, 9, seed=3), random(1, 4, 8, 9, seed=4), (8, 9)
-    config = EditConfig(drag_steps=2, motion_reference="start")
+    config = config_of(drag_steps=2, motion_reference="start")
     observe = partial(dragdiffusion.observe, LinearUNet(), SCHEDULE, TEXT, grid, config, LEVEL)
     start, now, target = Cell(2, 3), Cell(4, 4), Cell(7, 8)
     origin = Origin([start], observe(before))
@@ -654,13 +660,13 @@ def test_the_drag_goes_on_until_all_handles_have_arrived_at_once(monkeypatch: py
 
 def test_an_arrival_with_the_last_update_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch, [Cell(4, 5), Cell(4, 7)])
-    config = EditConfig(drag_steps=2)
+    config = config_of(drag_steps=2)
     assert run(identity_unet, random(1, 4, 9, 9), [Cell(4, 4)], [Cell(4, 8)], config=config).arrived
 
 
 def test_without_a_tolerance_only_the_target_itself_is_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch, [Cell(4, 7), Cell(4, 8), Cell(0, 0)])
-    config = EditConfig(tolerance=0)
+    config = config_of(tolerance=0)
     found = run(identity_unet, random(1, 4, 9, 9), [Cell(4, 4)], [Cell(4, 8)], config=config)
     assert found.arrived and found.paths[0][-1] == Cell(4, 8)
 
@@ -668,7 +674,7 @@ def test_without_a_tolerance_only_the_target_itself_is_arrival(monkeypatch: pyte
 def test_the_consumer_can_stop_a_drag() -> None:
     latent, task = random(1, 4, 9, 9), Task([Cell(2, 2)], [Cell(8, 8)], None, (9, 9))
     path = [latent] * (LEVEL + 1)
-    steps = dragdiffusion.dragdiffusion(LinearUNet(), SCHEDULE, path, TEXT, task, EditConfig())
+    steps = dragdiffusion.dragdiffusion(LinearUNet(), SCHEDULE, path, TEXT, task, config_of())
     assert isinstance(steps, Generator)
     first, second = next(steps), next(steps)
     steps.close()
@@ -679,7 +685,7 @@ def test_the_consumer_can_stop_a_drag() -> None:
 @pytest.mark.parametrize("tolerance", [0.0, 2.0])
 def test_handles_stay_on_the_grid_wherever_they_start_and_go(place: str, tolerance: float) -> None:
     handles, targets = PLACES[place]
-    config = EditConfig(drag_steps=6, tolerance=tolerance)
+    config = config_of(drag_steps=6, tolerance=tolerance)
     found = run(LinearUNet(), random(1, 4, 6, 7), handles, targets, config=config)
     assert found.latent.isfinite().all() and all(math.isfinite(loss) for loss in found.losses)
     assert all(0 <= row < 6 and 0 <= column < 7 for path in found.paths for row, column in path)
@@ -693,7 +699,7 @@ def test_a_drag_changes_neither_its_latent_nor_the_network_nor_the_gradient_mode
     unet, latent = real_unet().requires_grad_(), random(1, 4, 8, 8)
     before, weights = latent.clone(), {key: x.clone() for key, x in unet.state_dict().items()}
     with torch.no_grad():
-        found = run(unet, latent, [Cell(2, 2)], [Cell(7, 7)], config=EditConfig(drag_steps=2))
+        found = run(unet, latent, [Cell(2, 2)], [Cell(7, 7)], config=config_of(drag_steps=2))
         assert not torch.is_grad_enabled()
     assert torch.equal(latent, before) and not latent.requires_grad and not torch.equal(found.latent, before)
     assert all(torch.equal(x, weights[key]) for key, x in unet.state_dict().items())
@@ -702,7 +708,7 @@ def test_a_drag_changes_neither_its_latent_nor_the_network_nor_the_gradient_mode
 
 
 def test_the_same_drag_twice_is_equal_bit_for_bit() -> None:
-    config = EditConfig(drag_steps=3)
+    config = config_of(drag_steps=3)
     first, second = (
         run(real_unet(), random(1, 4, 8, 8), [Cell(2, 2)], [Cell(7, 7)], config=config) for _ in range(2)
     )
@@ -730,7 +736,7 @@ def test_a_gradient_that_is_not_finite_stops_the_drag(steps: int) -> None:
 
     message = f"^drag: a number is not finite after 2 of {steps + 1}$"
     with pytest.raises(FloatingPointError, match=message):
-        config = EditConfig(drag_steps=steps)
+        config = config_of(drag_steps=steps)
         run(steep, random(1, 4, 9, 9), [Cell(2, 2)], [Cell(8, 8)], config=config)
 
 

@@ -6,6 +6,7 @@ values in the last two up blocks. The program has points in (row, column) on the
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +55,7 @@ def case(name: str) -> Case:
     tensors = {key: torch.from_numpy(data[key]) for key in ("clean", "text", "inverted", "edited", "final")}
     handles, targets = ([Cell(*map(float, point)) for point in data[key]] for key in ("handles", "targets"))
     mask = torch.from_numpy(data["mask"]).double() if data["mask"].size else None
-    config = EditConfig(drag_steps=int(data["steps"]), keep_background=False)
+    config = replace(EditConfig.official(), drag_steps=int(data["steps"]))
     last = [(int(row), int(column)) for row, column in data["last"]]
     return Case(**tensors, task=Task(handles, targets, mask, (64, 64)), last=last, config=config)
 

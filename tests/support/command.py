@@ -15,7 +15,18 @@ from minidrag.tiny import folder, vocabulary
 
 ROOT = Path(__file__).parents[2]
 FAST = ["--steps", "4", "--inversion-steps", "3", "--lora-steps", "2", "--lora-batch", "1"]
-FAST += ["--drag-steps", "2", "--size", "64", "--device", "cpu"]
+FAST += [
+    "--no-warp-start",
+    "--drag-levels",
+    "1",
+    "--no-scale-radii",
+    "--drag-steps",
+    "2",
+    "--size",
+    "64",
+    "--device",
+    "cpu",
+]
 PHOTO = ["photo.png", "--drag", "30,40:48,42"]
 WRITTEN = ["comparison.png", "edited.png", "lora.safetensors", "process.gif", "run.json"]
 

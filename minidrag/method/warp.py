@@ -1,0 +1,58 @@
+"""A start that is already near: things moved along their drags in the noisy latent.
+
+FastDrag (arXiv 2405.15769) stretches the masked region of the latent like a sheet. Here features say which
+cells belong to the thing under a handle, and it moves as a whole.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, max_pool2d, normalize
+
+from minidrag.method.drag import Cell, patch, snap
+from minidrag.method.dragdiffusion import Task
+
+SIMILAR = 0.35  # least cosine between features of a thing and of its handle
+HELD = 0.1  # a thing of which the mask holds more than this fraction is to be stretched, not moved
+FAR = 1e6
+
+
+def warp(latent: Tensor, task: Task, features: Tensor) -> tuple[Tensor, list[Cell]]:
+    """Move the things that lie within the mask; return the latent and where its handles are then.
+
+    latent: (1, 4, H, W). features: (C, R, S), of the original. Each cell of a thing follows the nearest
+    handle. What a thing uncovers is filled from the nearest cells that stay.
+    """
+    shape = list(latent.shape[2:])
+    scale = torch.tensor(shape, device=latent.device) / torch.tensor(task.grid, device=latent.device)
+    handles, targets = ((scale.new_tensor(at) + 0.5) * scale - 0.5 for at in (task.handles, task.targets))
+    editable = torch.ones(shape, device=latent.device) if task.mask is None else task.mask
+    things = torch.stack([thing(features, handle, shape) for handle in task.handles])  # (N, H, W)
+    free = (things * (1 - editable)).sum((1, 2)) <= HELD * things.sum((1, 2))  # (N,)
+    moving = (things[free].sum(0) * editable).flatten() > 0  # (H W,)
+    cells = torch.cartesian_prod(*(torch.arange(size) for size in shape)).to(scale)  # (H W, 2)
+    drag = (targets - handles)[torch.cdist(cells, handles).argmin(1)]
+    distance, mover = torch.cdist(cells, torch.where(moving[:, None], cells + drag, FAR)).min(1)
+    filler = torch.cdist(cells, torch.where(moving[:, None], FAR, cells)).argmin(1)
+    source = torch.where((distance < 0.75) & (editable.flatten() > 0), mover, filler)
+    warped = latent.flatten(2)[:, :, source].unflatten(2, shape)
+    pairs = zip(task.handles, task.targets, free.tolist(), strict=True)
+    return warped, [snap(target, task.grid) if moved else handle for handle, target, moved in pairs]
+
+
+def thing(features: Tensor, handle: Cell, shape: list[int]) -> Tensor:
+    """Cells of the latent that look like the handle's and connect to it: (H, W), 1 or 0."""
+    features = normalize(features - features.mean((1, 2), keepdim=True), dim=0)
+    rows, columns = patch(handle, 1, features).long().T
+    own = normalize(features[:, rows, columns].mean(1), dim=0)
+    cosine = torch.einsum("crs,c->rs", features, own)
+    similar = (
+        interpolate(cosine[None, None], size=shape, mode="area") > SIMILAR
+    ).float()  # (R, S) -> (1, 1, H, W)
+    found = torch.zeros_like(similar)
+    row, column = (int(at * n / m) for at, n, m in zip(handle, shape, features.shape[1:], strict=True))
+    found[..., row, column] = 1
+    while True:
+        grown = torch.maximum(found, max_pool2d(found, 3, stride=1, padding=1) * similar)
+        if torch.equal(grown, found):
+            return found[0, 0]
+        found = grown
