@@ -1,8 +1,8 @@
 """Constants of an edit, each with its source.
 
-The defaults differ from the paper's in four fields: motion_loss, which measurements decided, lora_targets,
-control_blocks, and keep_background. "Paper" is arXiv 2306.14435, whose sections are in parentheses; "code" is
-its authors' program.
+The defaults are what measured best (minidrag/bench/README.md); a comment names the paper's value where it is
+another. "Paper" is arXiv 2306.14435, whose sections are in parentheses; "code" is its authors' program;
+GoodDrag is arXiv 2404.07206.
 """
 
 from dataclasses import dataclass, replace

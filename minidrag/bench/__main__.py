@@ -12,6 +12,7 @@ SUBCOMMANDS = {
     "networks": "minidrag.bench.networks",
     "memory": "minidrag.bench.memory",
     "scenes": "minidrag.bench.scenes",
+    "speed": "minidrag.bench.speed",
     "dragbench": "minidrag.bench.dragbench",
     "ablate": "minidrag.bench.ablate",
     "features": "minidrag.bench.features",

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d, normalize
 
-from minidrag.method.drag import Cell, patch, snap
+from minidrag.method.drag import Cell, Cells, patch, snap
 from minidrag.method.dragdiffusion import Task
 
 SIMILAR = 0.35  # least cosine between features of a thing and of its handle
 HELD = 0.1  # a thing of which the mask holds more than this fraction is to be stretched, not moved
-FAR = 1e6
 
 
-def warp(latent: Tensor, task: Task, features: Tensor) -> tuple[Tensor, list[Cell]]:
+def warp(latent: Tensor, task: Task, features: Tensor) -> tuple[Tensor, Cells]:
     """Move the things that lie within the mask; return the latent and where its handles are then.
 
     latent: (1, 4, H, W). features: (C, R, S), of the original. Each cell of a thing follows the nearest
@@ -29,11 +28,15 @@ def warp(latent: Tensor, task: Task, features: Tensor) -> tuple[Tensor, list[Cel
     things = torch.stack([thing(features, handle, shape) for handle in task.handles])  # (N, H, W)
     free = (things * (1 - editable)).sum((1, 2)) <= HELD * things.sum((1, 2))  # (N,)
     moving = (things[free].sum(0) * editable).flatten() > 0  # (H W,)
+    if not 0 < moving.sum() < len(moving):  # nothing moves, or all of the image
+        return latent, task.handles
     cells = torch.cartesian_prod(*(torch.arange(size) for size in shape)).to(scale)  # (H W, 2)
     drag = (targets - handles)[torch.cdist(cells, handles).argmin(1)]
-    distance, mover = torch.cdist(cells, torch.where(moving[:, None], cells + drag, FAR)).min(1)
-    filler = torch.cdist(cells, torch.where(moving[:, None], FAR, cells)).argmin(1)
-    source = torch.where((distance < 0.75) & (editable.flatten() > 0), mover, filler)
+    movers, others = moving.nonzero().flatten(), (~moving).nonzero().flatten()
+    source = torch.arange(len(cells), device=latent.device)
+    source[movers] = others[torch.cdist(cells[movers], cells[others]).argmin(1)]
+    distance, nearest = torch.cdist(cells, (cells + drag)[movers]).min(1)
+    source = torch.where((distance < 0.75) & (editable.flatten() > 0), movers[nearest], source)
     warped = latent.flatten(2)[:, :, source].unflatten(2, shape)
     pairs = zip(task.handles, task.targets, free.tolist(), strict=True)
     return warped, [snap(target, task.grid) if moved else handle for handle, target, moved in pairs]
@@ -45,14 +48,11 @@ def thing(features: Tensor, handle: Cell, shape: list[int]) -> Tensor:
     rows, columns = patch(handle, 1, features).long().T
     own = normalize(features[:, rows, columns].mean(1), dim=0)
     cosine = torch.einsum("crs,c->rs", features, own)
-    similar = (
-        interpolate(cosine[None, None], size=shape, mode="area") > SIMILAR
-    ).float()  # (R, S) -> (1, 1, H, W)
+    shrunk = interpolate(cosine[None, None], size=shape, mode="area")  # (R, S) -> (1, 1, H, W)
+    similar = (shrunk > SIMILAR).float()
     found = torch.zeros_like(similar)
     row, column = (int(at * n / m) for at, n, m in zip(handle, shape, features.shape[1:], strict=True))
     found[..., row, column] = 1
-    while True:
-        grown = torch.maximum(found, max_pool2d(found, 3, stride=1, padding=1) * similar)
-        if torch.equal(grown, found):
-            return found[0, 0]
+    while not torch.equal(found, grown := torch.maximum(found, max_pool2d(found, 3, 1, 1) * similar)):
         found = grown
+    return found[0, 0]

@@ -164,3 +164,11 @@ def test_nothing_changes_outside_the_mask() -> None:
     warped, _ = warp(latent, task, scene(BOX))
     outside = ALL_BUT_THE_RIM == 0
     assert torch.equal(warped[..., outside], latent[..., outside]) and not torch.equal(warped, latent)
+
+
+def test_without_anything_to_move_the_latent_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    latent, task = random(1, 4, *LATENT), Task([Cell(9, 9)], [Cell(9, 13)], None, GRID)
+    for value in (0.0, 1.0):  # no cell, all cells
+        monkeypatch.setattr("minidrag.method.warp.thing", lambda *_, value=value: torch.full(LATENT, value))
+        warped, handles = warp(latent, task, scene(BOX))
+        assert torch.equal(warped, latent) and handles == task.handles

@@ -1,0 +1,94 @@
+"""Cost of an edit by stage and preset, in UNet evaluations and seconds.
+
+    python -m minidrag.bench speed [--cases 3] [--presets default fast official]
+
+An evaluation is a forward or a backward pass of the UNet on one sample; a pass that keeps its graph counts
+twice. Their number is the same on every machine; seconds are of this one. The presets take turns on each
+case, so that a busy machine slows all alike.
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minidrag.app.options import CONFIGS
+from minidrag.app.progress import Progress
+from minidrag.bench.cases import Case, make_cases
+from minidrag.bench.harness import add_scene_arguments, load, work
+from minidrag.bench.tables import markdown
+from minidrag.config import EditConfig
+from minidrag.edit import drag_edit
+from minidrag.weights.model import Model
+
+T = TypeVar("T")
+PRESETS = {"default": EditConfig(), **CONFIGS}
+STAGES = ("LoRA", "inversion", "drag", "denoising")
+
+
+class Counter(Progress):
+    """Progress that also counts the UNet's evaluations of each stage."""
+
+    def __init__(self, model: Model):
+        super().__init__(show=False)
+        self.model = model
+        self.evaluations: dict[str, int] = dict.fromkeys(STAGES, 0)
+
+    def __call__(self, name: str, items: Iterable[T], total: int) -> Iterator[T]:
+        def count(_: Any, inputs: tuple[Tensor, ...]) -> None:
+            latent, learned = inputs[0], any(x.requires_grad for x in self.model.unet.parameters())
+            backward = torch.is_grad_enabled() and (latent.requires_grad or learned)
+            self.evaluations[name] += len(latent) * (2 if backward else 1)
+
+        handle = self.model.unet.register_forward_pre_hook(count)
+        try:
+            yield from super().__call__(name, items, total)
+        finally:
+            handle.remove()
+
+
+def cost(model: Model, case: Case, config: EditConfig) -> Counter:
+    """Evaluations and seconds of one edit, with a LoRA of its own."""
+    counter, mask = Counter(model), torch.from_numpy(case.mask).float()
+    points, told = (case.handles, case.targets), {"mask": mask, "prompt": case.prompt, "config": config}
+    drag_edit(model, case.before, *points, **told, progress=counter)
+    return counter
+
+
+def report(counters: dict[str, list[Counter]]) -> str:
+    """Markdown table: evaluations (mean) and seconds (median), also as fractions of the dearest preset's."""
+    evaluations = {name: [sum(x.evaluations.values()) for x in some] for name, some in counters.items()}
+    seconds = {name: [sum(x.seconds.values()) for x in some] for name, some in counters.items()}
+    most = max(evaluations, key=lambda name: sum(evaluations[name]))
+    rows = []
+    for name, some in counters.items():
+        row = [name, *(f"{np.mean([x.evaluations[stage] for x in some]):.0f}" for stage in STAGES)]
+        row += [f"{np.mean(evaluations[name]):.0f}", f"{sum(evaluations[name]) / sum(evaluations[most]):.2f}"]
+        ratios = [own / other for own, other in zip(seconds[name], seconds[most], strict=True)]
+        rows.append([*row, f"{np.median(seconds[name]):.1f}", f"{np.median(ratios):.2f}"])
+    head = ["preset", *STAGES, "evaluations", f"of {most}", "seconds", f"of {most}"]
+    return markdown(head, rows)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="as for demo.py (default: tiny)")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: %(default)s)")
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS), metavar="PRESET")
+    add_scene_arguments(parser)
+    parser.set_defaults(cases=3)
+
+
+def measure_speed(args: argparse.Namespace) -> int:
+    model, counters = load(args), {name: [] for name in args.presets}
+    for case in make_cases(args.cases, args.kinds, args.seed, args.style):
+        for name in args.presets:
+            counters[name].append(cost(model, case, PRESETS[name]))
+    print(report(counters))
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    return work(lambda: measure_speed(args))

@@ -1,0 +1,53 @@
+"""The cost of an edit, counted against what the settings ask for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from support.command import write_untrained
+
+from minidrag.bench import speed
+from minidrag.bench.cases import make_case
+from minidrag.config import EditConfig
+from minidrag.weights.model import load_model
+
+CONFIG = replace(
+    EditConfig.official(),
+    steps=5,
+    inversion_steps=4,
+    drag_steps=3,
+    tolerance=0.0,
+    lora_steps=2,
+    lora_batch=3,
+    size=64,
+)
+
+
+def test_evaluations_are_those_that_the_settings_ask_for(tmp_path: Path) -> None:
+    model = load_model(write_untrained(tmp_path), device="cpu")
+    case = make_case("light", 0, 0)
+    counter = speed.cost(model, case, CONFIG)
+    # LoRA: 2 steps of 3 samples, forward and backward. Drag: 4 looks, each of which could be differentiated.
+    assert counter.evaluations == {"LoRA": 2 * 3 * 2, "inversion": 4, "drag": 2 * 4, "denoising": 2 * 4}
+    assert counter.seconds.keys() == {"LoRA", "inversion", "drag", "denoising"}
+    assert not model.unet._forward_pre_hooks
+
+    turn = replace(CONFIG, drag_levels=2, drag_steps=1, lora_steps=0)
+    counter = speed.cost(model, case, turn)
+    # At each level a look at the original and two at the edit; denoising goes on from the second.
+    assert counter.evaluations == {"LoRA": 0, "inversion": 4, "drag": 2 * (1 + 2 * 2), "denoising": 2 * 3}
+    assert torch.is_grad_enabled()
+
+
+def test_the_report_has_means_and_fractions() -> None:
+    def counted(evaluations: int, seconds: float) -> speed.Counter:
+        counter = speed.Counter.__new__(speed.Counter)
+        counter.evaluations = {"LoRA": 0, "inversion": 0, "drag": evaluations, "denoising": 0}
+        counter.seconds = {"drag": seconds}
+        return counter
+
+    table = speed.report({"one": [counted(10, 1.0), counted(20, 3.0)], "two": [counted(60, 4.0)] * 2})
+    assert [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]] == [
+        *("one", "0", "0", "15", "0", "15", "0.25", "2.0", "0.50"),
+    ]
+    assert table.splitlines()[0].count("of two") == 2
