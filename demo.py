@@ -24,12 +24,12 @@ from minidrag.weights.model import load_model
 MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # in PyTorch's errors, any device
 
 
-def run(options: Options, out: Path) -> None:
-    """Edit the image and write the results to a folder."""
+def run(options: Options, out: Path | None) -> None:
+    """Edit the image and write the results to a folder; None: a new one."""
     image, mask = open_input(options)
     prompt, config, seed = options.prompt, options.config, options.seed
     progress = Progress()
-    with runs.output(out) as folder:
+    with runs.output(out, options.image) as folder:
         say(f"model: {options.model}, {options.dtype} on {options.device}")
         with progress.timed("model"):
             dtype = getattr(torch, str(options.dtype))
@@ -59,7 +59,10 @@ def run(options: Options, out: Path) -> None:
         names = ", ".join(sorted(file.name for file in folder.iterdir()))
     parts = ", ".join(f"{name} {time:.1f}" for name, time in progress.seconds.items())
     say("", *advice.after(edit, options), f"LoRA: {origin}")
-    say(f"seconds: {parts}, total {sum(progress.seconds.values()):.1f}", f"files: {names} in {out.resolve()}")
+    say(
+        f"seconds: {parts}, total {sum(progress.seconds.values()):.1f}",
+        f"files: {names} in {folder.parent.resolve()}",
+    )
 
 
 def say(*lines: str) -> None:
@@ -75,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "image" not in given:
             given.setdefault("base", tiny.DEMO / "drag.json")
         options = read_options(given)
-        run(options, given.get("out") or runs.next_folder(options.image))
+        run(options, given.get("out"))
     except KeyboardInterrupt as stop:
         return fail(f"stopped: {str(stop) or 'nothing was finished'}", 130)
     except FloatingPointError as error:

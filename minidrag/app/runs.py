@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from PIL import Image
@@ -20,46 +21,62 @@ from minidrag.points import Pixel, to_cells
 from minidrag.weights import lora_file
 from minidrag.weights.model import Model, decode, working_size
 
+RESULTS = ("comparison.png", "edited.png", "lora.safetensors", "process.gif", "run.json")
 FRAME_EVERY = 5  # drag steps between two frames of the animation
 
 
 @contextmanager
-def output(out: Path) -> Iterator[Path]:
+def output(out: Path | None, image: Path) -> Iterator[Path]:
     """Yield a folder whose files move to `out` at the end; if anything fails, nothing is left.
 
-    Raises ValueError at once if nothing can be written there.
+    out: None: the first of runs/NAME-1, runs/NAME-2, ... that no other run has, NAME being the image's.
+    Raises ValueError at once if nothing can be written there, or if results would be replaced.
     """
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    numbered = (Path("runs") / f"{image.stem}-{number}" for number in count(1))
     try:
-        part = hidden(out)
-        try:
-            yield part
-            for file in sorted(part.iterdir()):
-                os.replace(file, out / file.name)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    except BaseException:
-        for folder in made:
-            with suppress(OSError):  # not made after all, or no longer empty
-                folder.rmdir()
-        raise
-
-
-def hidden(out: Path) -> Path:
-    """Make a folder inside `out`, on the same disk so that files move at once; make `out` too."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=".part-", dir=out))
+        folder, made = next(filter(None, map(claim, numbered))) if out is None else (out, make(out))
+        part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))  # on the same disk: files move at once
     except OSError as error:
-        raise ValueError(f"{out} cannot be written to: {error.strerror}") from error
+        raise ValueError(f"{out or 'runs'} cannot be written to: {error.strerror}") from error
+    try:
+        if taken := results_in(folder):
+            raise ValueError(f"{folder} has {taken} already: give another --out, or delete them")
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        for path in made:
+            with suppress(OSError):  # no longer empty
+                path.rmdir()
+        raise
+    if taken := results_in(folder):
+        raise ValueError(
+            f"{folder} got {taken} from another program meanwhile: this run's files are in {part}"
+        )
+    for file in sorted(part.iterdir()):
+        os.replace(file, folder / file.name)
+    part.rmdir()
 
 
-def next_folder(image: Path) -> Path:
-    """The first of runs/NAME-1, runs/NAME-2, ... that does not exist."""
-    number = 1
-    while (folder := Path("runs") / f"{image.stem}-{number}").exists():
-        number += 1
-    return folder
+def make(folder: Path) -> list[Path]:
+    """Make a folder and its parents; return those that did not exist."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def claim(folder: Path) -> tuple[Path, list[Path]] | None:
+    """Make a folder that does not exist, and its parents, as `make` does; None if another run was faster."""
+    made = make(folder.parent)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return None
+    return folder, [folder, *made]
+
+
+def results_in(folder: Path) -> str:
+    """Names of the files in a folder that are named like results, and may be an input too."""
+    return ", ".join(name for name in RESULTS if (folder / name).exists())
 
 
 def write(
@@ -71,7 +88,7 @@ def write(
     edit: Edit,
     progress: Progress,
 ) -> None:
-    """Write the files of a run: the edit, a comparison, an animation, the LoRA, and run.json."""
+    """Write RESULTS: a comparison, the edit, the LoRA, an animation, and everything to repeat the run."""
     size = working_size(model, image.size, options.config)
     handles, targets = (rescale(points, image.size, size) for points in (options.handles, options.targets))
     original = draw.draw_drags(images.resize(image, size), handles, targets, mask)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +24,7 @@ from minidrag.points import Pixel
 from minidrag.weights.model import load_model
 
 T = TypeVar("T")
+PHOTO_FILE = Path("photo.png")
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -31,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("workdir")
 
 def test_files_appear_together_at_the_end() -> None:
     out = Path("some/out")
-    with runs.output(out) as folder:
+    with runs.output(out, PHOTO_FILE) as folder:
         assert folder.parent == out, "on the same disk"
         (folder / "b.txt").write_text("b")
         (folder / "a.txt").write_text("a")
@@ -39,14 +42,29 @@ def test_files_appear_together_at_the_end() -> None:
     assert listing(out) == {Path("a.txt"), Path("b.txt")}
 
 
-def test_files_of_an_earlier_run_are_replaced_and_others_kept() -> None:
+def test_files_of_others_are_kept_and_results_are_not_replaced() -> None:
     Path("out").mkdir()
-    Path("out/edited.png").write_text("old")
     Path("out/mine.txt").write_text("mine")
-    with runs.output(Path("out")) as folder:
-        (folder / "edited.png").write_text("new")
+    with runs.output(Path("out"), PHOTO_FILE) as folder:
+        (folder / "edited.png").write_text("first")
+    with (
+        pytest.raises(ValueError, match=r"^out has edited.png already: give another --out, or delete them$"),
+        runs.output(Path("out"), PHOTO_FILE),
+    ):
+        raise AssertionError("the run began")
     contents = {path.name: path.read_text() for path in Path("out").iterdir()}
-    assert contents == {"edited.png": "new", "mine.txt": "mine"}
+    assert contents == {"edited.png": "first", "mine.txt": "mine"}
+
+
+@pytest.mark.parametrize("name", runs.RESULTS)
+def test_results_written_meanwhile_are_not_replaced_and_those_of_the_run_are_kept(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^out got {name} from another") as error:  # noqa: SIM117
+        with runs.output(Path("out"), PHOTO_FILE) as folder:
+            (folder / "edited.png").write_text("late")
+            Path("out", name).write_text("first")
+    assert Path("out", name).read_text() == "first"
+    _, told, kept = str(error.value).partition("this run's files are in ")
+    assert told and Path(kept, "edited.png").read_text() == "late"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("disk full"), SystemExit(1)])
@@ -55,14 +73,14 @@ def test_a_failure_leaves_nothing(error: BaseException, workdir: Path) -> None:
     Path("there/mine.txt").write_text("mine")
     before = listing(workdir)
     for out in (Path("a/b/c"), Path("there"), Path("there/new")):
-        with pytest.raises(type(error)), runs.output(out) as folder:
+        with pytest.raises(type(error)), runs.output(out, PHOTO_FILE) as folder:
             (folder / "edited.png").write_text("half")
             raise error
         assert listing(workdir) == before
 
 
 def test_a_failed_run_keeps_folders_that_another_program_fills(workdir: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), runs.output(Path("a/b")):
+    with pytest.raises(KeyboardInterrupt), runs.output(Path("a/b"), PHOTO_FILE):
         Path("a/other.txt").write_text("of another program")
         raise KeyboardInterrupt
     assert listing(workdir / "a") == {Path("other.txt")}
@@ -71,7 +89,10 @@ def test_a_failed_run_keeps_folders_that_another_program_fills(workdir: Path) ->
 @pytest.mark.parametrize("out", ["photo.png", "photo.png/a/b"])
 def test_a_path_that_cannot_be_a_folder_is_refused_at_once(out: str, workdir: Path) -> None:
     before = listing(workdir)
-    with pytest.raises(ValueError, match=f"^{out} cannot be written to: "), runs.output(Path(out)):
+    with (
+        pytest.raises(ValueError, match=f"^{out} cannot be written to: "),
+        runs.output(Path(out), PHOTO_FILE),
+    ):
         raise AssertionError("the run began")
     assert listing(workdir) == before
 
@@ -81,16 +102,41 @@ def test_a_read_only_folder_is_refused_at_once() -> None:
     Path("locked").mkdir(mode=0o500)
     with (
         pytest.raises(ValueError, match="^locked/out cannot be written to: Permission denied$"),
-        runs.output(Path("locked/out")),
+        runs.output(Path("locked/out"), PHOTO_FILE),
     ):
         raise AssertionError("the run began")
 
 
-def test_next_folder() -> None:
-    assert runs.next_folder(Path("some/cat.of.mine.jpg")) == Path("runs/cat.of.mine-1")
+def test_a_run_without_a_folder_gets_the_first_free_number() -> None:
     for taken in (1, 2, 4):
         Path(f"runs/photo-{taken}").mkdir(parents=True)
-    assert runs.next_folder(Path("photo.png")) == Path("runs/photo-3")
+    with runs.output(None, Path("some/photo.png")) as one, runs.output(None, Path("photo.jpg")) as other:
+        assert (one.parent, other.parent) == (Path("runs/photo-3"), Path("runs/photo-5"))
+    with runs.output(None, Path("cat.of.mine.jpg")) as folder:
+        assert folder.parent == Path("runs/cat.of.mine-1")
+    assert listing(Path("runs/photo-3")) == set()
+
+
+def test_runs_that_start_at_once_get_different_folders() -> None:
+    barrier = threading.Barrier(8)
+
+    def start(_: int) -> Path:
+        barrier.wait()
+        with runs.output(None, PHOTO_FILE) as folder:
+            (folder / "edited.png").write_text("mine")
+            return folder.parent
+
+    with ThreadPoolExecutor(8) as pool:
+        folders = set(pool.map(start, range(8)))
+    assert folders == {Path(f"runs/photo-{number}") for number in range(1, 9)}
+    assert all(listing(folder) == {Path("edited.png")} for folder in folders)
+
+
+def test_a_failed_run_without_a_folder_leaves_nothing(workdir: Path) -> None:
+    before = listing(workdir)
+    with pytest.raises(KeyboardInterrupt), runs.output(None, PHOTO_FILE):
+        raise KeyboardInterrupt
+    assert listing(workdir) == before
 
 
 # The files
