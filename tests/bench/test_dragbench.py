@@ -110,6 +110,7 @@ def test_bad_input_is_refused_in_a_sentence(
 # Runs
 
 
+@pytest.mark.slow
 def test_edits_with_the_small_model(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

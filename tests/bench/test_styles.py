@@ -21,7 +21,7 @@ def model() -> Model:
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("kind", ["object", "light", "stretch"])
+@pytest.mark.parametrize("kind", ["light", "stretch"])
 def test_a_rendered_truth_is_found_at_its_target(style: str, kind: str) -> None:
     case = make_case(kind, 0, 3, style)
     draw = partial(styled, style)
