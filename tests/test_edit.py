@@ -602,9 +602,7 @@ CASES = 3  # scenes, each with one thing that moves, and a mask; `python -m mini
 LEARNED = EditConfig()
 # Of the way, the median, where a lost thing has all of it left; measured 0.06, 0.15, and 0.11.
 MOST_LEFT = 0.3
-MOST_ERROR = (
-    0.985  # of the noise, after LoRA training over before, on the same picture; measured 0.98 at most
-)
+MOST_ERROR = 0.985  # of the noise, after LoRA training over before, on one picture; measured 0.98 at most
 MOST_AWAY = 2.0  # levels of 255, from the reconstruction to the round trip; measured 0.45 to 0.62
 MOST_ROUND = 4.0  # levels of 255, from a picture to its round trip through the autoencoder
 # How far the result is from the reconstruction outside the mask, with reference-latent-control over without;
