@@ -59,7 +59,7 @@ def cost(model: Model, case: Case, config: EditConfig) -> Counter:
 
 
 def report(counters: dict[str, list[Counter]]) -> str:
-    """Markdown table: evaluations (mean) and seconds (median), also as fractions of the dearest preset's."""
+    """Markdown table: evaluations (mean) and seconds (median), also as fractions of the most expensive."""
     evaluations = {name: [sum(x.evaluations.values()) for x in some] for name, some in counters.items()}
     seconds = {name: [sum(x.seconds.values()) for x in some] for name, some in counters.items()}
     most = max(evaluations, key=lambda name: sum(evaluations[name]))
