@@ -58,11 +58,8 @@ RENAMED = {  # keys and settings of a run.json by version 0.1
     "control_from": "control_start",
     "keep_outside": "keep_background",
 }
-EARLIER = {
-    "warp_start": False,
-    "drag_levels": 1,
-    "scale_radii": False,
-}  # what later settings were before they could be set
+# What settings that came later were before they could be set.
+EARLIER = {"warp_start": False, "drag_levels": 1, "scale_radii": False}
 
 HELP = {  # of every field of EditConfig
     "steps": "DDIM steps from noise to image",
