@@ -20,13 +20,15 @@ from minidrag.bench.metrics import distances, image_features
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit, train_lora
 from minidrag.method.drag import Step
-from minidrag.method.dragdiffusion import dragdiffusion
+from minidrag.method.gooddrag import gooddrag
 from minidrag.method.lora import lora_attached, lora_layers
 from minidrag.points import Pixel
 from minidrag.tiny.scenes import random_scene, render
 from minidrag.weights.model import Model, load_model
 
 QUICK = EditConfig(steps=4, inversion_steps=3, drag_steps=2, lora_rank=2, lora_steps=2, lora_batch=2, size=64)
+UPDATES = 3 * 2  # on each level that the inversion reaches
+STEPS = 1 + 3 + UPDATES  # the warp, and the start of each level
 PAIR: dict[str, Any] = {"handles": [Pixel(40, 50)], "targets": [Pixel(90, 30)], "prompt": "a ball"}
 IMAGE = render(random_scene(random.Random(5)))
 TOLERANCE = 3  # levels of 255; measured: 1, as torch adds in another order off the CPU
@@ -83,7 +85,7 @@ def test_an_edit_is_the_same_there(load: Callable[..., Model], masked: bool, che
         model = load(device)
         found = drag_edit(model, IMAGE, config=config, **options)
         latents = [*found.path, *(x for step in found.steps for x in (step.latent, step.predicted))]
-        assert len(latents) == 4 + 2 * 3 and all(isinstance(latent, Distant) for latent in latents)
+        assert len(latents) == 4 + 2 * STEPS and all(isinstance(latent, Distant) for latent in latents)
         assert is_distant(model.unet) and isinstance(found.task.mask, Distant) == masked
     assert (found.paths, found.losses) == (expected.paths, pytest.approx(expected.losses, rel=1e-4))
     for name in ("raw", "image", "reconstruction"):
@@ -97,16 +99,16 @@ def test_only_the_unet_is_there_during_the_drag(
     places: list[list[bool]] = []
 
     def watched(*arguments: Any) -> Iterator[Step]:
-        for step in dragdiffusion(*arguments):
+        for step in gooddrag(*arguments):
             places.append([is_distant(network) for network in (model.unet, model.vae, model.text_encoder)])
             yield step
 
-    monkeypatch.setattr(edit, "dragdiffusion", watched)
+    monkeypatch.setattr(edit, "gooddrag", watched)
     with elsewhere() as device:
         model = load(device)
         drag_edit(model, IMAGE, config=QUICK, **PAIR)
         assert all(is_distant(network) for network in (model.unet, model.vae, model.text_encoder))
-    assert places == [[True, False, False]] * 3
+    assert places == [[True, False, False]] * STEPS
 
 
 @pytest.mark.slow
@@ -114,7 +116,7 @@ def test_only_the_unet_is_there_during_the_drag(
 def test_half_precision(load: Callable[..., Model], dtype: torch.dtype) -> None:
     with elsewhere() as device:
         made = drag_edit(load(device, dtype), IMAGE, mask=MASK, config=QUICK, **PAIR)
-        assert made.steps[-1].latent.dtype == torch.float32 and len(made.losses) == 2
+        assert made.steps[-1].latent.dtype == torch.float32 and len(made.losses) == UPDATES
         trained = [factors.up for path, factors in made.lora.unet.items() if path.startswith("up_blocks.3")]
         assert all(up.dtype == torch.float32 and up.any() for up in trained) and trained
 
