@@ -2,6 +2,7 @@
 
 python demo.py                                          # the small model and an image that ship
 python demo.py photo.jpg --drag 120,200:180,190         # Stable Diffusion 1.5
+python demo.py --model tiny --generate --prompt "a red ball in the middle, on grass, by day"
 python demo.py --from runs/photo-1/run.json --seed 1    # an earlier run again, with another seed
 """
 
@@ -10,30 +11,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from minidrag import tiny
 from minidrag.app import advice, runs
 from minidrag.app.lora_cache import find_lora
 from minidrag.app.options import Options, build_parser, open_input, read_options
 from minidrag.app.progress import Progress
-from minidrag.edit import drag_edit
+from minidrag.edit import drag_edit, generate
 from minidrag.points import to_task
 from minidrag.weights import lora_file
-from minidrag.weights.model import load_model
+from minidrag.weights.model import Model, load_model
 
 MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # in PyTorch's errors, any device
 
 
 def run(options: Options, out: Path | None) -> None:
     """Edit the image and write the results to a folder; None: a new one."""
-    image, mask = open_input(options)
-    prompt, config, seed = options.prompt, options.config, options.seed
+    image, mask = open_input(options, options.image) if options.image else (None, None)
+    prompt, config, seed, clean = options.prompt, options.config, options.seed, None
     progress = Progress()
-    with runs.output(out, options.image) as folder:
+    with runs.output(out, options.image or Path("generated")) as folder:
         say(f"model: {options.model}, {options.dtype} on {options.device}")
         with progress.timed("model"):
             dtype = getattr(torch, str(options.dtype))
             model = load_model(options.model, vae=options.vae, device=options.device, dtype=dtype)
+        if image is None:
+            clean = sample(model, options, folder / "generated.png", progress)
+            if not options.drags:
+                return say(f"made {folder.parent.resolve() / 'generated.png'}: add --drag X,Y:X,Y to edit it")
+            image, mask = open_input(options, folder / "generated.png")
         to_task(model, image.size, options.handles, options.targets, mask, config)  # before the long training
         say(*(f"note: {caution}" for caution in advice.before(model, image, mask, options)))
         if options.lora:
@@ -42,17 +49,8 @@ def run(options: Options, out: Path | None) -> None:
         else:
             lora, origin = find_lora(model, image, prompt, config, seed, progress)
         try:
-            edit = drag_edit(
-                model,
-                image,
-                options.handles,
-                options.targets,
-                mask=mask,
-                prompt=prompt,
-                config=config,
-                lora=lora,
-                progress=progress,
-            )
+            given = {"mask": mask, "prompt": prompt, "config": config, "lora": lora, "clean": clean}
+            edit = drag_edit(model, image, options.handles, options.targets, **given, progress=progress)
             runs.write(folder, model, image, mask, options, edit, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"the LoRA was {origin}") from None
@@ -65,6 +63,14 @@ def run(options: Options, out: Path | None) -> None:
     )
 
 
+def sample(model: Model, options: Options, file: Path, progress: Progress) -> Tensor:
+    """Generate an image and write it; return its latent."""
+    wanted = (options.prompt, options.negative, options.guidance, options.seed, options.config)
+    image, clean = generate(model, *wanted, progress)
+    image.save(file)
+    return clean
+
+
 def say(*lines: str) -> None:
     for line in lines:
         print(line, flush=True)
@@ -75,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = None
     try:
         given = vars(build_parser(__doc__).parse_args(arguments))
-        if "image" not in given:
+        if "image" not in given and "generate" not in given:
             given.setdefault("base", tiny.DEMO / "drag.json")
         options = read_options(given)
         run(options, given.get("out"))

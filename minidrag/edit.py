@@ -15,6 +15,7 @@ from minidrag.method.drag import Step, all_arrived
 from minidrag.method.dragdiffusion import Task, dragdiffusion
 from minidrag.method.gooddrag import gooddrag
 from minidrag.method.lora import LoRA, extract, initialize, lora_attached, train
+from minidrag.method.sampling import guided
 from minidrag.points import Pixel, to_pixels, to_task
 from minidrag.watch import Progress, watch
 from minidrag.weights.lora_file import check_fit
@@ -32,12 +33,14 @@ def drag_edit(
     config: EditConfig = EditConfig(),  # noqa: B008, it is frozen
     seed: int = 0,
     lora: LoRA | None = None,
+    clean: Tensor | None = None,
     progress: Progress = watch,
 ) -> "Edit":
     """Drag the content under each handle point to its target point and keep the rest (section 3).
 
     image: RGB. handles, targets: (x, y) in its pixels. mask: (height, width), 1 in the editable region;
     None: all of it. prompt: describes the image. lora: from `train_lora`, which is called if None.
+    clean: latent of a generated image, from `generate`; None: the image is encoded.
     Raises ValueError for input that cannot be edited, FloatingPointError for numbers out of range. Leaves the
     model as it was.
     """
@@ -47,7 +50,8 @@ def drag_edit(
     unet, schedule = model.unet, model.schedule
     method = gooddrag if config.warp_start or config.drag_levels > 1 else dragdiffusion
     check_fit(lora, unet, model.text_encoder)
-    clean, _ = encode(model, image, config)
+    if clean is None:
+        clean, _ = encode(model, image, config)
     with lora_attached(unet, model.text_encoder, lora):
         text = model.encode_text(prompt)
         with only_unet_on_device(model, config.checkpointing):
@@ -123,3 +127,24 @@ def train_lora(
         training = train(model.unet, model.schedule, moments, text, config, generator)
         list(progress("LoRA", training, config.lora_steps))
         return extract(model.unet)
+
+
+def generate(
+    model: Model,
+    prompt: str,
+    negative: str = "",
+    guidance: float = 7.5,
+    seed: int = 0,
+    config: EditConfig = EditConfig(),  # noqa: B008, it is frozen
+    progress: Progress = watch,
+) -> tuple[Image.Image, Tensor]:
+    """Sample an image from noise with classifier-free guidance; return it and its latent for `drag_edit`.
+
+    negative: what it shall not show. guidance: 1 is none. The image is square, of `config.size`.
+    """
+    side = (config.size or model.unet.config.sample_size * model.vae.config.factor) // model.vae.config.factor
+    noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(seed)).to(model.device)
+    unet, text = guided(model.unet, model.encode_text(negative), guidance), model.encode_text(prompt)
+    sampling = denoise(unet, model.schedule, [noise], text, config.steps, config)
+    *_, (clean,) = progress("sampling", sampling, config.steps)
+    return decode(model, clean), clean

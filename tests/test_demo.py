@@ -20,7 +20,7 @@ from support.loras import read_notes
 
 from minidrag import images, tiny
 from minidrag.app import draw, lora_cache, runs
-from minidrag.app.options import RENAMED, sha256
+from minidrag.app.options import RENAMED, build_parser, read_options, sha256
 from minidrag.app.progress import Progress
 from minidrag.config import EditConfig
 from minidrag.method.lora import Factors, LoRA
@@ -83,6 +83,44 @@ def test_run_json_has_everything_needed_to_repeat(start: Callable[..., int], wor
     assert len(result["paths"]) == 2 and len(result["paths"][0]) == 3 and len(result["losses"]) == 2
     assert result["distances"] == [pytest.approx(18.1108, abs=1e-3), 1.5] and result["arrived"] is False
     assert list(result["seconds"]) == ["model", "LoRA", "inversion", "drag", "denoising", "animation"]
+
+
+def test_a_generated_image_is_made_and_then_edited(
+    start: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = ["--generate", "--prompt", "a ball", "--negative", "snow", "--guidance", "3"]
+    assert start(*made, "--out", "first") == 0
+    assert listing(Path("first")) == {Path("generated.png")}
+    assert "add --drag X,Y:X,Y to edit it" in capsys.readouterr().out
+    assert start(*made, "--drag", "20,30:40,30", "--out", "second") == 0
+    assert sorted(path.name for path in Path("second").iterdir()) == sorted([*WRITTEN, "generated.png"])
+    assert Path("first/generated.png").read_bytes() == Path("second/generated.png").read_bytes()
+    values = json.loads(Path("second/run.json").read_text())
+    assert (values["image"], values["negative"], values["guidance"]) == (None, "snow", 3.0)
+    assert demo.main(["--from", "second/run.json", "--out", "third"]) == 0
+    assert Path("third/edited.png").read_bytes() == Path("second/edited.png").read_bytes()
+    plain = ["--generate", "--model", "tiny", "--prompt", "a ball", "--drag", "1,1:2,2"]
+    assert read_options(vars(build_parser().parse_args(plain))).config.lora_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--generate"], "--generate needs a --prompt that describes the image"),
+        (["--generate", "--prompt", " "], "--generate needs a --prompt that describes the image"),
+        ([*PHOTO, "--generate", "--prompt", "x"], "--generate makes an image: give no PHOTO with it"),
+        (["--generate", "--prompt", "x", "--guidance", "nan"], "--guidance must be 0 to 100, got nan"),
+        (
+            ["--generate", "--prompt", "x", "--drag", "500,1:2,2"],
+            "handle 500,1 is outside the image of 64x64 pixels",
+        ),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(
+    start: Callable[..., int], capsys: pytest.CaptureFixture[str], options: list[str], reason: str
+) -> None:
+    assert start(*options, "--out", "out") == 2
+    assert complaint(capsys) == f"minidrag: {reason}" and not Path("out").exists()
 
 
 def test_a_run_repeats_byte_for_byte(

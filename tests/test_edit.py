@@ -18,7 +18,7 @@ from torch import Tensor
 from minidrag import edit, points
 from minidrag.bench.placement import Placement, place
 from minidrag.config import CHOICES, EditConfig
-from minidrag.edit import Edit, drag_edit, train_lora
+from minidrag.edit import Edit, drag_edit, generate, train_lora
 from minidrag.method import lora
 from minidrag.method.ddim import denoise, invert
 from minidrag.method.drag import Cell, Step
@@ -331,6 +331,30 @@ def test_a_given_lora_may_be_for_the_text_encoder_too(model: Model) -> None:
 
 class Stop(Exception):
     pass
+
+
+# Generated images
+
+
+def test_an_image_is_generated_by_denoising_seeded_noise(model: Model) -> None:
+    image, clean = generate(model, "a ball", "snow", 3.0, 5, QUICK)
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    wanted, unwanted = model.encode_text("a ball"), model.encode_text("snow")
+    with torch.no_grad():
+        for time, below in model.schedule.pairs(QUICK.steps):
+            without, noise = (model.unet(latent, time, text).noise for text in (unwanted, wanted))
+            latent = model.schedule.step(latent, without + 3 * (noise - without), time, below)
+    assert torch.allclose(clean, latent, atol=1e-4, rtol=0) and image.size == (32, 32)
+    assert far(image, decode(model, latent)) <= 1
+    assert not torch.equal(clean, generate(model, "a ball", "snow", 3.0, 6, QUICK)[1])
+
+
+def test_a_generated_image_is_edited_from_its_own_latent(model: Model) -> None:
+    image, clean = generate(model, "a ball", config=QUICK)
+    drag: dict[str, Any] = {"handles": [(12, 10)], "targets": [(20, 14)], "config": QUICK}
+    made = drag_edit(model, image, **drag, clean=clean)
+    assert torch.equal(made.path[0], clean)
+    assert not torch.equal(drag_edit(model, image, **drag).path[0], clean), "encoded"
 
 
 @pytest.mark.parametrize("interruption", [Stop, KeyboardInterrupt])

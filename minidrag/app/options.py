@@ -37,10 +37,12 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 NAMED = ("sd15", "tiny")  # models that have a name
 FILES = ("image", "mask", "lora")
 KINDS: dict[str, Any] = {  # JSON types by key
-    "image": str,
+    "image": str | None,
     "drags": list,
     "mask": str | None,
     "prompt": str,
+    "negative": str,
+    "guidance": int | float,
     "model": str,
     "vae": str | None,
     "lora": str | None,
@@ -94,10 +96,12 @@ HELP = {  # of every field of EditConfig
 class Options:
     """Everything that decides the result of a run."""
 
-    image: Path
-    drags: list[Drag]
+    image: Path | None  # None: generate one
+    drags: list[Drag]  # of a generated image may be empty
     mask: Path | None = None  # None: everything is editable
     prompt: str = ""
+    negative: str = ""  # as for `generate`
+    guidance: float = 7.5  # as for `generate`
     model: str = "sd15"  # as for `load_model`
     vae: str | None = None  # as for `load_model`
     lora: Path | None = None  # a file; None: train one
@@ -130,6 +134,9 @@ def build_parser(description: str | None = None) -> Parser:
     add("--points", type=path, metavar="FILE.json", help="drags from a file in the form of run.json")
     add("--mask", type=path, metavar="MASK.png", help="white where the image may change; none: everywhere")
     add("--prompt", help="description of the image")
+    add("--generate", action="store_true", help="make an image from --prompt and --seed, and drag in that")
+    add("--negative", help="with --generate: what the image shall not show")
+    add("--guidance", type=float, help="with --generate: how closely it follows the prompt (default: 7.5)")
     add("--from", dest="base", type=path, metavar="run.json", help="repeat a run; other options override it")
     add("--out", type=path, metavar="DIR", help="folder for the results (default: a new one in runs)")
     add = parser.add_argument_group("model").add_argument
@@ -187,9 +194,16 @@ def read_options(given: dict[str, Any]) -> Options:
     config = CONFIGS[given["config"]] if "config" in given else values.get("config", EditConfig())
     settings = {entry.name: given[entry.name] for entry in fields(EditConfig) if entry.name in given}
     values["config"] = replace(config, **settings)
+    if "generate" in given:
+        if "image" in own:
+            raise ValueError("--generate makes an image: give no PHOTO with it")
+        values["image"] = None
+        values["config"] = replace(values["config"], **{"lora_steps": 0} | settings)
     if "image" not in values:
         raise ValueError(f"{given.get('base', 'the command')} names no image: give one")
-    if not values.get("drags"):
+    if values["image"] is None:
+        check_generation(values)
+    elif not values.get("drags"):
         raise ValueError("no drag: give at least one --drag X,Y:X,Y, handle and target in pixels")
     if not 0 <= values.get("seed", 0) < 2**63:
         raise ValueError(f"--seed must be 0 to 2**63 - 1, got {values['seed']}")
@@ -197,17 +211,26 @@ def read_options(given: dict[str, Any]) -> Options:
     return Options(**values)
 
 
-def open_input(options: Options) -> tuple[Image.Image, Tensor | None]:
+def check_generation(values: dict[str, Any]) -> None:
+    """Raise ValueError for options from which no image can be generated."""
+    if not values.get("prompt", "").strip():
+        raise ValueError("--generate needs a --prompt that describes the image")
+    if not 0 <= (guidance := values.get("guidance", 1.0)) <= 100:
+        raise ValueError(f"--guidance must be 0 to 100, got {guidance}")
+    values.setdefault("drags", [])
+
+
+def open_input(options: Options, image: Path) -> tuple[Image.Image, Tensor | None]:
     """Load the image and its mask, and check everything that can be checked without a model.
 
     Raises ValueError, one sentence.
     """
-    image = images.load_image(options.image)
-    mask = images.load_mask(options.mask, image.size) if options.mask else None
-    check_instruction(image.size, options.handles, options.targets, mask)
+    opened = images.load_image(image)
+    mask = images.load_mask(options.mask, opened.size) if options.mask else None
+    check_instruction(opened.size, options.handles, options.targets, mask)
     if options.lora and not options.lora.is_file():
         raise ValueError(f"there is no LoRA file {options.lora}")
-    return image, mask
+    return opened, mask
 
 
 def parse_drag(text: str) -> Drag:

@@ -21,7 +21,7 @@ from minidrag.points import Pixel, to_cells
 from minidrag.weights import lora_file
 from minidrag.weights.model import Model, decode, working_size
 
-RESULTS = ("comparison.png", "edited.png", "lora.safetensors", "process.gif", "run.json")
+RESULTS = ("comparison.png", "edited.png", "generated.png", "lora.safetensors", "process.gif", "run.json")
 FRAME_EVERY = 5  # drag steps between two frames of the animation
 
 
