@@ -23,15 +23,16 @@ from minidrag.method.dragdiffusion import Task, dragdiffusion
 from minidrag.weights.model import Model, load_model
 
 DATA = Path(__file__).parents[1] / "data/official"
-# The program computes directions in float32, so only along an axis are they exact: there the bound is that of
-# float64. Elsewhere they are off by up to 6e-8; measured after 20 updates: 5.0e-7 (light), 9.7e-7 (carry).
-BOUNDS = {"peak-000": 1e-12, "light-000": 1.5e-6, "carry-000": 1.5e-6}
+# Both programs embed the timestep in float32, whose cosine differs between processors in the last bit, and
+# the program's directions are float32 too. Measured with MKL's code for SSE4.2, AVX2, and AVX512: denoising
+# 3.1e-8; 99 of 100 latent entries after 20 updates 3.2e-6, the worst 2.8e-3, as Adam steps by the sign of a
+# gradient near 0. On the processor that made the data: denoising and a drag along an axis 2e-15, others 1e-6.
+DRAG_BOUND, DENOISING_BOUND = 1e-5, 1e-7
 FIRST = ["peak-000", *(pytest.param(name, marks=pytest.mark.slow) for name in ("light-000", "carry-000"))]
 FIRST_TWO = ["peak-000", "light-000", pytest.param("carry-000", marks=pytest.mark.slow)]
 
 
 # Inversion amplifies rounding: noise of 1e-7 on the clean latent moves its end by 1e-5. Measured: 3.4e-6.
-# From the end of the program's own inversion on, everything agrees to the bounds above.
 INVERSION_BOUND = 1e-5
 
 
@@ -82,8 +83,9 @@ def test_drag_equals_the_official_program(name: str, compare: Callable) -> None:
     given = case(name)
     path = [given.clean] * given.config.inversion_steps + [given.inverted]
     steps = list(dragdiffusion(model().unet, model().schedule, path, given.text, given.task, given.config))
-    axis = "along an axis" if BOUNDS[name] < 1e-9 else "other directions (its points are float32)"
-    compare(f"official program, drag {axis}", steps[-1].latent, given.edited, BOUNDS[name])
+    difference = (steps[-1].latent - given.edited).abs()
+    most = difference <= difference.quantile(0.99)
+    compare("official program, 99 % of a drag", steps[-1].latent[most], given.edited[most], DRAG_BOUND)
     assert len(steps) == given.config.drag_steps + 1 and list(steps[-2].handles) == given.last
     assert list(steps[-2].handles) != list(given.task.handles), "no handle moved: this proves little"
 
@@ -93,4 +95,4 @@ def test_denoising_equals_the_official_program(name: str, compare: Callable) -> 
     given, level = case(name), EditConfig().inversion_steps
     pair = [given.inverted, given.edited]
     *_, found = denoise(model().unet, model().schedule, pair, given.text, level, given.config)
-    compare("official program, denoising", torch.cat(found), given.final, 1e-12)
+    compare("official program, denoising", torch.cat(found), given.final, DENOISING_BOUND)
