@@ -1,22 +1,25 @@
 """Cost of an edit by stage and preset, in UNet evaluations and seconds.
 
-    python -m minidrag.bench speed [--cases 3] [--presets default fast official]
+    python -m minidrag.bench speed [--cases 3] [--presets default fast authors]
 
 An evaluation is a forward or a backward pass of the UNet on one sample; a pass that keeps its graph counts
 twice. Their number is the same on every machine; seconds are of this one. The presets take turns on each
-case, so that a busy machine slows all alike.
+case, so that a busy machine slows all alike. "authors" is their program's work done with diffusers and peft
+(`authors.py`), and what the others are compared with where it takes part.
 """
 
 import argparse
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minidrag.app.options import CONFIGS
 from minidrag.app.progress import Progress
+from minidrag.bench import authors
 from minidrag.bench.cases import Case, make_cases
 from minidrag.bench.harness import add_scene_arguments, load, work
 from minidrag.bench.tables import markdown
@@ -26,24 +29,25 @@ from minidrag.weights.model import Model
 
 T = TypeVar("T")
 PRESETS = {"default": EditConfig(), **CONFIGS}
+AUTHORS = "authors"
 STAGES = ("LoRA", "inversion", "drag", "denoising")
 
 
 class Counter(Progress):
     """Progress that also counts the UNet's evaluations of each stage."""
 
-    def __init__(self, model: Model):
+    def __init__(self, unet: nn.Module):
         super().__init__(show=False)
-        self.model = model
+        self.unet = unet
         self.evaluations: dict[str, int] = dict.fromkeys(STAGES, 0)
 
     def __call__(self, name: str, items: Iterable[T], total: int) -> Iterator[T]:
         def count(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            latent, learned = inputs[0], any(x.requires_grad for x in self.model.unet.parameters())
+            latent, learned = inputs[0], any(x.requires_grad for x in self.unet.parameters())
             backward = torch.is_grad_enabled() and (latent.requires_grad or learned)
             self.evaluations[name] += len(latent) * (2 if backward else 1)
 
-        handle = self.model.unet.register_forward_pre_hook(count)
+        handle = self.unet.register_forward_pre_hook(count)
         try:
             yield from super().__call__(name, items, total)
         finally:
@@ -52,7 +56,7 @@ class Counter(Progress):
 
 def cost(model: Model, case: Case, config: EditConfig) -> Counter:
     """Evaluations and seconds of one edit, with a LoRA of its own."""
-    counter, mask = Counter(model), torch.from_numpy(case.mask).float()
+    counter, mask = Counter(model.unet), torch.from_numpy(case.mask).float()
     points, told = (case.handles, case.targets), {"mask": mask, "prompt": case.prompt, "config": config}
     drag_edit(model, case.before, *points, **told, progress=counter)
     return counter
@@ -62,7 +66,7 @@ def report(counters: dict[str, list[Counter]]) -> str:
     """Markdown table: evaluations (mean) and seconds (median), also as fractions of the most expensive."""
     evaluations = {name: [sum(x.evaluations.values()) for x in some] for name, some in counters.items()}
     seconds = {name: [sum(x.seconds.values()) for x in some] for name, some in counters.items()}
-    most = max(evaluations, key=lambda name: sum(evaluations[name]))
+    most = AUTHORS if AUTHORS in counters else max(evaluations, key=lambda name: sum(evaluations[name]))
     rows = []
     for name, some in counters.items():
         row = [name, *(f"{np.mean([x.evaluations[stage] for x in some]):.0f}" for stage in STAGES)]
@@ -76,16 +80,23 @@ def report(counters: dict[str, list[Counter]]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="as for demo.py (default: tiny)")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: %(default)s)")
-    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS), metavar="PRESET")
+    parser.add_argument("--presets", nargs="+", choices=[*PRESETS, AUTHORS], default=list(PRESETS))
+    parser.add_argument("--size", type=int, help="as for demo.py")
     add_scene_arguments(parser)
     parser.set_defaults(cases=3)
 
 
 def measure_speed(args: argparse.Namespace) -> int:
     model, counters = load(args), {name: [] for name in args.presets}
+    pipeline: Any = authors.load_pipeline(model) if AUTHORS in args.presets else None
     for case in make_cases(args.cases, args.kinds, args.seed, args.style):
         for name in args.presets:
-            counters[name].append(cost(model, case, PRESETS[name]))
+            if name == AUTHORS:
+                counters[name].append(Counter(pipeline.unet))
+                authors.edit(model, pipeline, case, EditConfig.official(), counters[name][-1])
+            else:
+                config = replace(PRESETS[name], size=args.size)
+                counters[name].append(cost(model, case, config))
     print(report(counters))
     return 0
 

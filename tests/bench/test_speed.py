@@ -3,13 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from support.command import write_untrained
 
-from minidrag.bench import speed
+from minidrag.bench import authors, speed
 from minidrag.bench.cases import make_case
 from minidrag.config import EditConfig
-from minidrag.weights.model import load_model
+from minidrag.edit import drag_edit
+from minidrag.weights.model import decode, load_model
 
 CONFIG = replace(
     EditConfig.official(),
@@ -37,6 +39,21 @@ def test_evaluations_are_those_that_the_settings_ask_for(tmp_path: Path) -> None
     # At each level a look at the original and two at the edit; denoising goes on from the second.
     assert counter.evaluations == {"LoRA": 0, "inversion": 4, "drag": 2 * (1 + 2 * 2), "denoising": 2 * 3}
     assert torch.is_grad_enabled()
+
+
+def test_the_authors_program_does_the_same_work_to_the_same_end(tmp_path: Path) -> None:
+    model = load_model(write_untrained(tmp_path), device="cpu")
+    case, config = make_case("light", 0, 0), replace(CONFIG, lora_steps=0, size=None)
+    counter = speed.Counter((pipeline := authors.load_pipeline(model)).unet)
+    pair = authors.edit(model, pipeline, case, config, counter)
+    assert counter.evaluations == {"LoRA": 0, "inversion": 4, "drag": 2 * 4, "denoising": 2 * 4}
+    given = {"mask": torch.from_numpy(case.mask).float(), "prompt": case.prompt, "config": config}
+    expected = drag_edit(model, case.before, case.handles, case.targets, **given)
+    for latent, image in zip(pair, (expected.reconstruction, expected.raw), strict=True):
+        difference = np.asarray(decode(model, latent[None]), int) - np.asarray(image, int)
+        assert np.abs(difference).max() <= 1
+    trained = authors.edit(model, pipeline, case, replace(config, lora_steps=1), counter)
+    assert counter.evaluations["LoRA"] == 2 * 3 and not torch.equal(trained, pair)
 
 
 def test_the_report_has_means_and_fractions() -> None:
