@@ -118,7 +118,12 @@ def train_lora(
     seed: int = 0,
     progress: Progress = watch,
 ) -> LoRA:
-    """Train a LoRA on one image, so that the UNet knows it (section 3.2). Leaves the model as it was."""
+    """Train a LoRA on one image, so that the UNet knows it (section 3.2). Leaves the model as it was.
+
+    Returns an empty LoRA for no steps.
+    """
+    if config.lora_steps == 0:
+        return LoRA({}, {})
     moments, text = encode(model, image, config), model.encode_text(prompt)
     generator = torch.Generator().manual_seed(seed)
     untrained = initialize(model.unet, config.lora_rank, config.lora_targets, generator)

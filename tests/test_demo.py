@@ -58,6 +58,14 @@ def test_a_run_writes_all_its_files(
     assert "seconds: model " in said and ", total " in said and "note:" not in said
 
 
+def test_a_run_without_a_lora_writes_none(
+    start: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(*PHOTO, "--lora-steps", "0", "--out", "out") == 0
+    assert {file.name for file in Path("out").iterdir()} == {*WRITTEN} - {"lora.safetensors"}
+    assert "LoRA: none (--lora-steps)" in capsys.readouterr().out
+
+
 def test_run_json_has_everything_needed_to_repeat(start: Callable[..., int], workdir: Path) -> None:
     assert start(*PHOTO, "--drag", "60,60:61.5,60", "--mask", "mask.png", "--out", "out") == 0
     values = json.loads(Path("out/run.json").read_text())

@@ -33,6 +33,8 @@ def find_lora(
     progress: Progress = watch,
 ) -> tuple[LoRA, str]:
     """Return the cached LoRA of an image, or train and cache it, and a sentence on where it came from."""
+    if config.lora_steps == 0:
+        return LoRA({}, {}), "none (--lora-steps)"
     file = cache_folder() / f"{cache_key(model, image, prompt, config, seed)}.safetensors"
     with suppress(OSError, ValueError):  # not there, or damaged
         return lora_file.read(file, model.unet, model.text_encoder), f"reused from {file}"

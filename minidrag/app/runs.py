@@ -102,8 +102,9 @@ def write(
     frames = [draw.side_by_side([original], [caption]), *progress("animation", drawn, len(chosen))]
     frames.append(draw.side_by_side([images.resize(edit.image, size)], ["edit"]))
     draw.save_gif(frames, folder / "process.gif")
-    notes = lora_cache.notes(model, options.prompt, options.config, options.seed)
-    lora_file.write(edit.lora, folder / "lora.safetensors", notes)
+    if edit.lora.unet or edit.lora.text_encoder:
+        notes = lora_cache.notes(model, options.prompt, options.config, options.seed)
+        lora_file.write(edit.lora, folder / "lora.safetensors", notes)
     write_json(folder / "run.json", options, edit, progress.seconds)
 
 

@@ -64,6 +64,11 @@ def test_the_key_depends_on_everything_that_decides_a_lora(
     assert key(config=same, image=image.copy()) == keys[-1]
 
 
+def test_no_steps_are_no_lora(model: Model, image: Image.Image) -> None:
+    found = find_lora(model, image, "a ball", replace(CONFIG, lora_steps=0), 3)
+    assert found == (({}, {}), "none (--lora-steps)") and not cache_folder().exists()
+
+
 def test_a_lora_is_trained_once(model: Model, image: Image.Image) -> None:
     progress = Progress(show=False)
     trained, origin = find_lora(model, image, "a ball", CONFIG, 3, progress)

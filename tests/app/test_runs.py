@@ -153,7 +153,7 @@ def test_every_file_is_written(untrained: Path, monkeypatch: pytest.MonkeyPatch)
         EditConfig.official(),
         steps=4,
         inversion_steps=3,
-        lora_steps=0,
+        lora_steps=1,
         drag_steps=7,
         tolerance=0,
         track_radius=0,
