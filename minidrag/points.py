@@ -70,7 +70,7 @@ def check_instruction(
         raise ValueError(f"the mask is {mask.shape[1]}x{mask.shape[0]} pixels, the image {width}x{height}")
     places = [(min(round(y), height - 1), min(round(x), width - 1)) for x, y in handles]
     outside = [handle for handle, place in zip(handles, places, strict=True) if mask[place] < 0.5]
-    if len(outside) == len(handles) and mask.mean() > 0.5:
+    if len(outside) == len(handles) and 0.5 < mask.mean() < 0.99:
         what = "no handle is in its white part, which is most of it"
         raise ValueError(
             f"the mask seems to be inverted, as {what}: paint white what may change, not what stays"

@@ -225,11 +225,11 @@ def off(image: Image.Image, expected: np.ndarray) -> float:
 )
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp", "jpg"])
 def test_colors_of_another_profile_become_those_of_srgb(
-    tmp_path: Path, suffix: str, profile: dict[str, bytes], matrix: str, exponent: float
+    tmp_path: Path, suffix: str, profile: dict[str, Any], matrix: str, exponent: float
 ) -> None:
     path = tmp_path / f"image.{suffix}"
     options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
-    color_image().save(path, **profile, **options)
+    color_image().save(path, **(profile | options))
     pixels = np.asarray(Image.open(path).convert("RGB"))
     expected = profiles.in_srgb(pixels, getattr(profiles, matrix), exponent)
     loaded = load_image(path)
@@ -260,7 +260,11 @@ def test_profiles_of_every_mode(tmp_path: Path, mode: str, orientation: int) -> 
     if expected is None:  # Lab of the table, by hand, within what tables of 8 bits can hold
         plain = image.convert("RGB").getpixel((0, 0))
         again = ImageCms.profileToProfile(
-            image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), 1, "RGB"
+            image,
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+            ImageCms.createProfile("sRGB"),
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            "RGB",
         )
         assert again is not None and plain != again.getpixel((0, 0))
         found, wanted = (np.array(shown.getpixel((0, 0)), float) for shown in (loaded, again))
@@ -275,7 +279,7 @@ def test_transparency_survives_a_profile(tmp_path: Path) -> None:
     alpha.paste(0, (0, 0, 50, HEIGHT))
     image = color_image()
     image.putalpha(alpha)
-    image.save(tmp_path / "image.png", **P3)
+    image.save(tmp_path / "image.png", icc_profile=P3["icc_profile"])
     loaded, expected = (
         load_image(tmp_path / "image.png"),
         profiles.in_srgb(np.asarray(color_image()), profiles.DISPLAY_P3, 2.2),
