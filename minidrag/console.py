@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO
 
+from safetensors import SafetensorError
+
 MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # in PyTorch's errors, any device
 LONGEST = 1000  # characters of a message: a name in it can have millions
 SHORT_OF_MEMORY = "close other programs, or use a computer with more"
@@ -26,7 +28,7 @@ class Stream:
 
     def __init__(self, stream: TextIO | None):
         self.stream: Any = stream or open(os.devnull, "w")  # noqa: SIM115, None: it was closed from the start
-        if hasattr(stream, "reconfigure"):
+        with suppress(AttributeError, OSError, ValueError):  # not a file, or closed
             self.stream.reconfigure(errors="backslashreplace")  # what the console's encoding lacks
 
     def write(self, text: str) -> int:
@@ -39,9 +41,11 @@ class Stream:
     def attempt(self, name: str, *arguments: str) -> None:
         try:
             getattr(self.stream, name)(*arguments)
-        except (OSError, ValueError):  # ValueError: it is closed
+        except OSError:
             with suppress(OSError, ValueError):  # else Python fails to write the rest of it at the end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        except ValueError:  # it is closed, or cannot encode the text
+            pass
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -78,15 +82,21 @@ def command(
             return job() or 0
         except KeyboardInterrupt as stop:
             return fail(f"stopped: {str(stop) or stopped}", 130)
-        except OSError as error:
-            named = error.filename and error.strerror
-            return fail(f"{error.filename}: {error.strerror}" if named else str(error))
-        except (ValueError, FloatingPointError) as error:
-            return fail(str(error))
+        except (OSError, ValueError, FloatingPointError, SafetensorError) as error:
+            return fail(reason(error))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             return fail(f"out of memory: {memory}")
+
+
+def reason(error: BaseException) -> str:
+    """What an error says to a person."""
+    if is_out_of_memory(error):
+        return "out of memory"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return "it was stopped" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
 
 
 def is_out_of_memory(error: BaseException) -> bool:
