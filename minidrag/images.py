@@ -31,6 +31,7 @@ MAX_BYTES = 1_000_000_000
 MAX_PIXELS = 64_000_000  # a larger image is a mistake or an attack
 MAX_WORKING_PIXELS = 16_000_000  # Stable Diffusion 1.5 is made for 262,144
 MIN_SIDE = 64
+MAX_PSNR = 100.0  # dB, for equal images instead of infinity
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 SAME_COLOR = 32  # levels of 255 between pixels of one color
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
@@ -230,6 +231,13 @@ def working_size(width: int, height: int, short_side: int, multiple: int) -> tup
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize to (width, height) without aliasing; borders stay on borders."""
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def psnr(one: Image.Image, other: Image.Image, region: np.ndarray | None = None) -> float:
+    """PSNR in dB, at most MAX_PSNR. region: (H, W), bool, the pixels to compare."""
+    squares = (np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)) ** 2
+    error = squares.mean() if region is None else squares[region].mean()
+    return MAX_PSNR if error == 0 else min(MAX_PSNR, float(10 * np.log10(255**2 / error)))
 
 
 def paste(edited: Image.Image, original: Image.Image, mask: Tensor) -> Image.Image:
