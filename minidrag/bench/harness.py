@@ -41,7 +41,7 @@ from minidrag.bench.styles import STYLES
 from minidrag.bench.tables import EXPLAINED, Results, mean_seconds, report, summarize
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
-from minidrag.files import read_json, regular
+from minidrag.files import read_json, regular, sweep
 from minidrag.points import to_task
 from minidrag.weights.model import Model, load_model
 
@@ -153,6 +153,7 @@ def run_case(
 ) -> None:
     """Edit and measure one case; write its images and, last, result.json."""
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     edited = edit(case)
     began = time.perf_counter()
     rows = {"edit": measure(case, edited.image, edited.raw, learned)}
@@ -288,6 +289,7 @@ def open_out(out: Path | None, settings: dict[str, Any], name: str = "scenes") -
     elif out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise ValueError(f"{out} has files that are not results of a measurement: give another --out")
     out.mkdir(parents=True, exist_ok=True)
+    sweep(out)
     write_text(text, file)
     return out
 

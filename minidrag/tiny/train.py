@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from minidrag import console
 from minidrag.config import check_bounds
-from minidrag.files import read_json, regular
+from minidrag.files import read_json, regular, sweep
 from minidrag.images import write_whole
 from minidrag.method.ddim import Schedule
 from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
@@ -320,6 +320,7 @@ def save_settings(work: Path, settings: dict) -> None:
             raise
         raise ValueError(f"{error}: delete it if the run used the same settings") from error
     work.mkdir(parents=True, exist_ok=True)
+    sweep(work)
     text = json.dumps(settings, indent=1) + "\n"
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
