@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minidrag import tiny
+from minidrag import console, tiny
 from minidrag.app import advice, runs
 from minidrag.app.lora_cache import find_lora
 from minidrag.app.options import Options, build_parser, open_input, read_options
@@ -23,7 +23,7 @@ from minidrag.points import to_task
 from minidrag.weights import lora_file
 from minidrag.weights.model import Model, load_model
 
-MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # in PyTorch's errors, any device
+LESS_MEMORY = "try --dtype float16, --checkpointing, --lora-batch 1, or a smaller --size"
 
 
 def run(options: Options, out: Path | None) -> None:
@@ -51,16 +51,19 @@ def run(options: Options, out: Path | None) -> None:
         try:
             given = {"mask": mask, "prompt": prompt, "config": config, "lora": lora, "clean": clean}
             edit = drag_edit(model, image, options.handles, options.targets, **given, progress=progress)
-            runs.write(folder, model, image, mask, options, edit, progress)
+            missing = runs.write(folder, model, image, mask, options, edit, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"the LoRA was {origin}") from None
         names = ", ".join(sorted(file.name for file in folder.iterdir()))
     parts = ", ".join(f"{name} {time:.1f}" for name, time in progress.seconds.items())
-    say("", *advice.after(edit, options), f"LoRA: {origin}")
+    found = [*advice.after(edit, options), *advice.about_fidelity(edit, image, options)]
+    say("", *found, *advice.about_missing(missing), f"LoRA: {origin}")
     say(
         f"seconds: {parts}, total {sum(progress.seconds.values()):.1f}",
         f"files: {names} in {folder.parent.resolve()}",
     )
+    if any(isinstance(error, KeyboardInterrupt) for error in missing.values()):
+        raise KeyboardInterrupt(f"the edit is in {folder.parent}")
 
 
 def sample(model: Model, options: Options, file: Path, progress: Progress) -> Tensor:
@@ -78,34 +81,20 @@ def say(*lines: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, 2 for what cannot be done, 130 for Ctrl-C."""
-    options = None
-    try:
+
+    def job() -> None:
         given = vars(build_parser(__doc__).parse_args(arguments))
         if "image" not in given and "generate" not in given:
             given.setdefault("base", tiny.DEMO / "drag.json")
         options = read_options(given)
-        run(options, given.get("out"))
-    except KeyboardInterrupt as stop:
-        return fail(f"stopped: {str(stop) or 'nothing was finished'}", 130)
-    except FloatingPointError as error:
-        half = options is not None and options.dtype in ("float16", "bfloat16")
-        return fail(f"{error}: try {'--dtype float32' if half else 'a smaller --drag-lr or --lora-lr'}")
-    except OSError as error:
-        named = error.filename and error.strerror
-        return fail(f"{error.filename}: {error.strerror}" if named else str(error))
-    except ValueError as error:
-        return fail(str(error))
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in MEMORY):
-            raise
-        settings = "--dtype float16, --checkpointing, --lora-batch 1, or a smaller --size"
-        return fail(f"out of memory: try {settings}")
-    return 0
+        try:
+            run(options, given.get("out"))
+        except FloatingPointError as error:
+            half = options.dtype in ("float16", "bfloat16")
+            remedy = "--dtype float32" if half else "a smaller --drag-lr or --lora-lr"
+            raise FloatingPointError(f"{error}: try {remedy}") from error
 
-
-def fail(message: str, status: int = 2) -> int:
-    print("minidrag:", " ".join(message.split()), file=sys.stderr)
-    return status
+    return console.command(job, LESS_MEMORY)
 
 
 if __name__ == "__main__":

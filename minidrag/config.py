@@ -5,6 +5,7 @@ another. "Paper" is arXiv 2306.14435, whose sections are in parentheses; "code" 
 GoodDrag is arXiv 2404.07206.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,11 +41,7 @@ class EditConfig:
     checkpointing: bool = False  # recompute activations: less memory, more time; not in the paper
 
     def __post_init__(self) -> None:
-        for name, (least, most) in (BOUNDS | {"inversion_steps": (1, self.steps)}).items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                bound = f"at most {most}" if value > most else f"at least {least}"
-                raise ValueError(f"{name} must be {bound}, got {value}")
+        check_bounds(self, BOUNDS | {"inversion_steps": (1, self.steps)})
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -81,6 +78,15 @@ class EditConfig:
     def fast(cls) -> "EditConfig":
         """No LoRA, fewer DDIM steps to the same noise level, and few updates."""
         return cls(steps=20, inversion_steps=14, drag_levels=3, drag_steps=4, lora_steps=0)
+
+
+def check_bounds(values: object, bounds: Mapping[str, tuple[float, float]]) -> None:
+    """Raise ValueError for an attribute that is not between its bounds; NaN never is."""
+    for name, (least, most) in bounds.items():
+        value = getattr(values, name)
+        if value is not None and not least <= value <= most:
+            bound = f"at most {most}" if value > most else f"at least {least}"
+            raise ValueError(f"{name} must be {bound}, got {value}")
 
 
 PAPER: dict[str, Any] = {  # what the paper and the authors' program agree on and the defaults do not

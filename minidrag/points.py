@@ -68,9 +68,15 @@ def check_instruction(
         return
     if mask.shape != (height, width):
         raise ValueError(f"the mask is {mask.shape[1]}x{mask.shape[0]} pixels, the image {width}x{height}")
-    for x, y in handles:
-        if mask[min(round(y), height - 1), min(round(x), width - 1)] < 0.5:
-            raise ValueError(f"handle {x:g},{y:g} is outside the mask: mark what it drags as editable too")
+    places = [(min(round(y), height - 1), min(round(x), width - 1)) for x, y in handles]
+    outside = [handle for handle, place in zip(handles, places, strict=True) if mask[place] < 0.5]
+    if len(outside) == len(handles) and 0.5 < mask.mean() < 0.99:
+        what = "no handle is in its white part, which is most of it"
+        raise ValueError(
+            f"the mask seems to be inverted, as {what}: paint white what may change, not what stays"
+        )
+    for x, y in outside[:1]:
+        raise ValueError(f"handle {x:g},{y:g} is outside the mask: mark what it drags as editable too")
 
 
 def to_cells(pixels: Sequence[Pixel], size: tuple[int, int], grid: tuple[int, int]) -> list[Cell]:

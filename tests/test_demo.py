@@ -11,10 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from support import profiles
 from support.command import FAST, PHOTO, ROOT, WRITTEN, complaint, demo, listing, raising
 from support.loras import read_notes
 
@@ -233,6 +236,46 @@ def test_help_begins_with_what_the_command_does(capsys: pytest.CaptureFixture[st
     shown = capsys.readouterr().out
     assert end.value.code == 0 and shown.startswith("usage: demo.py [PHOTO] [options]")
     assert demo.__doc__.strip() in shown
+
+
+@pytest.mark.parametrize("mask", [["--mask", "mask.png"], [], ["--mask", "mask.png", "--no-keep-background"]])
+def test_a_photo_with_a_profile_is_edited_in_the_colors_that_it_shows(
+    start: Callable[..., int], mask: list[str]
+) -> None:
+    """A photo in Display P3 gives the files, to the byte, of the same photo converted to sRGB beforehand."""
+    photo = Image.open("photo.png")
+    photo.save("p3.png", icc_profile=profiles.rgb(profiles.DISPLAY_P3, 2.2))
+    shown = profiles.in_srgb(np.asarray(photo), profiles.DISPLAY_P3, 2.2)
+    converted = images.load_image(Path("p3.png"))
+    assert np.abs(np.asarray(converted) - shown).max() < 1.5 and converted.tobytes() != photo.tobytes()
+    converted.save("srgb.png")
+    for name in ("p3", "srgb"):
+        assert start(f"{name}.png", *DRAG, *mask, "--out", name) == 0
+    for name in ("edited.png", "comparison.png", "process.gif"):
+        assert Path("p3", name).read_bytes() == Path("srgb", name).read_bytes()
+        with Image.open(Path("p3", name)) as image:
+            assert "icc_profile" not in image.info
+
+
+def test_a_photo_with_transparency_says_so(
+    start: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = Image.open("photo.png").convert("RGBA")
+    photo.putpixel((0, 0), (0, 0, 0, 0))
+    photo.save("clear.png")
+    assert start("clear.png", *DRAG, "--out", "out") == 0
+    assert "note: transparent parts of the image count as white" in capsys.readouterr().out
+    assert Image.open("out/edited.png").mode == "RGB"
+
+
+def test_the_psnr_of_the_reconstruction_is_recorded(
+    start: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(*PHOTO, "--out", "out") == 0
+    found = json.loads(Path("out/run.json").read_text())["result"]["reconstruction_psnr"]
+    assert (
+        f"the reconstruction is far from the original, {found:.1f} dB" in capsys.readouterr().out
+    )  # untrained
 
 
 # What cannot be done
@@ -558,7 +601,7 @@ def test_a_signal_in_the_drag_keeps_the_lora(
 
 
 @pytest.mark.parametrize("stage", ["LoRA", "inversion", "drag", "denoising", "animation"])
-def test_a_signal_in_any_stage_leaves_no_folder(
+def test_a_signal_in_any_stage_leaves_no_folder_before_the_edit_is_finished(
     start: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     class Interrupting(Progress):
@@ -574,17 +617,69 @@ def test_a_signal_in_any_stage_leaves_no_folder(
         assert start(*PHOTO) == 130
     finally:
         signal.signal(signal.SIGINT, before)
+    if stage == "animation":
+        assert complaint(capsys) == "minidrag: stopped: the edit is in runs/photo-1"
+        assert sorted(path.name for path in Path("runs/photo-1").iterdir()) == without("process.gif")
+        return
     kept = "nothing was finished" if stage == "LoRA" else "the LoRA was trained and cached in "
     assert f"stopped: {kept}" in complaint(capsys)
     assert not Path("runs").exists()
 
 
-def test_a_full_disk_leaves_nothing(
+def without(name: str) -> list[str]:
+    return [other for other in WRITTEN if other != name]
+
+
+FULL = OSError(28, "No space left on device")
+EXTRAS = {  # what fails after the edit, the error, and what is missing then
+    "animation": (draw, "save_gif", FULL, "process.gif is missing: No space left on device"),
+    "no memory": (draw, "save_gif", MemoryError(), "process.gif is missing: out of memory"),
+    "frame": (
+        runs,
+        "decode",
+        FloatingPointError("decoding: a number is not finite after 1 of 1"),
+        "process.gif",
+    ),
+    "LoRA": (lora_file, "write", FULL, "lora.safetensors is missing: No space left on device"),
+    "LoRA of its writer": (
+        lora_file,
+        "save_file",
+        SafetensorError("I/O error"),
+        "lora.safetensors is missing: I/O",
+    ),
+    "comparison": (
+        draw,
+        "side_by_side",
+        RuntimeError("CUDA out of memory."),
+        "comparison.png is missing: out of",
+    ),
+    "record": (runs, "write_json", FULL, "run.json is missing: No space left on device"),
+}
+
+
+@pytest.mark.parametrize("case", EXTRAS)
+def test_a_finished_edit_is_not_lost_to_what_comes_after_it(
+    start: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    module, name, error, words = EXTRAS[case]
+    monkeypatch.setattr(module, name, raising(error))
+    assert start(*PHOTO, "--out", "out") == 0
+    said = capsys.readouterr().out
+    assert f"note: {words}" in said and "handle 1 moved" in said
+    missing = [words.partition(" ")[0]] + (["process.gif"] if case == "comparison" else [])
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        name for name in WRITTEN if name not in missing
+    ]
+    with Image.open("out/edited.png") as edited:
+        edited.load()
+
+
+def test_a_disk_that_is_full_before_the_edit_leaves_nothing(
     start: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(draw, "save_gif", raising(OSError(28, "No space left on device", "process.gif")))
+    monkeypatch.setattr(Image.Image, "save", raising(FULL))
     Path("out").mkdir()
     Path("out/mine.txt").write_text("keep")
     assert start(*PHOTO, "--out", "out") == 2
-    assert complaint(capsys) == "minidrag: process.gif: No space left on device"
+    assert complaint(capsys) == "minidrag: No space left on device"
     assert listing(Path("out")) == {Path("mine.txt")}

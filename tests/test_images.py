@@ -1,15 +1,18 @@
 """Reading images and masks of every mode, damaged files, tensors, sizes, and atomic writes."""
 
+import io
 import os
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image, ImageCms
+from support import profiles
 from torch.nn.functional import interpolate
 
 from minidrag.images import (
@@ -205,7 +208,153 @@ def test_corrupt_exif_is_ignored(tmp_path: Path, exif: bytes) -> None:
     assert max_difference(load_image(tmp_path / "image.jpg"), color_image()) <= 12
 
 
+# Color profiles
+
+P3 = {"icc_profile": profiles.rgb(profiles.DISPLAY_P3, 2.2)}
+ADOBE = {"icc_profile": profiles.rgb(profiles.ADOBE_RGB, 563 / 256)}
+GRAY = {"icc_profile": profiles.gray(1.0)}
+
+
+def off(image: Image.Image, expected: np.ndarray) -> float:
+    """Largest distance of an image from levels of 255."""
+    return float(np.abs(np.asarray(image).astype(float) - expected).max())
+
+
+@pytest.mark.parametrize(
+    ("profile", "matrix", "exponent"), [(P3, "DISPLAY_P3", 2.2), (ADOBE, "ADOBE_RGB", 563 / 256)]
+)
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp", "jpg"])
+def test_colors_of_another_profile_become_those_of_srgb(
+    tmp_path: Path, suffix: str, profile: dict[str, Any], matrix: str, exponent: float
+) -> None:
+    path = tmp_path / f"image.{suffix}"
+    options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
+    color_image().save(path, **(profile | options))
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    expected = profiles.in_srgb(pixels, getattr(profiles, matrix), exponent)
+    loaded = load_image(path)
+    assert off(loaded, expected) <= 1.5
+    assert np.abs(expected - pixels).max() > 20, "it would show if the profile were ignored"
+    assert loaded.info == {}, "a profile that is left would be written into the results"
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "L", "LA", "I;16", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_profiles_of_every_mode(tmp_path: Path, mode: str, orientation: int) -> None:
+    path, exif = tmp_path / "image.tif", Image.Exif()
+    exif[0x0112] = orientation
+    source, expected = color_image(), None
+    if mode == "CMYK":
+        image, profile = Image.new("CMYK", (WIDTH, HEIGHT), (200, 20, 60, 30)), profiles.cmyk()
+    elif mode in ("P", "RGBA"):
+        image, profile = (source.quantize(256) if mode == "P" else source.convert(mode)), P3["icc_profile"]
+        expected = profiles.in_srgb(np.asarray(image.convert("RGB")), profiles.DISPLAY_P3, 2.2)
+    else:
+        image, profile = source.convert("L"), profiles.gray(1.0)
+        expected = np.stack([profiles.encoded(np.asarray(image) / 255)] * 3, axis=-1)
+        image = image.convert(mode) if mode == "LA" else image
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    image.save(path, exif=exif, icc_profile=profile)
+    loaded = load_image(path)
+    if expected is None:  # Lab of the table, by hand, within what tables of 8 bits can hold
+        plain = image.convert("RGB").getpixel((0, 0))
+        again = ImageCms.profileToProfile(
+            image,
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+            ImageCms.createProfile("sRGB"),
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            "RGB",
+        )
+        assert again is not None and plain != again.getpixel((0, 0))
+        found, wanted = (np.array(shown.getpixel((0, 0)), float) for shown in (loaded, again))
+        assert np.abs(found - wanted).max() <= 12, "but for the black point"
+        return
+    upright = expected if orientation == 1 else np.rot90(expected, -1)
+    assert off(loaded, upright) <= 1.5
+
+
+def test_transparency_survives_a_profile(tmp_path: Path) -> None:
+    alpha = Image.new("L", (WIDTH, HEIGHT), 255)
+    alpha.paste(0, (0, 0, 50, HEIGHT))
+    image = color_image()
+    image.putalpha(alpha)
+    image.save(tmp_path / "image.png", icc_profile=P3["icc_profile"])
+    loaded, expected = (
+        load_image(tmp_path / "image.png"),
+        profiles.in_srgb(np.asarray(color_image()), profiles.DISPLAY_P3, 2.2),
+    )
+    expected[:, :50] = 255
+    assert off(loaded, expected) <= 1.5 and loaded.info == {"transparent": True}
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        b"",
+        b"not a profile",
+        P3["icc_profile"][:300],
+        P3["icc_profile"][:128] + bytes(400),
+        profiles.gray(1.0),  # of another kind of image
+        profiles.cmyk(),
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(),
+    ],
+)
+def test_a_profile_that_cannot_be_used_is_ignored(tmp_path: Path, profile: bytes) -> None:
+    color_image().save(tmp_path / "image.png", icc_profile=profile)
+    assert max_difference(load_image(tmp_path / "image.png"), color_image()) == 0
+
+
+def test_a_profile_of_srgb_changes_nothing(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    color_image().save(tmp_path / "image.png", icc_profile=profile)
+    loaded = load_image(tmp_path / "image.png")
+    assert max_difference(loaded, color_image()) == 0 and loaded.info == {}
+
+
+def test_a_large_profile_is_used(tmp_path: Path) -> None:
+    padding = np.random.default_rng(0).bytes(2_000_000)  # after the end that its header tells
+    color_image().save(tmp_path / "image.png", icc_profile=P3["icc_profile"] + padding)
+    expected = profiles.in_srgb(np.asarray(color_image()), profiles.DISPLAY_P3, 2.2)
+    assert off(load_image(tmp_path / "image.png"), expected) <= 1.5
+
+
 # Files that are not usable images
+
+
+@pytest.mark.parametrize("name", ["photo.png", "photo.jpg", "photo.eps"])
+def test_no_decoder_starts_a_program(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow reads the format from the content and hands EPS to Ghostscript."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 72\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / name).write_text(text)
+    for load in (load_image, lambda path: load_mask(path, (100, 72))):
+        with pytest.raises(ValueError, match="is not an image in a known format: save it as PNG or JPEG"):
+            load(tmp_path / name)
+    with Image.open(tmp_path / name) as image, pytest.raises(OSError):
+        image.load()
+    assert (tmp_path / "ran").exists(), "nothing would have been started, and the test shows nothing"
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in (tmp_path / "pipe.png", Path("/dev/zero"), Path("/dev/stdin")):
+        with pytest.raises(ValueError, match="is (not a regular file: give a file|not an image in a known)"):
+            load_image(name)
+
+
+def test_what_decoders_print_is_kept_to_themselves(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    color_image().save(tmp_path / "image.tif", compression="tiff_lzw")
+    whole = bytearray((tmp_path / "image.tif").read_bytes())
+    for start in range(20, 2000, 40):
+        damaged = whole[:start] + bytes([255] * 30) + whole[start + 30 :]
+        (tmp_path / "damaged.tif").write_bytes(damaged)
+        with suppress(ValueError):
+            load_image(tmp_path / "damaged.tif")
+    assert capfd.readouterr().err == ""
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
@@ -302,6 +451,38 @@ def test_mask_modes(tmp_path: Path, mode: str, suffix: str) -> None:
     mask = load_mask(path, (WIDTH, HEIGHT))
     assert mask is not None and mask.shape == (HEIGHT, WIDTH) and mask.dtype == torch.float32
     assert mask[:, 60:].eq(1).all() and mask[:, :60].eq(0).all()
+
+
+@pytest.mark.parametrize("color", [(0, 0, 0), (226, 32, 44), (90, 90, 90), (250, 240, 10)])
+@pytest.mark.parametrize("suffix", ["png", "webp", "gif"])
+def test_paint_of_one_color_on_a_transparent_layer(
+    tmp_path: Path, color: tuple[int, int, int], suffix: str
+) -> None:
+    layer = Image.new("RGBA", (WIDTH, HEIGHT), (*color, 255))
+    layer.putalpha(mask_image("L"))
+    options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
+    layer.save(tmp_path / f"mask.{suffix}", **options)
+    mask = load_mask(tmp_path / f"mask.{suffix}", (WIDTH, HEIGHT))
+    assert mask is not None and mask[:, 60:].eq(1).all() and mask[:, :60].eq(0).all()
+
+
+def test_gray_paint_and_transparency(tmp_path: Path) -> None:
+    layer = Image.merge("LA", [Image.new("L", (WIDTH, HEIGHT)), mask_image("L")])
+    layer.save(tmp_path / "mask.png")
+    mask = load_mask(tmp_path / "mask.png", (WIDTH, HEIGHT))
+    assert mask is not None and mask.sum() == 40 * HEIGHT
+
+
+def test_where_colors_say_something_they_are_the_mask(tmp_path: Path) -> None:
+    layer = Image.new("RGBA", (WIDTH, HEIGHT), (0, 0, 0, 0))
+    layer.paste((0, 0, 0, 255), (0, 0, 50, HEIGHT))
+    layer.paste((255, 255, 255, 255), (60, 0, WIDTH, HEIGHT))
+    layer.save(tmp_path / "mask.png")
+    mask = load_mask(tmp_path / "mask.png", (WIDTH, HEIGHT))
+    assert mask is not None and mask[:, 60:].eq(1).all() and mask[:, :60].eq(0).all()
+    for alpha in (0, 255):  # alpha says nothing either
+        Image.new("RGBA", (WIDTH, HEIGHT), (0, 0, 0, alpha)).save(tmp_path / "mask.png")
+        assert load_mask(tmp_path / "mask.png", (WIDTH, HEIGHT)) is None
 
 
 def test_16_bit_mask(tmp_path: Path) -> None:

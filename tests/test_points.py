@@ -188,6 +188,21 @@ REFUSED: dict[str, tuple[Callable[[], None], str]] = {
     ),
 }
 
+INVERTED = "the mask seems to be inverted, as no handle is in its white part, which is most of it: "
+INVERTED += "paint white what may change, not what stays"
+
+
+def test_an_inverted_mask_is_named() -> None:
+    mask = torch.ones(72, 100)
+    mask[10:30, 5:30] = 0
+    with pytest.raises(ValueError, match=f"^{INVERTED}$"):
+        check_instruction(SIZE, [Pixel(10, 20), Pixel(20, 20)], [Pixel(12, 20), Pixel(60, 20)], mask)
+    check_instruction(SIZE, [Pixel(60, 60)], [Pixel(50, 60)], mask)
+    with pytest.raises(ValueError, match="^handle 20,20 is outside the mask"):  # another is inside
+        check_instruction(SIZE, [Pixel(60, 60), Pixel(20, 20)], [Pixel(50, 60), Pixel(20, 20)], mask)
+    with pytest.raises(ValueError, match="^handle 60,60 is outside the mask"):
+        check_instruction(SIZE, [Pixel(60, 60)], [Pixel(50, 60)], 1 - mask)
+
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_instructions_are_refused(case: str) -> None:

@@ -76,6 +76,8 @@ def test_modules_show_their_help(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [module, "--help"])
+    for name in (module, f"{module}.__main__"):  # imported by other tests, which runpy warns of
+        monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(SystemExit) as end:
         runpy.run_module(module, run_name="__main__")
     assert end.value.code == 0

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from minidrag import console
 from minidrag.weights import lora_file
 from weights_convert.check import check, read_lora
 from weights_convert.convert import to_folder, to_half, to_safetensors
@@ -22,7 +23,7 @@ Exit status: 0 success; 1 check found that minidrag cannot load SOURCE; 2 error.
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = console.Parser(
         "python -m weights_convert",
         description="Convert model files to the layout that minidrag loads, or check them.",
         epilog=EXAMPLES,
@@ -95,4 +96,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.command(main))

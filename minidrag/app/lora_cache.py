@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import platform
+import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -14,13 +16,17 @@ import torch
 from PIL import Image
 
 from minidrag import images
+from minidrag.app.options import sha256
 from minidrag.config import EditConfig
 from minidrag.edit import train_lora
+from minidrag.files import part_of, regular, sweep
 from minidrag.method.lora import LoRA
 from minidrag.watch import Progress, watch
 from minidrag.weights import lora_file
 from minidrag.weights.model import Model, working_size
 
+DIGITS = 16  # of a digest of the contents, in a file's name
+MAX_BYTES = 2_000_000_000  # of a file that is looked at
 PACKAGES = ("minidrag", "safetensors", "numpy", "pillow", "tokenizers", "huggingface-hub")
 
 
@@ -35,20 +41,55 @@ def find_lora(
     """Return the cached LoRA of an image, or train and cache it, and a sentence on where it came from."""
     if config.lora_steps == 0:
         return LoRA({}, {}), "none (--lora-steps)"
-    file = cache_folder() / f"{cache_key(model, image, prompt, config, seed)}.safetensors"
-    with suppress(OSError, ValueError):  # not there, or damaged
-        return lora_file.read(file, model.unet, model.text_encoder), f"reused from {file}"
+    folder, key = cache_folder(), cache_key(model, image, prompt, config, seed)
+    kept = sorted(folder.glob(f"{key}-*.safetensors"))
+    for file in kept:
+        with suppress(Exception):  # damaged, in whatever way
+            return read(file, model), f"reused from {file}"
     lora = train_lora(model, image, prompt, config, seed, progress)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lora_file.write(lora, file, notes(model, prompt, config, seed))
+        file = write(lora, folder, key, notes(model, prompt, config, seed), kept)
     except OSError as error:
-        return lora, f"trained, but not cached: {file} cannot be written ({error.strerror})"
+        return lora, f"trained, but not cached: {folder / key} cannot be written ({error.strerror})"
     return lora, f"trained and cached in {file}"
 
 
+def read(file: Path, model: Model) -> LoRA:
+    """Read a kept LoRA; raises an exception of any kind for one that is not as it was written."""
+    if not file.stem.endswith(f"-{sha256(regular(file, MAX_BYTES))[:DIGITS]}"):
+        raise ValueError(f"{file} has changed since it was written")
+    lora = lora_file.read(file, model.unet, model.text_encoder)
+    factors = [*lora.unet.values(), *lora.text_encoder.values()]
+    if not all(factor.isfinite().all() for down, up, _ in factors for factor in (down, up)):
+        raise ValueError(f"{file} has numbers that are not finite")
+    return lora
+
+
+def write(lora: LoRA, folder: Path, key: str, about: dict[str, str], damaged: Sequence[Path]) -> Path:
+    """Keep a LoRA in place of the damaged files; its name ends with a digest of its contents.
+
+    Two processes that write the same one do not meet: each has a file of its own until it is complete.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    part = part_of(folder)
+    try:
+        lora_file.write(lora, part / "lora.safetensors", about)
+        file = folder / f"{key}-{sha256(part / 'lora.safetensors')[:DIGITS]}.safetensors"
+        for path in damaged:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        os.replace(part / "lora.safetensors", file)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return file
+
+
 def cache_folder() -> Path:
-    return Path(os.environ.get("MINIDRAG_CACHE") or "~/.cache/minidrag").expanduser() / "lora"
+    """Folder of the kept LoRAs; raises ValueError for one in a home that does not exist."""
+    place = os.path.expanduser(os.environ.get("MINIDRAG_CACHE") or "~/.cache/minidrag")
+    if place.startswith("~"):
+        raise ValueError(f"there is no home folder for {place}: set MINIDRAG_CACHE to a folder")
+    return Path(place) / "lora"
 
 
 def cache_key(model: Model, image: Image.Image, prompt: str, config: EditConfig, seed: int) -> str:

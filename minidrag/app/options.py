@@ -10,19 +10,22 @@ import hashlib
 import json
 import math
 import os
+import re
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from minidrag import images
 from minidrag.config import EditConfig
+from minidrag.files import read_json, regular, shorten
 from minidrag.points import Pixel, check_instruction
-from minidrag.weights.model import default_device
+from minidrag.weights.model import check_device, default_device
 
 Drag = tuple[Pixel, Pixel]  # handle and target
 
@@ -36,6 +39,7 @@ CONFIG_HELP = "paper: to the letter; official: the authors' program; fast: no Lo
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 NAMED = ("sd15", "tiny")  # models that have a name
 FILES = ("image", "mask", "lora")
+MAX_PROMPT = 100_000  # characters; the model reads about 300
 KINDS: dict[str, Any] = {  # JSON types by key
     "image": str | None,
     "drags": list,
@@ -120,8 +124,21 @@ class Options:
 
 
 class Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (--help lists all options)")
+        raise ValueError(f"{message}{self.hint()} (--help lists all options)")
+
+    def hint(self) -> str:
+        """How to write the first word that was taken for an option and is none."""
+        for before, word in pairwise(["", *self.words]):
+            if re.match(r"-(?!-|h$|\d+$|\d*\.\d+$|$)\S*$", word):
+                return (
+                    f": write {before}={word}" if before.startswith("--") else f": write ./{word} for a file"
+                )
+        return ""
 
 
 def build_parser(description: str | None = None) -> Parser:
@@ -208,7 +225,34 @@ def read_options(given: dict[str, Any]) -> Options:
     if not 0 <= values.get("seed", 0) < 2**63:
         raise ValueError(f"--seed must be 0 to 2**63 - 1, got {values['seed']}")
     values["device"], values["dtype"] = choose_device(values.get("device"), values.get("dtype"))
-    return Options(**values)
+    options = Options(**values)
+    check_prompt(options.prompt)
+    check_prompt(options.negative)
+    check_repetition(options.handles)
+    return options
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise ValueError for a prompt that no tokenizer takes."""
+    if len(prompt) > MAX_PROMPT:
+        raise ValueError(f"the prompt has {len(prompt):,} characters: give at most {MAX_PROMPT:,}")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:  # bytes of another encoding, or half a pair of \\u in JSON
+        raise ValueError(
+            f"the prompt {shorten(ascii(prompt))} is not valid Unicode: write it in UTF-8"
+        ) from None
+
+
+def check_repetition(handles: Sequence[Pixel]) -> None:
+    """Raise ValueError for a handle that is given twice."""
+    seen: dict[Pixel, int] = {}
+    for number, (x, y) in enumerate(handles, 1):
+        first = seen.setdefault(Pixel(x, y), number)
+        if first != number:
+            raise ValueError(
+                f"drag {number} has the handle of drag {first}, {x:g},{y:g}: leave one of them out"
+            )
 
 
 def check_generation(values: dict[str, Any]) -> None:
@@ -228,8 +272,10 @@ def open_input(options: Options, image: Path) -> tuple[Image.Image, Tensor | Non
     opened = images.load_image(image)
     mask = images.load_mask(options.mask, opened.size) if options.mask else None
     check_instruction(opened.size, options.handles, options.targets, mask)
-    if options.lora and not options.lora.is_file():
+    if options.lora and not os.path.lexists(options.lora):
         raise ValueError(f"there is no LoRA file {options.lora}")
+    if options.lora:
+        regular(options.lora)
     return opened, mask
 
 
@@ -256,12 +302,9 @@ def read(path: Path, replaced: Collection[str] = ()) -> dict[str, Any]:
     Paths in it are relative to its folder. Raises ValueError, one sentence, for a broken file, unknown keys,
     values of the wrong type, and files that have changed since it was written.
     """
+    values = read_json(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # RecursionError: very deep brackets
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    try:
-        values = current_names(values)
+        values = with_drags(current_names(values))
         check_kinds(values)
         if "versions" in values:  # a finished run has all settings, but for those that came after it
             values["config"] = EARLIER | current_names(values.get("config", {}))
@@ -269,6 +312,8 @@ def read(path: Path, replaced: Collection[str] = ()) -> dict[str, Any]:
         found = {name: convert(name, values[name], path.parent) for name in kept}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
     checksums = current_names(values.get("sha256", {}))
     for name in set(FILES) & found.keys() & checksums.keys():
         if found[name] and found[name].is_file() and sha256(found[name]) != checksums[name]:
@@ -286,6 +331,22 @@ def current_names(values: Any) -> Any:
     return {RENAMED.get(name, name): value for name, value in values.items()}
 
 
+def with_drags(values: Any) -> Any:
+    """Take GoodDrag's {"points": [handle, target, ...]}, each [x, y], for drags; leave anything else."""
+    if (
+        not isinstance(values, dict)
+        or not isinstance(flat := values.get("points"), list)
+        or "drags" in values
+    ):
+        return values
+    if len(flat) % 2:
+        raise ValueError(f"points must be pairs of handle and target, got {len(flat)} points")
+    drags = [
+        {"handle": handle, "target": target} for handle, target in zip(flat[::2], flat[1::2], strict=True)
+    ]
+    return {name: value for name, value in values.items() if name != "points"} | {"drags": drags}
+
+
 def check_kinds(values: Any) -> None:
     """Raise ValueError unless `values` is an object with known keys and values of the right types."""
     known = KINDS | EXTRAS
@@ -299,8 +360,7 @@ def check_kinds(values: Any) -> None:
 
 
 def shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shorten(json.dumps(value))
 
 
 def convert(name: str, value: Any, folder: Path) -> Any:
@@ -309,9 +369,21 @@ def convert(name: str, value: Any, folder: Path) -> Any:
         return configured(EditConfig(), value)
     if name == "drags":
         return [to_drag(entry) for entry in value]
-    if value and name in FILES:
-        return folder / Path(value).expanduser()
-    if value and name in ("model", "vae") and value not in NAMED and (folder / value).exists():
+    if value is not None and name in (*FILES, "model", "vae"):
+        return place(name, value, folder)
+    return value
+
+
+def place(name: str, value: str, folder: Path) -> Path | str:
+    """What a JSON file in `folder` names: a Path for FILES; for a model a text, if possible of a path."""
+    try:
+        if not value or b"\0" in os.fsencode(value):
+            raise ValueError(value)
+    except ValueError:  # empty, or half a pair of \\u
+        raise ValueError(f"{name} is {shown(value)}, which names no file") from None
+    if name in FILES:
+        return folder / path(value)
+    if value not in NAMED and (folder / value).exists():
         return str((folder / value).resolve())
     return value
 
@@ -347,15 +419,19 @@ def to_json(options: Options) -> dict[str, Any]:
     values["drags"] = [{"handle": handle, "target": target} for handle, target in options.drags]
     values["config"] = asdict(options.config)
     for name in ("model", "vae"):
-        if values[name] and values[name] not in NAMED and Path(values[name]).expanduser().exists():
-            values[name] = str(Path(values[name]).expanduser().resolve())
+        if values[name] and values[name] not in NAMED and Path(os.path.expanduser(values[name])).exists():
+            values[name] = str(Path(os.path.expanduser(values[name])).resolve())
     files = {name: values[name].resolve() for name in FILES if values[name]}
     values |= {name: str(file) for name, file in files.items()}
     return values | {"sha256": {name: sha256(file) for name, file in files.items()}}
 
 
 def sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def choose_device(device: str | None, dtype: str | None) -> tuple[str, str]:
@@ -363,14 +439,8 @@ def choose_device(device: str | None, dtype: str | None) -> tuple[str, str]:
 
     Raises ValueError for one that does not exist.
     """
-    name = device or default_device()
-    try:
-        kind, index = torch.device(name).type, torch.device(name).index or 0
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}: use cpu, cuda, or mps") from None
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if index >= count.get(kind, 0):
-        raise ValueError(f"device {name!r} is not available: use {default_device()}")
-    if (dtype or DTYPES[kind]) not in FLOATS or (kind, dtype) == ("mps", "float64"):
+    name = default_device() if device is None else device
+    kind = check_device(name).type
+    if (DTYPES[kind] if dtype is None else dtype) not in FLOATS or (kind, dtype) == ("mps", "float64"):
         raise ValueError(f"dtype {dtype!r} does not work on {kind}: use one of {', '.join(FLOATS[:3])}")
     return name, dtype or DTYPES[kind]

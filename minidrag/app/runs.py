@@ -3,8 +3,7 @@
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -13,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from minidrag import images
-from minidrag.app import draw, lora_cache
+from minidrag.app import advice, draw, lora_cache
 from minidrag.app.options import Options, to_json
 from minidrag.app.progress import Progress
 from minidrag.edit import Edit
+from minidrag.files import part_of, sweep
 from minidrag.points import Pixel, to_cells
 from minidrag.weights import lora_file
 from minidrag.weights.model import Model, decode, working_size
@@ -35,7 +35,8 @@ def output(out: Path | None, image: Path) -> Iterator[Path]:
     numbered = (Path("runs") / f"{image.stem}-{number}" for number in count(1))
     try:
         folder, made = next(filter(None, map(claim, numbered))) if out is None else (out, make(out))
-        part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))  # on the same disk: files move at once
+        sweep(folder)
+        part = part_of(folder)  # on the same disk: files move at once
     except OSError as error:
         raise ValueError(f"{out or 'runs'} cannot be written to: {error.strerror}") from error
     try:
@@ -48,11 +49,24 @@ def output(out: Path | None, image: Path) -> Iterator[Path]:
             with suppress(OSError):  # no longer empty
                 path.rmdir()
         raise
-    if taken := results_in(folder):
+    publish(part, folder)
+
+
+def publish(part: Path, folder: Path) -> None:
+    """Move the files of `part` to `folder`, unless another program has written results there meanwhile."""
+    files = sorted(part.iterdir())
+    try:
+        taken = results_in(folder)
+        if files and not taken:
+            (folder / files[0].name).touch(exist_ok=False)  # of two programs, one succeeds
+    except FileExistsError:
+        taken = files[0].name
+    if taken:
+        kept = part.rename(folder / part.name.lstrip("."))
         raise ValueError(
-            f"{folder} got {taken} from another program meanwhile: this run's files are in {part}"
+            f"{folder} got {taken} from another program meanwhile: this run's files are in {kept}"
         )
-    for file in sorted(part.iterdir()):
+    for file in files:
         os.replace(file, folder / file.name)
     part.rmdir()
 
@@ -70,13 +84,14 @@ def claim(folder: Path) -> tuple[Path, list[Path]] | None:
     try:
         folder.mkdir()
     except FileExistsError:
+        sweep(folder)
         return None
     return folder, [folder, *made]
 
 
 def results_in(folder: Path) -> str:
     """Names of the files in a folder that are named like results, and may be an input too."""
-    return ", ".join(name for name in RESULTS if (folder / name).exists())
+    return ", ".join(name for name in RESULTS if os.path.lexists(folder / name))
 
 
 def write(
@@ -87,25 +102,71 @@ def write(
     options: Options,
     edit: Edit,
     progress: Progress,
-) -> None:
-    """Write RESULTS: a comparison, the edit, the LoRA, an animation, and everything to repeat the run."""
-    size = working_size(model, image.size, options.config)
-    handles, targets = (rescale(points, image.size, size) for points in (options.handles, options.targets))
-    original = draw.draw_drags(images.resize(image, size), handles, targets, mask)
-    caption = "original: drag red to blue" + (", dark stays" if mask is not None else "")
-    shown = [original, images.resize(edit.reconstruction, size), images.resize(edit.image, size)]
+) -> dict[str, BaseException]:
+    """Write RESULTS: the edit and everything to repeat it, then the LoRA, a comparison, and an animation.
+
+    Returns the error, or Ctrl-C, of each that could not be written; raises one only for the edit itself.
+    """
     edit.image.save(folder / "edited.png")
-    labels = [caption, "reconstruction, without the drag", "edit"]
-    draw.side_by_side(shown, labels).save(folder / "comparison.png")
+    size = working_size(model, image.size, options.config)
+    notes = lora_cache.notes(model, options.prompt, options.config, options.seed)
+    failed: dict[str, BaseException] = {}
+
+    def attempt(name: str, writer: Callable[[Path], object]) -> None:
+        try:
+            images.write_whole(folder / name, writer)
+        except (Exception, KeyboardInterrupt) as error:
+            failed[name] = error
+
+    def record(path: Path) -> None:
+        write_json(path, options, edit, progress.seconds, advice.fidelity(edit, image))
+
+    attempt("run.json", record)
+    if edit.lora.unet or edit.lora.text_encoder:
+        attempt("lora.safetensors", lambda path: lora_file.write(edit.lora, path, notes))
+    attempt("comparison.png", lambda path: compare(image, mask, options, edit, size).save(path))
+    attempt("process.gif", lambda path: animate(path, model, image, mask, options, edit, progress))
+    if "animation" in progress.seconds:
+        attempt("run.json", record)
+    return failed
+
+
+def compare(
+    image: Image.Image, mask: Tensor | None, options: Options, edit: Edit, size: tuple[int, int]
+) -> Image.Image:
+    """The original with the drags, the reconstruction, and the edit, each at `size`."""
+    original, caption = marked(image, mask, options, size)
+    shown = [original, images.resize(edit.reconstruction, size), images.resize(edit.image, size)]
+    return draw.side_by_side(shown, [caption, "reconstruction, without the drag", "edit"])
+
+
+def marked(
+    image: Image.Image, mask: Tensor | None, options: Options, size: tuple[int, int]
+) -> tuple[Image.Image, str]:
+    """The original with the drags at `size`, and its caption."""
+    handles, targets = (rescale(points, image.size, size) for points in (options.handles, options.targets))
+    caption = "original: drag red to blue" + (", dark stays" if mask is not None else "")
+    return draw.draw_drags(images.resize(image, size), handles, targets, mask), caption
+
+
+def animate(
+    path: Path,
+    model: Model,
+    image: Image.Image,
+    mask: Tensor | None,
+    options: Options,
+    edit: Edit,
+    progress: Progress,
+) -> None:
+    """Write the animation: the original, the images foreseen during the drag, and the edit."""
+    size = working_size(model, image.size, options.config)
+    targets = rescale(options.targets, image.size, size)
+    original, caption = marked(image, mask, options, size)
     chosen = [*range(0, len(edit.steps) - 1, FRAME_EVERY), len(edit.steps) - 1]
     drawn = (frame(model, edit, step, targets, size) for step in chosen)
     frames = [draw.side_by_side([original], [caption]), *progress("animation", drawn, len(chosen))]
     frames.append(draw.side_by_side([images.resize(edit.image, size)], ["edit"]))
-    draw.save_gif(frames, folder / "process.gif")
-    if edit.lora.unet or edit.lora.text_encoder:
-        notes = lora_cache.notes(model, options.prompt, options.config, options.seed)
-        lora_file.write(edit.lora, folder / "lora.safetensors", notes)
-    write_json(folder / "run.json", options, edit, progress.seconds)
+    draw.save_gif(frames, path)
 
 
 def frame(
@@ -127,9 +188,10 @@ def rescale(points: Sequence[Pixel], size: tuple[int, int], other: tuple[int, in
     return [Pixel(x, y) for y, x in to_cells(points, size, (height, width))]
 
 
-def write_json(path: Path, options: Options, edit: Edit, seconds: dict[str, float]) -> None:
+def write_json(path: Path, options: Options, edit: Edit, seconds: dict[str, float], fidelity: float) -> None:
     """Write everything needed to repeat a run, and its result in numbers."""
     names = ("arrived", "distances", "remaining", "paths", "losses")
-    result = {name: getattr(edit, name) for name in names} | {"seconds": seconds}
+    result = {name: getattr(edit, name) for name in names}
+    result |= {"reconstruction_psnr": fidelity, "seconds": seconds}
     values = to_json(options) | {"versions": lora_cache.versions(), "result": result}
     path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

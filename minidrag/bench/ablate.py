@@ -31,7 +31,6 @@ from minidrag.bench.harness import (
     settings_of,
     tell,
     value_of,
-    work,
     write_json,
     write_text,
     write_until_all_are_seen,
@@ -172,4 +171,4 @@ def ablate(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    return work(lambda: ablate(args))
+    return ablate(args)

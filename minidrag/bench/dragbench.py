@@ -8,10 +8,10 @@ and share nothing but the folder of results.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
+from minidrag import console
 from minidrag.bench.cases import Case, learned_measures
 from minidrag.bench.harness import (
     Task,
@@ -27,7 +27,6 @@ from minidrag.bench.harness import (
     read_config,
     run_cases,
     settings_of,
-    work,
     write_tables,
 )
 from minidrag.bench.instructions import find_cases, read_case
@@ -72,16 +71,19 @@ def read_cases(folders: list[Path]) -> tuple[list[Case], int]:
             cases.append(read_case(folder))
         except ValueError as error:
             if place_among_processes()[0] == 0:
-                print(f"minidrag: {' '.join(str(error).split())}", file=sys.stderr)
+                console.fail(str(error))
     return cases, len(folders) - len(cases)
 
 
 def task_of(args: argparse.Namespace, folder: Path) -> Task:
     """Read all cases, then the models."""
     cases, broken = read_cases(find_cases(folder, args.category, args.limit))
-    name = args.model or "sd15"
-    model, network = load_named(name), fidelity()
+    if not cases:
+        raise ValueError(f"none of the {broken} cases in {folder} can be edited")
+    name = "sd15" if args.model is None else args.model
+    model = load_named(name)
     metric = model if args.metric_model == name else load_named(args.metric_model)
+    network = fidelity()
     more = {"folder": str(folder.resolve()), "metric model": fingerprint(metric)}
 
     def settings(config: EditConfig) -> dict[str, Any]:
@@ -102,4 +104,4 @@ def measure(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    return work(lambda: measure(args))
+    return measure(args)

@@ -7,7 +7,6 @@ principal components over both images, so equal colors within a pair mean equal 
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +18,10 @@ from torch import Tensor
 from minidrag import images
 from minidrag.app import draw
 from minidrag.app.draw import RED
+from minidrag.app.options import check_prompt
 from minidrag.app.progress import Progress
 from minidrag.bench.cases import KINDS, make_case
+from minidrag.bench.harness import check_new, seed, write_new
 from minidrag.config import EditConfig
 from minidrag.method.ddim import invert
 from minidrag.points import Pixel, to_task
@@ -50,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, nargs="+", default=[10, 20, 35, 50], help="inversion steps, 1 to 50")
     add("--blocks", type=int, nargs="+", default=[1, 2, 3, 4], help="up blocks, 1 (coarsest) to 4")
     add("--kind", choices=KINDS, default="object", help=f"of the scene's drag: {', '.join(KINDS)}")
-    add("--seed", type=int, default=18, help="of the scene (default: %(default)s, which has a long drag)")
-    add("--out", type=Path, default=Path("runs/features.png"), help="default: %(default)s")
+    add("--seed", type=seed, default=18, help="of the scene (default: %(default)s, which has a long drag)")
+    add("--out", type=Path, metavar="PAGE.png", help="default: a new one in runs")
 
 
 def components(frames: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -116,12 +117,16 @@ def read_frames(args: argparse.Namespace) -> tuple[list[Frame], str]:
         for value in values:
             if not 1 <= value <= limit:
                 raise ValueError(f"--{name} must be 1 to {limit}, got {value}")
-    if args.out.suffix.lower() != ".png" or args.out.is_dir():
+    if args.out is not None and (args.out.suffix.lower() != ".png" or args.out.is_dir()):
         raise ValueError(f"--out must be a .png file, got {args.out}")
+    check_new(args.out)
+    check_prompt(args.prompt or "")
     if args.images:
         if len(args.images) != 2:
             raise ValueError(f"expected two images or none, got {len(args.images)}")
-        pairs = [(path.name, images.load_image(path)) for path in args.images]
+        pairs = [
+            (path.name.encode(errors="replace").decode(), images.load_image(path)) for path in args.images
+        ]
         frames, caption = [Frame(name, image, image) for name, image in pairs], ""
     else:
         frames, caption = scene_frames(args.kind, args.seed)
@@ -222,18 +227,8 @@ def features_page(
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
-        frames, prompt = read_frames(args)
-        steps, blocks = (list(dict.fromkeys(values)) for values in (args.steps, args.blocks))
-        model = load_model(args.model)
-        page = features_page(model, frames, prompt, steps, blocks)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        images.write_whole(args.out, page.save)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"minidrag: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("minidrag: stopped, nothing written", file=sys.stderr)
-        return 130
-    print(f"wrote {args.out}")
+    frames, prompt = read_frames(args)
+    steps, blocks = (list(dict.fromkeys(values)) for values in (args.steps, args.blocks))
+    page = features_page(load_model(args.model), frames, prompt, steps, blocks)
+    print(f"wrote {write_new(args.out, 'features.png', page.save)}")
     return 0

@@ -2,12 +2,16 @@
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +21,7 @@ from huggingface_hub.utils import tqdm
 from PIL import Image
 from torch import nn
 
-from minidrag import images
+from minidrag import console, images
 from minidrag.app import draw
 from minidrag.app.lora_cache import find_lora
 from minidrag.app.options import CONFIG_HELP, CONFIGS, configured
@@ -37,10 +41,13 @@ from minidrag.bench.styles import STYLES
 from minidrag.bench.tables import EXPLAINED, Results, mean_seconds, report, summarize
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
+from minidrag.files import read_json, regular, sweep
 from minidrag.points import to_task
 from minidrag.weights.model import Model, load_model
 
 T = TypeVar("T")
+MAX_CASES = 10_000  # all are drawn before the first is edited
+AGAIN = "delete it, and the same command makes it again"
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,12 @@ class Task:
 
 def add_scene_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--cases", type=count, default=60, help="number of cases (default: %(default)s)")
+    add(
+        "--cases",
+        type=partial(count, most=MAX_CASES),
+        default=60,
+        help="number of cases (default: %(default)s)",
+    )
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
     add("--style", choices=STYLES, default="plain", help=f"look of the scenes: {', '.join(STYLES)}")
 
@@ -65,7 +77,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of all measurements of edits."""
     add = parser.add_argument
     add("--model", help="as for demo.py (default: tiny for scenes, sd15 for DragBench)")
-    add("--seed", type=int, default=0, help="of edits and rendered scenes (default: %(default)s)")
+    add("--seed", type=seed, default=0, help="of edits and rendered scenes (default: %(default)s)")
     add_config_arguments(parser)
     add("--out", type=Path, help="folder for the results (default: one in runs, named by the settings)")
 
@@ -78,11 +90,16 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def count(text: str) -> int:
-    """Parse a positive integer; ValueError, which argparse reports, for anything else."""
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
+def count(text: str, least: int = 1, most: int | None = None) -> int:
+    """Parse a whole number between bounds; argparse reports the error for anything else."""
+    number = int(text) if re.fullmatch(r"[+-]?\d{1,30}", text) else None
+    if number is None or number < least or (most is not None and number > most):
+        bounds = f"{least} or more" if most is None else f"{least} to {most}"
+        raise argparse.ArgumentTypeError(f"must be a whole number, {bounds}, got {text[:40]}")
+    return number
+
+
+seed = partial(count, least=0, most=2**63 - 1)
 
 
 def value_of(text: str) -> Any:
@@ -92,7 +109,7 @@ def value_of(text: str) -> Any:
         return words[text.lower()]
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -136,6 +153,7 @@ def run_case(
 ) -> None:
     """Edit and measure one case; write its images and, last, result.json."""
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     edited = edit(case)
     began = time.perf_counter()
     rows = {"edit": measure(case, edited.image, edited.raw, learned)}
@@ -146,10 +164,10 @@ def run_case(
     marked = draw.draw_drags(case.before, case.handles, case.targets, torch.from_numpy(case.mask))
     shown = {"drag": marked, "edit": edited.image, "raw": edited.raw}
     shown |= {"truth": case.truth} if isinstance(case, SceneCase) else {}
-    case.before.save(folder / "before.png")
+    images.write_whole(folder / "before.png", case.before.save)
     for name, picture in (shown | others).items():
         if picture is not case.before:
-            picture.save(folder / f"{name.replace(' ', '-')}.png")
+            images.write_whole(folder / f"{name.replace(' ', '-')}.png", picture.save)
     write_json(result, folder / "result.json")
 
 
@@ -173,20 +191,61 @@ def run_cases(
             continue
         try:
             run_case(case, edit, learned, references(case, model) if compare else {}, folder)
-        except (FloatingPointError, torch.cuda.OutOfMemoryError) as error:
-            print(f"minidrag: {case.name} failed: {' '.join(str(error).split())}", file=sys.stderr)
+        except (FloatingPointError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, FloatingPointError) and not console.is_out_of_memory(error):
+                raise
+            console.fail(f"{case.name} failed: {console.reason(error)}")
     return results_of(cases, out)
 
 
 def place_among_processes() -> tuple[int, int]:
-    """Rank and number of processes under torchrun; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """Rank and number of processes under torchrun; (0, 1) without it. Raises ValueError for others."""
+    rank, processes = (environment(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if not rank < max(processes, 1):
+        raise ValueError(f"RANK must be less than WORLD_SIZE, {processes}, got {rank}")
+    return rank, processes
+
+
+def environment(name: str, default: int) -> int:
+    """A number that torchrun gives a process. Raises ValueError for one that is none."""
+    text = os.environ.get(name) or str(default)
+    if not re.fullmatch(r"\d{1,9}", text):
+        raise ValueError(f"{name} must be a whole number, 0 or more, got {text!r}")
+    return int(text)
 
 
 def results_of(cases: Sequence[Case], out: Path) -> list[dict[str, Any]]:
-    """Results of the finished cases, in order, whichever process ran them."""
-    files = [out / "cases" / case.name / "result.json" for case in cases]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    """Results of the finished cases, in order, whichever process ran them.
+
+    Raises ValueError, with the file and what to do, for a damaged one.
+    """
+    files = [(case, out / "cases" / case.name / "result.json") for case in cases]
+    results = [read_result(case, file) for case, file in files if os.path.lexists(file)]
+    for result in results:
+        if result["rows"].keys() != results[0]["rows"].keys():
+            raise ValueError(f"the results of {result['case']} in {out} are of another measurement: {AGAIN}")
+    return results
+
+
+def read_result(case: Case, file: Path) -> dict[str, Any]:
+    try:
+        values = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error}: {AGAIN}") from None
+    try:
+        row = values["rows"]["edit"]
+        numbers = [*values["seconds"].values()]
+        for some in values["rows"].values():
+            numbers += [x for value in some.values() for x in (value if isinstance(value, list) else [value])]
+        texts = [values[name] for name in ("case", "kind", "drag", "prompt")]
+        if isinstance(case, SceneCase) and not row["lost"]:
+            numbers += [row["distance"] + 0, row["remaining"] + 0]  # TypeError for None
+        intact = all(isinstance(text, str) for text in texts) and texts[0] == case.name
+        if intact and all(x is None or isinstance(x, int | float) for x in numbers):
+            return values
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{file} is damaged: {AGAIN}")
 
 
 def write_until_all_are_seen(read: Callable[[], T], write: Callable[[T], str]) -> str:
@@ -224,11 +283,41 @@ def open_out(out: Path | None, settings: dict[str, Any], name: str = "scenes") -
     text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     out = out or Path("runs") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     file = out / "settings.json"
-    if file.is_file() and file.read_text(encoding="utf-8") != text:
-        raise ValueError(f"{out} has results of other settings: give another --out, or delete it")
+    if os.path.lexists(file):
+        if regular(file).read_bytes() != text.encode():
+            raise ValueError(f"{out} has results of other settings: give another --out, or delete it")
+    elif out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise ValueError(f"{out} has files that are not results of a measurement: give another --out")
     out.mkdir(parents=True, exist_ok=True)
+    sweep(out)
     write_text(text, file)
     return out
+
+
+def check_new(out: Path | None) -> None:
+    """Raise ValueError for a result that exists and is not an empty folder; None: chosen at the end."""
+    if out is not None and os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{out} exists already: give another --out, or delete it")
+
+
+def write_new(out: Path | None, name: str, writer: Callable[[Path], object]) -> Path:
+    """Write all of a file that does not exist; None: the first that no other process took, runs/STEM-1, ...
+
+    Returns its path. Raises ValueError if it is there.
+    """
+    stem, suffix = os.path.splitext(name)
+    places = (Path("runs") / f"{stem}-{number}{suffix}" for number in itertools.count(1))
+    for path in places if out is None else [out]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            path.touch(exist_ok=False)  # of two processes, one succeeds
+            try:
+                images.write_whole(path, writer)
+            except BaseException:
+                path.unlink()
+                raise
+            return path
+    raise ValueError(f"{out} exists already: give another --out, or delete it")
 
 
 def write_text(text: str, file: Path) -> None:
@@ -261,13 +350,13 @@ def write_tables(results: Results, out: Path, explained: str = EXPLAINED) -> str
 
 
 def load(args: argparse.Namespace) -> Model:
-    return load_named(args.model or "tiny")
+    return load_named("tiny" if args.model is None else args.model)
 
 
 def load_named(source: str) -> Model:
     """Load a model in float32; under torchrun on the GPU of this process."""
-    local, gpus = os.environ.get("LOCAL_RANK"), torch.cuda.device_count()
-    device = f"cuda:{int(local) % gpus}" if local and gpus else None
+    gpus, under_torchrun = torch.cuda.device_count(), "LOCAL_RANK" in os.environ
+    device = f"cuda:{environment('LOCAL_RANK', 0) % gpus}" if under_torchrun and gpus else None
     return load_model(source, device=device)
 
 
@@ -292,15 +381,3 @@ def tell(text: str, out: Path, done: int, wanted: int, broken: int) -> int:
         return 0
     print(f"{text}\nWritten to {out}")
     return int(done < wanted or broken > 0)
-
-
-def work(job: Callable[[], int]) -> int:
-    """Run a job and return its exit status: 2 for an error, 130 for Ctrl-C, each with one sentence."""
-    try:
-        return job()
-    except (ValueError, OSError) as error:
-        print(f"minidrag: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("minidrag: stopped; the same command resumes", file=sys.stderr)
-        return 130

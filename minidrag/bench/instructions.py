@@ -6,11 +6,18 @@
 
 Points are [x, y] in pixels. The mask has the size of the image and is nonzero (in mask.png: white) in the
 editable region. An empty mask makes the whole image editable.
+
+Cases of Drag100 (GoodDrag) and of SDE-Drag are read too, from a folder above theirs, which is their category:
+
+    Drag100/CASE/original.jpg, mask.png, points.json    {"points": [handle, target, ...]}, without a prompt
+    DragBench/CASE/origin_image.png, mask.png, prompt.json    {"prompt": text, "source": [], "target": []}
 """
 
+import json
 import pickle
 from collections.abc import Sequence
 from itertools import zip_longest
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +25,20 @@ import numpy as np
 import torch
 
 from minidrag import images
-from minidrag.app.options import to_pixel
+from minidrag.app.options import check_prompt, to_pixel
 from minidrag.bench.cases import Case
+from minidrag.files import read_json, regular, shorten
 from minidrag.points import Pixel, check_instruction
-from minidrag.weights.configs import read_json
 
 IMAGE, PICKLE, JSON, MASK = "original_image.png", "meta_data.pkl", "drag_instruction.json", "mask.png"
+OTHERS = {
+    "original.jpg": "points.json",
+    "origin_image.png": "prompt.json",
+}  # image and drags of other layouts
+NAMES = (IMAGE, PICKLE, JSON, *OTHERS, *OTHERS.values())
+SDE_SIDE = 512  # pixels: the points of SDE-Drag are for images of this size
 MASK_TYPES = ("u1", "b1")  # uint8 and bool
+MAX_PICKLE = 100_000_000  # bytes
 
 
 class NumpyStub:
@@ -38,13 +52,16 @@ class NumpyStub:
         self.state = state
 
 
-# Classes that a pickled array refers to. They are not called either: numpy.ndarray can be given bytes that
-# create objects at any memory address, which amounts to running code.
+# What a pickled array refers to. Nothing of it is called: numpy.ndarray can be given bytes that create
+# objects at any memory address, which amounts to running code.
 ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"),  # NumPy 1
     ("numpy._core.multiarray", "_reconstruct"),  # NumPy 2
+    ("numpy.core.numeric", "_frombuffer"),  # both, with protocol 5
+    ("numpy._core.numeric", "_frombuffer"),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
+    ("_codecs", "encode"),  # bytes up to protocol 2
 }
 
 
@@ -60,58 +77,104 @@ class Unpickler(pickle.Unpickler):
 def read_pickle(file: Path) -> dict[str, Any]:
     """Read prompt, points and mask, (H, W), bool, of meta_data.pkl. Raises ValueError if it is invalid."""
     try:
-        with open(file, "rb") as opened:
-            values = Unpickler(opened).load()
+        with regular(file, MAX_PICKLE).open("rb") as opened:
+            values = Unpickler(opened, encoding="latin1").load()  # latin1: arrays pickled by Python 2
         return {"prompt": values["prompt"], "points": values["points"], "mask": to_mask(values["mask"])}
-    except FileNotFoundError:
-        raise ValueError(f"{PICKLE} or {JSON} is missing") from None
     except KeyError as error:
         raise ValueError(f"{PICKLE} has no {error.args[0]}") from error
     except Exception as error:  # damaged pickles raise almost any exception
-        raise ValueError(f"cannot read {PICKLE}: {error}") from error
+        known = isinstance(error, ValueError | EOFError | OSError | pickle.UnpicklingError)
+        raise ValueError(f"cannot read {PICKLE}: {error if known else 'it is damaged'}") from error
 
 
 def to_mask(array: NumpyStub) -> np.ndarray:
     """Build the mask, (H, W), bool, from a pickled array."""
-    _, shape, dtype, column_major, data = array.state
-    if dtype.arguments[0] not in MASK_TYPES or len(shape) != 2:
-        raise ValueError(
-            f"the mask must be (H, W), uint8 or bool, got shape {shape} and {dtype.arguments[0]}"
-        )
-    return np.frombuffer(data, np.uint8).reshape(shape, order="F" if column_major else "C") > 0
+    axes = None
+    if array.state is None:  # protocol 5: the arguments of _frombuffer
+        data, dtype, shape, order, *more = array.arguments
+        if order == "K":  # numpy transposes after reading in order C
+            order, axes = "C", more[0]
+    else:
+        _, shape, dtype, column_major, data = array.state
+        order = "F" if column_major else "C"
+    kind = dtype.arguments[0]
+    if kind not in MASK_TYPES or len(shape) != 2:
+        raise ValueError(f"the mask must be (H, W), uint8 or bool, got shape {shape} and {kind}")
+    levels = np.frombuffer(to_bytes(data), np.uint8).reshape(shape, order=order)
+    return (levels if axes is None else levels.transpose(axes)) > 0
+
+
+def to_bytes(data: Any) -> bytes:
+    """Bytes of an array in any protocol: as they are, as text in Latin-1, or as the call that encodes it."""
+    if isinstance(data, NumpyStub):
+        data, encoding = data.arguments
+        if encoding != "latin1":
+            raise ValueError("it has bytes of an unknown encoding")
+    return data.encode("latin1") if isinstance(data, str) else bytes(memoryview(data))
 
 
 def read_points(flat: Any) -> tuple[list[Pixel], list[Pixel]]:
     """Split [handle, target, handle, target, ...] into handles and targets."""
     try:
-        points = [to_pixel(entry) for entry in flat]
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"points must be a list of [x, y]: {error}") from error
+        points = [to_pixel([check_number(value) for value in entry]) for entry in flat]
+    except (TypeError, ValueError, OverflowError):
+        found = shorten(json.dumps(flat, default=lambda _: "an object"))
+        raise ValueError(f"points must be a list of [x, y]: got {found}") from None
     if not points or len(points) % 2:
         raise ValueError(f"points must be pairs of handle and target, got {len(points)} points")
     return points[::2], points[1::2]
 
 
+def check_number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(value)
+    return value
+
+
 def read_instruction(folder: Path, size: tuple[int, int]) -> dict[str, Any]:
-    """Read prompt, points and mask in either layout. size: (width, height) of the image."""
-    if not (folder / JSON).is_file():
+    """Read prompt, points and mask in any layout. size: (width, height) of the image."""
+    file = next((folder / name for name in (JSON, *OTHERS.values()) if lexists(folder / name)), None)
+    if file is None:
+        if not lexists(folder / PICKLE):
+            raise ValueError(f"{PICKLE} or {JSON} is missing")
         return read_pickle(folder / PICKLE)
-    values = read_json(folder / JSON)
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is not a JSON object")
+    if file.name == "points.json":
+        values = {"prompt": ""} | values
+    if file.name == "prompt.json":
+        values = of_sde_drag(values, size)
     mask = images.load_mask(folder / MASK, size)
     return values | {"mask": np.zeros(size[::-1], bool) if mask is None else mask.numpy() > 0}
+
+
+def of_sde_drag(values: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Prompt and points of SDE-Drag, whose handles and targets are apart."""
+    if size != (SDE_SIDE, SDE_SIDE):
+        found = f"{size[0]}x{size[1]}"
+        raise ValueError(
+            f"SDE-Drag's points are for images of {SDE_SIDE}x{SDE_SIDE} pixels, and this is {found}"
+        )
+    source, target = values.get("source"), values.get("target")
+    if not (isinstance(source, list) and isinstance(target, list) and len(source) == len(target)):
+        raise ValueError("source and target must be lists of as many points")
+    pairs = zip(source, target, strict=True)
+    return {"prompt": values.get("prompt"), "points": [point for pair in pairs for point in pair]}
 
 
 def read_case(folder: Path) -> Case:
     """Read a case. Raises ValueError, naming the case, if it cannot be edited."""
     name = f"{folder.parent.name}/{folder.name}"
     try:
-        image = images.load_image(folder / IMAGE)
+        image = images.load_image(folder / next(filter(lambda one: lexists(folder / one), OTHERS), IMAGE))
         values = read_instruction(folder, image.size)
         handles, targets = read_points(values.get("points"))
         prompt, mask = values.get("prompt"), values["mask"]
         mask = mask if mask.any() else ~mask
         if not isinstance(prompt, str):
             raise ValueError("the prompt is missing")
+        check_prompt(prompt)
         check_instruction(image.size, handles, targets, torch.from_numpy(mask))
     except (ValueError, OSError) as error:
         raise ValueError(f"{name}: {error}") from error
@@ -127,8 +190,16 @@ def find_cases(folder: Path, categories: Sequence[str] | None, limit: int | None
         raise ValueError(f"{folder} has no category {', '.join(unknown)}: choose from {', '.join(known)}")
     chosen = [cases for name, cases in known.items() if not categories or name in categories]
     found = [case for row in zip_longest(*chosen) for case in row if case]
-    if not any((case / name).is_file() for case in found for name in (IMAGE, PICKLE, JSON)):
-        raise ValueError(f"{folder} has no cases: expected CATEGORY/CASE/{IMAGE}")
+    if not any((case / name).is_file() for case in found for name in NAMES):
+        flat = next(
+            (case.name for case in subfolders(folder) for name in NAMES if (case / name).is_file()), None
+        )
+        above = (
+            ""
+            if flat is None
+            else f", and {flat} is a CASE: give the folder above, with --category {folder.name}"
+        )
+        raise ValueError(f"{folder} has no cases: expected CATEGORY/CASE/{IMAGE}{above}")
     return found[:limit]
 
 

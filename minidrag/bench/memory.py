@@ -19,8 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minidrag.bench.harness import add_config_arguments, read_config, work
+from minidrag.bench.harness import add_config_arguments, read_config
 from minidrag.config import EditConfig
+from minidrag.images import working_size
 from minidrag.method import lora
 from minidrag.method.ddim import Schedule
 from minidrag.method.drag import Cell, Origin, View
@@ -147,6 +148,7 @@ def report(args: argparse.Namespace) -> int:
     size = config.size or 512
     if size % 8:
         raise ValueError(f"size must be a multiple of 8, got {size}")
+    working_size(size, size, size, 8)
     print(f"Stable Diffusion 1.5 at {size}x{size} in {args.dtype}: peak GB of tensors, weights included")
     stages = Stages(config, getattr(torch, args.dtype), size)
     for name, job in {
@@ -160,4 +162,4 @@ def report(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    return work(lambda: report(args))
+    return report(args)

@@ -5,8 +5,11 @@ is the LPIPS similarity to the original (paper section 4).
 """
 
 import importlib
+import io
 import math
+import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import torch
@@ -15,19 +18,13 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from minidrag.config import EditConfig
+from minidrag.images import MAX_PSNR as MAX_PSNR
+from minidrag.images import psnr as psnr
 from minidrag.images import to_tensor
 from minidrag.points import Pixel
 from minidrag.weights.model import Model, encode
 
-MAX_PSNR = 100.0  # dB, for equal images instead of infinity
 CHUNK = 64  # channels upsampled at a time: all of them would need gigabytes for a large image
-
-
-def psnr(one: Image.Image, other: Image.Image, region: np.ndarray | None = None) -> float:
-    """PSNR in dB, at most MAX_PSNR. region: (H, W), bool, the pixels to compare."""
-    squares = (np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)) ** 2
-    error = squares.mean() if region is None else squares[region].mean()
-    return MAX_PSNR if error == 0 else min(MAX_PSNR, float(10 * np.log10(255**2 / error)))
 
 
 def ssim(one: Image.Image, other: Image.Image, region: np.ndarray | None = None) -> float:
@@ -128,7 +125,9 @@ def fidelity_network() -> nn.Module:
     except ImportError:
         raise Missing("IF is skipped: it needs lpips (pip install 'minidrag[bench]')") from None
     try:
-        return lpips.LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
+        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision's, about its own interface
+            return lpips.LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
     except (OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Missing(f"IF is skipped: cannot download the AlexNet weights ({reason})") from error

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from minidrag.networks.clip import CLIPTextEncoder
 from minidrag.networks.unet import UNet
 from minidrag.networks.vae import VAE
 from minidrag.weights.configs import read_text_encoder, read_unet, read_vae
+from minidrag.weights.model import check_device
 
 SIDES = ("minidrag", "reference")
 
@@ -258,7 +260,10 @@ def measure_cpu_memory(sizes: Sizes, dtype: torch.dtype) -> list[dict[str, float
             print(f"measuring memory: {task.name}, {side}", file=sys.stderr)
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 job = pool.submit(cpu_memory, index, side, sizes, dtype, torch.get_num_threads())
-                peaks[-1][side] = job.result()
+                try:
+                    peaks[-1][side] = job.result()
+                except BrokenProcessPool:  # killed by the system, which does that for want of memory
+                    raise MemoryError from None
     return peaks
 
 
@@ -310,15 +315,15 @@ def run(args: argparse.Namespace) -> int:
         import diffusers
         import transformers
     except ImportError:
-        message = "diffusers and transformers are not installed: pip install 'minidrag[bench]'"
-        print(f"minidrag: {message}", file=sys.stderr)
-        return 2
-    if args.runs < 1:
-        print(f"minidrag: --runs must be at least 1, got {args.runs}", file=sys.stderr)
-        return 2
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        print(f"minidrag: --device {args.device} is not available: use cpu", file=sys.stderr)
-        return 2
+        raise ValueError(
+            "diffusers and transformers are not installed: pip install 'minidrag[bench]'"
+        ) from None
+    if not 1 <= args.runs <= 1000:
+        raise ValueError(f"--runs must be 1 to 1000, got {args.runs}")
+    try:
+        check_device(args.device)
+    except ValueError as error:
+        raise ValueError(f"--device: {error}") from None
     versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
     print(f"{versions}, transformers {transformers.__version__}")
     size = "small networks" if args.small else "SD 1.5, latent 64x64, image 512x512"

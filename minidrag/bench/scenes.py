@@ -28,7 +28,6 @@ from minidrag.bench.harness import (
     read_config,
     run_cases,
     settings_of,
-    work,
     write_tables,
 )
 
@@ -52,7 +51,7 @@ def sheet(results: list[dict[str, Any]], out: Path) -> Image.Image:
     tiles = []
     for result in results:
         folder, row = out / "cases" / result["case"], result["rows"]["edit"]
-        pictures = [Image.open(folder / f"{name}.png") for name in ("drag", "edit", "truth")]
+        pictures = [images.read(folder / f"{name}.png") for name in ("drag", "edit", "truth")]
         outcome = "lost" if row["lost"] else f"{row['distance']:.1f} px off, {row['remaining']:.0%} remaining"
         tile = draw.side_by_side(pictures, [result["drag"], outcome, "truth"])
         tiles.append(images.resize(tile, (round(tile.width * TILE / tile.height), TILE)))
@@ -76,4 +75,4 @@ def measure_scenes(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    return work(lambda: measure_scenes(args))
+    return measure_scenes(args)

@@ -21,7 +21,7 @@ from minidrag.app.options import CONFIGS
 from minidrag.app.progress import Progress
 from minidrag.bench import authors
 from minidrag.bench.cases import Case, make_cases
-from minidrag.bench.harness import add_scene_arguments, load, work
+from minidrag.bench.harness import add_scene_arguments, load, seed
 from minidrag.bench.tables import markdown
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
@@ -79,7 +79,7 @@ def report(counters: dict[str, list[Counter]]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="as for demo.py (default: tiny)")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the scenes (default: %(default)s)")
     parser.add_argument("--presets", nargs="+", choices=[*PRESETS, AUTHORS], default=list(PRESETS))
     parser.add_argument("--size", type=int, help="as for demo.py")
     add_scene_arguments(parser)
@@ -102,4 +102,4 @@ def measure_speed(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    return work(lambda: measure_speed(args))
+    return measure_speed(args)

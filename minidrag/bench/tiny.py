@@ -8,11 +8,14 @@ Prints each measurement with its aim. Exits with 0 only if all aims are met. Det
 import argparse
 import importlib
 import importlib.util
+import itertools
 import json
 import random
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from minidrag import images
-from minidrag.bench.harness import work
+from minidrag.bench.harness import MAX_CASES, check_new, count, write_new
 from minidrag.bench.identify import Contents, identify
 from minidrag.bench.metrics import psnr
 from minidrag.config import EditConfig
@@ -198,28 +201,37 @@ def check(model: Model, args: argparse.Namespace) -> list[Line]:
     generated = sample_images(model, [caption(scene) for scene in scenes[: args.sampled]])
     report(*check_captions(scenes[: args.sampled], generated))
     report(check_parity(model, caption(scenes[0])))
-    args.out.mkdir(parents=True, exist_ok=True)
-    sample_sheet(generated).save(args.out / "samples.png")
-    report(Line("sample sheet", str(args.out / "samples.png")))
-    rows = [asdict(line) for line in lines]
-    (args.out / "check.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    out = claim_new(args.out)
+    write_new(out / "samples.png", "", sample_sheet(generated).save)
+    report(Line("sample sheet", str(out / "samples.png")))
+    text = json.dumps([asdict(line) for line in lines], indent=1) + "\n"
+    write_new(out / "check.json", "", lambda file: file.write_text(text, encoding="utf-8"))
     return lines
+
+
+def claim_new(out: Path | None) -> Path:
+    """Make the folder; None: the first of runs/check-1, runs/check-2, ... that no other process took."""
+    for path in (Path("runs") / f"check-{number}" for number in itertools.count(1)) if out is None else [out]:
+        with suppress(FileExistsError):
+            path.mkdir(parents=True, exist_ok=out is not None)
+            return path
+    raise AssertionError("numbers have no end")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="tiny", help="as in demo.py (default: tiny)")
-    parser.add_argument("--out", type=Path, default=Path("runs/check"), help="default: %(default)s")
-    for name, count, counted in (
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the results (default: a new one in runs)"
+    )
+    whole = partial(count, most=MAX_CASES)
+    for name, number, counted in (
         ("scenes", 200, "VAE reconstructions"),
         ("inverted", 60, "inversions"),
         ("sampled", 100, "samples"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=count, help=f"{counted} (default: %(default)s)")
+        parser.add_argument(f"--{name}", type=whole, default=number, help=f"{counted} (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
-    def job() -> int:
-        lines = check(load_model(args.model), args)
-        return int(any(line.aim and not line.met for line in lines))
-
-    return work(job)
+    check_new(args.out)
+    return int(any(line.aim and not line.met for line in check(load_model(args.model), args)))

@@ -1,12 +1,15 @@
 """Writing a model as a folder in the official layout."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from minidrag.files import part_of, sweep
 from minidrag.networks.clip import CLIPTextEncoder
 from minidrag.networks.unet import UNet
 from minidrag.networks.vae import VAE
@@ -16,13 +19,9 @@ from minidrag.weights.model import STEMS
 
 
 def must_be_free(out: Path) -> None:
-    """Raise ValueError unless `out` is free: missing, an empty folder, or a model, which `write` replaces."""
-    if out.exists() and not (out / "model_index.json").is_file() and not (out.is_dir() and empty(out)):
-        raise ValueError(f"{out} exists and is not a model: give another folder, or delete it")
-
-
-def empty(folder: Path) -> bool:
-    return next(folder.iterdir(), None) is None
+    """Raise ValueError unless `out` is missing or an empty folder."""
+    if os.path.lexists(out) and not (out.is_dir() and next(out.iterdir(), None) is None):
+        raise ValueError(f"{out} exists already: give another folder, or delete it")
 
 
 def write(
@@ -30,12 +29,26 @@ def write(
 ) -> None:
     """Write the three networks in float16, their configurations and the tokenizer's files.
 
-    made: settings of the training, written to training.json. The folder appears when it is complete and
-    replaces an older model; raises ValueError if `out` is anything else.
+    made: settings of the training, written to training.json. The folder appears when it is complete; raises
+    ValueError if `out` is not free, and OSError if writing fails.
     """
     must_be_free(out)
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sweep(out.parent)
+    part = part_of(out.parent)
+    try:
+        fill(part / out.name, unet, vae, text_encoder, tokenizer, made)
+        (part / out.name).rename(out)  # fails if another process has written a model there
+    except SafetensorError as error:  # a full disk, for example
+        raise OSError(f"{out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def fill(
+    part: Path, unet: UNet, vae: VAE, text_encoder: CLIPTextEncoder, tokenizer: Path, made: Json
+) -> None:
+    """Write the files of a model."""
     shutil.copytree(tokenizer, part / "tokenizer")
     sizes = replace(unet.config, sample_size=SIDE // vae.config.factor)
     files = model_files(sizes, vae.config, text_encoder.config, "DDIMScheduler")
@@ -47,6 +60,3 @@ def write(
             for key, value in network.state_dict().items()
         }
         save_file(tensors, part / name / f"{STEMS[name]}.safetensors", metadata={"format": "pt"})
-    if out.exists():
-        shutil.rmtree(out)
-    part.rename(out)

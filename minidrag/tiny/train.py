@@ -7,7 +7,6 @@ seed and the step number, so a resumed run gives the same weights as an uninterr
 keeps the autoencoder and vocabulary of an existing model and fine-tunes its UNet and text encoder.
 """
 
-import argparse
 import copy
 import json
 import random
@@ -24,6 +23,10 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
+from minidrag import console
+from minidrag.config import check_bounds
+from minidrag.files import read_json, regular, sweep
+from minidrag.images import write_whole
 from minidrag.method.ddim import Schedule
 from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
 from minidrag.networks.tokenizer import Tokenizer
@@ -31,7 +34,7 @@ from minidrag.networks.unet import UNet, UNetConfig
 from minidrag.networks.vae import VAE, VAEConfig
 from minidrag.tiny import folder, vocabulary
 from minidrag.tiny.scenes import caption, random_scene, render
-from minidrag.weights.model import Model, load_model
+from minidrag.weights.model import Model, check_device, load_model
 
 VAE_CONFIG = VAEConfig(block_out_channels=(32, 64, 96), layers_per_block=1, norm_num_groups=16)
 UNET_CONFIG = UNetConfig(
@@ -42,6 +45,19 @@ UNET_CONFIG = UNetConfig(
     norm_num_groups=16,
 )
 TEXT_CONFIG = CLIPConfig(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4)
+
+
+MOST_STEPS = 10**8 - 1  # more would use another stage's random numbers, see `generator`
+BOUNDS = {  # least and most
+    "seed": (0, 9 * 10**9),
+    **dict.fromkeys(("vae_steps", "steps"), (0, MOST_STEPS)),
+    **dict.fromkeys(("vae_batch", "batch"), (1, 10_000)),
+    **dict.fromkeys(("vae_rate", "rate", "kl_weight"), (0, 1000)),
+    "scenes": (1, 1_000_000),
+    "vocab_size": (514, 49_408),  # that of CLIP is the larger
+    **dict.fromkeys(("empty_captions", "ema"), (0, 1)),
+    "save_every": (1, 10**9),
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,9 @@ class TrainConfig:
     save_every: int = 250
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        check_bounds(self, BOUNDS)
+
 
 class Trainer:
     """AdamW training loop with learning rate warmup and decay, EMA weights and a checkpoint."""
@@ -81,6 +100,7 @@ class Trainer:
             self.resume()
 
     def resume(self) -> None:
+        regular(self.path)
         try:
             state = torch.load(self.path, map_location=self.config.device, weights_only=True)
             self.networks.load_state_dict(state["networks"])
@@ -93,9 +113,7 @@ class Trainer:
     def save(self) -> None:
         state = {"networks": self.networks.state_dict(), "average": self.average.state_dict()}
         state |= {"optimizer": self.optimizer.state_dict(), "done": self.done}
-        part = self.path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self.path)
+        save(state, self.path)
 
     def run(self, loss_of: Callable[[int], Tensor], name: str) -> None:
         """Train to the last step, then load the EMA weights into the networks.
@@ -128,6 +146,14 @@ class Trainer:
     def update_average(self, decay: float) -> None:
         for average, weight in zip(self.average.parameters(), self.networks.parameters(), strict=True):
             average.lerp_(weight, 1 - decay)
+
+
+def save(values: object, path: Path) -> None:
+    """Write a checkpoint, all of it or nothing. Raises OSError for a full disk, as PyTorch does not."""
+    try:
+        write_whole(path, lambda part: torch.save(values, part))
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be written, perhaps as the disk is full: free some space") from error
 
 
 def checkpoint_error(path: Path, error: Exception) -> ValueError:
@@ -273,8 +299,8 @@ def cached_latents(vae: VAE, config: TrainConfig, work: Path) -> tuple[Tensor, T
     path = work / "latents.pt"
     if not path.exists():
         pair = tuple(part.half() for part in encode(vae, config, 0, config.scenes))
-        torch.save(pair, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        save(pair, path)
+    regular(path)
     try:
         return torch.load(path, weights_only=True)
     except Exception as error:  # see Trainer.resume
@@ -284,13 +310,19 @@ def cached_latents(vae: VAE, config: TrainConfig, work: Path) -> tuple[Tensor, T
 def save_settings(work: Path, settings: dict) -> None:
     """Write the settings to `work`. Raises ValueError if it holds a run with other settings."""
     path = work / "config.json"
+    if not path.exists() and work.is_dir() and any(not file.name.startswith(".") for file in work.iterdir()):
+        raise ValueError(f"{work} has files that are not of a training: choose another --work")
     try:
-        if path.exists() and json.loads(path.read_text()) != settings:
+        if path.exists() and read_json(path) != settings:
             raise ValueError(f"{work} holds a run with other settings: choose another --work or delete it")
-    except json.JSONDecodeError as error:
-        message = f"{path} is not valid JSON, delete it if the run used the same settings: {error}"
-        raise ValueError(message) from error
-    path.write_text(json.dumps(settings, indent=1) + "\n")
+    except ValueError as error:
+        if "cannot be read" not in str(error):
+            raise
+        raise ValueError(f"{error}: delete it if the run used the same settings") from error
+    work.mkdir(parents=True, exist_ok=True)
+    sweep(work)
+    text = json.dumps(settings, indent=1) + "\n"
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def train(config: TrainConfig, out: Path, work: Path, start: str | None = None) -> None:
@@ -299,8 +331,9 @@ def train(config: TrainConfig, out: Path, work: Path, start: str | None = None) 
     start: folder of a model to fine-tune. Its autoencoder is kept.
     """
     folder.must_be_free(out)
+    if out.resolve() in (work.resolve(), *work.resolve().parents):
+        raise ValueError(f"the checkpoints in {work} would be part of the model {out}: give another folder")
     began, model = time.time(), None if start is None else load_model(start, dtype=torch.float32)
-    work.mkdir(parents=True, exist_ok=True)
     settings = {**asdict(config), "start": start}
     del settings["steps"], settings["device"]  # a resumed run may change these
     save_settings(work, settings)
@@ -317,9 +350,7 @@ def train(config: TrainConfig, out: Path, work: Path, start: str | None = None) 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m minidrag.tiny.train", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = console.Parser(prog="python -m minidrag.tiny.train", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="model folder to write")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/tiny"), help="folder for checkpoints (default: %(default)s)"
@@ -328,17 +359,17 @@ def main() -> int:
     for name, value in asdict(TrainConfig()).items():
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=type(value), default=value, help="default: %(default)s")
-    given = vars(parser.parse_args())
-    out, work, start = given.pop("out"), given.pop("work"), given.pop("start")
-    try:
-        train(TrainConfig(**given), out, work, start)
-    except (ValueError, OSError) as error:
-        print(f"minidrag: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"minidrag: stopped; run the same command to resume from {work}", file=sys.stderr)
-        return 130
-    return 0
+
+    def job() -> None:
+        given = vars(parser.parse_args())
+        out, work, start = given.pop("out"), given.pop("work"), given.pop("start")
+        check_device(given["device"])
+        try:
+            train(TrainConfig(**given), out, work, start)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"run the same command to resume from {work}") from None
+
+    return console.command(job, "try a smaller --batch or --vae-batch")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as Encoder
 from tokenizers import models, pre_tokenizers
 
+from minidrag.images import write_whole
 from minidrag.networks.tokenizer import BOS, EOS, Tokenizer, prepare
 from minidrag.weights.configs import load_tokenizer
 
@@ -36,7 +37,7 @@ def train(captions: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
     write_json(folder / "special_tokens_map.json", specials)
     write_json(folder / "tokenizer_config.json", config)
     lines = ["#version: 0.2"] + [f"{left} {right}" for left, right in merges]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "merges.txt", "\n".join(lines))
     return load_tokenizer(folder)
 
 
@@ -79,4 +80,8 @@ def merge_pair(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(values, ensure_ascii=False, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))

@@ -1,5 +1,6 @@
 """load_model: from a folder, a single file or a hub id to networks that are ready to run."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,9 +141,27 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def check_device(name: str) -> torch.device:
+    """The device of a name; raises ValueError for one that does not exist."""
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError, ValueError):
+        raise ValueError(f"unknown device {name!r}: use cpu, cuda, or mps") from None
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= count.get(device.type, 0):
+        raise ValueError(f"device {name!r} is not available: use {default_device()}")
+    return device
+
+
 def local_path(source: str | Path) -> Path | None:
     """The file or folder that a source names, None for a hub id; raises FileNotFoundError for neither."""
-    path = Path(source).expanduser()
+    if not str(source):
+        raise ValueError("the name of the model is empty: give a folder, a .safetensors file or a hub id")
+    if re.match(r"https?:/", str(source)):
+        known = re.match(r"https?:/+huggingface\.co/([\w.-]+/[\w.-]+)", str(source))
+        what = f"give {known[1]}" if known else "download it first, and give the file, or a hub id OWNER/NAME"
+        raise ValueError(f"{source} is a link: {what}")
+    path = Path(os.path.expanduser(source))
     if path.exists():
         return path
     if source == REMOVED:
@@ -207,7 +226,7 @@ def vae_part(source: str | Path, dtype: torch.dtype) -> Part:
 
 def tokenizer_folder(path: Path, given: str | Path | None) -> Path:
     """The folder with vocab.json: in the folder given or the model's, beside a single file, or on the hub."""
-    place = Path(given).expanduser() if given is not None else path if path.is_dir() else path.parent
+    place = Path(os.path.expanduser(given)) if given is not None else path if path.is_dir() else path.parent
     if folder := find_vocabulary(place):
         return folder
     if given is not None or path.is_dir():

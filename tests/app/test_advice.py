@@ -1,5 +1,6 @@
 """Advice before and after an edit."""
 
+import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,17 +8,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.command import PHOTO
 from torch import Tensor
 
-from minidrag import images
+from minidrag import images, tiny
 from minidrag.app import advice
 from minidrag.app.options import Options
+from minidrag.bench.styles import styled
 from minidrag.config import EditConfig
 from minidrag.edit import Edit
 from minidrag.points import Pixel
+from minidrag.tiny.scenes import random_scene
 from minidrag.weights.model import load_model
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -48,6 +53,81 @@ def test_notes_before_a_run(untrained: Path) -> None:
     assert only(replace(options, drags=drag(15, 40, 5, 40))) == outside
     both = drag(30, 40, 48, 42) + drag(15, 40, 5, 40)
     assert only(replace(options, drags=both)) == outside.replace("1", "2")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ("a (dog:1.3) on a lawn", "(dog:1.3)"),
+        ("a ((red ball)) on snow", "((red ball))"),
+        ("a [red] ball", "[red]"),
+        ("a ball <lora:snow:0.8>", "<lora:snow:0.8>"),
+        ("a ball (red, with a stripe) at 10:30, size 1:2", None),
+    ],
+)
+def test_weights_in_a_prompt_are_named(untrained: Path, prompt: str, named: str | None) -> None:
+    model, image = load_model(untrained, device="cpu"), images.load_image(Path("photo.png"))
+    mask = images.load_mask(Path("mask.png"), image.size)
+    found = advice.before(model, image, mask, Options(Path("photo.png"), drag(30, 40, 48, 42), prompt=prompt))
+    wanted = f"{named} in the prompt is read as plain words: weights have no effect here"
+    assert found == ([wanted] if named else [])
+
+
+def test_transparency_is_said(untrained: Path) -> None:
+    model, image = load_model(untrained, device="cpu"), images.load_image(Path("photo.png")).convert("RGBA")
+    mask, options = (
+        images.load_mask(Path("mask.png"), image.size),
+        Options(Path("a.png"), drag(30, 40, 48, 42)),
+    )
+    for alpha, said in ((255, False), (254, True), (0, True)):
+        image.putpixel((0, 0), (9, 9, 9, alpha))
+        image.save("a.png")
+        (found, *more) = advice.before(model, images.load_image(Path("a.png")), mask, options)
+        assert said == found.startswith("transparent parts of the image count as white, and ")
+        assert len(more) == said  # that there is no prompt
+
+
+@pytest.mark.parametrize("style", ["plain", "grain"])
+def test_the_small_model_knows_its_scenes(style: str) -> None:
+    model, options = (
+        load_model("tiny", device="cpu"),
+        Options(Path("photo.png"), [], prompt="a", model="tiny"),
+    )
+    for number in range(8):
+        image = styled(style, random_scene(random.Random(f"known {number}")))
+        assert advice.before(model, image, torch.ones(128, 128), options) == []
+    shipped = images.load_image(tiny.DEMO / "picture.png")
+    assert advice.before(model, shipped, torch.ones(128, 128), options) == []
+
+
+def test_the_small_model_does_not_know_photos() -> None:
+    model, options = (
+        load_model("tiny", device="cpu"),
+        Options(Path("photo.png"), [], prompt="a", model="tiny"),
+    )
+    texture = Image.effect_noise((160, 128), 120).convert("RGB")  # as much detail as in grass or hair
+    wanted = "--model tiny knows only scenes of its own, and this is not one: sd15 is for photos"
+    assert advice.before(model, texture, torch.ones(128, 160), options) == [wanted]
+    assert advice.before(model, texture, torch.ones(128, 160), replace(options, model="sd15")) == []
+
+
+@pytest.mark.parametrize("level", [0, 10, 20, 60])
+def test_a_reconstruction_far_from_the_original_is_said_with_its_psnr(level: int) -> None:
+    image = images.load_image(Path("photo.png"))
+    off = Image.fromarray((np.asarray(image).astype(int) + level).clip(0, 255).astype(np.uint8))
+    edit = edit_with(reconstruction=off, task=SimpleNamespace(grid=(40, 48)))
+    error = np.square(np.asarray(image, float) - np.asarray(off, float)).mean()
+    psnr = 10 * np.log10(255**2 / error) if level else 100
+    assert advice.fidelity(edit, image) == pytest.approx(psnr)
+    said = advice.about_fidelity(edit, image, replace(OPTIONS, lora=Path("a.safetensors")))
+    if level < 21 and psnr >= advice.FAR:
+        assert said == []
+    else:
+        (sentence,) = said
+        assert f"is far from the original, {psnr:.1f} dB (PSNR; " in sentence
+        for reason in ("does not know such images", "--vae", "prediction type", "--lora"):
+            assert reason in sentence
+    assert (level == 60) == bool(said)
 
 
 def edit_with(**values: Any) -> Edit:

@@ -1,6 +1,9 @@
 """The LoRA cache: what its key depends on, damaged files, and places that cannot be written."""
 
+import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from support.command import PHOTO, raising
 from support.loras import read_notes
 
@@ -17,6 +21,7 @@ from minidrag.app import lora_cache
 from minidrag.app.lora_cache import cache_folder, cache_key, find_lora, notes
 from minidrag.app.progress import Progress
 from minidrag.config import EditConfig
+from minidrag.edit import train_lora
 from minidrag.weights import lora_file
 from minidrag.weights.model import Model, load_model
 
@@ -98,19 +103,66 @@ def test_a_lora_is_trained_once(model: Model, image: Image.Image) -> None:
         assert cached.unet[path].alpha == factors.alpha
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "another format"])
-def test_a_damaged_lora_is_trained_again(
-    start: Callable[..., int], capsys: pytest.CaptureFixture[str], damage: str
-) -> None:
-    assert start(*PHOTO, "--out", "first") == 0
+def change_tensors(file: Path, change: Callable[[torch.Tensor], torch.Tensor], **metadata: str) -> None:
+    tensors = {name: change(tensor) for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata)
+
+
+def replace_by(put: Callable[[Path], object]) -> Callable[[Path], None]:
+    def replace(file: Path) -> None:
+        file.unlink()
+        put(file)
+
+    return replace
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[:500]),
+    "empty": lambda file: file.write_bytes(b""),
+    "another format": lambda file: file.write_bytes(Path("photo.png").read_bytes()),
+    "NaN": lambda file: change_tensors(file, lambda tensor: tensor * torch.nan),
+    "noise": lambda file: change_tensors(file, torch.randn_like),
+    "other metadata": lambda file: change_tensors(file, torch.clone, lora_adapter_metadata="[1, 2]"),
+    "a pipe": replace_by(os.mkfifo),
+    "a folder": replace_by(Path.mkdir),
+    "a folder with files": replace_by(lambda file: (file / "deep").mkdir(parents=True)),
+    "a device": replace_by(lambda file: file.symlink_to("/dev/zero")),
+    "a link to nothing": replace_by(lambda file: file.symlink_to("nowhere")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_lora_is_trained_again(model: Model, image: Image.Image, damage: str) -> None:
+    find_lora(model, image, "a ball", CONFIG, 3)
     (cached,) = cache_folder().iterdir()
     intact = cached.read_bytes()
-    photo = Path("photo.png").read_bytes()
-    cached.write_bytes({"truncated": intact[:500], "empty": b"", "another format": photo}[damage])
-    capsys.readouterr()
-    assert start(*PHOTO, "--out", "second") == 0
-    assert f"LoRA: trained and cached in {cached}\n" in capsys.readouterr().out
-    assert cached.read_bytes() == intact
+    DAMAGE[damage](cached)
+    assert find_lora(model, image, "a ball", CONFIG, 3)[1] == f"trained and cached in {cached}"
+    assert cached.read_bytes() == intact and list(cache_folder().iterdir()) == [cached]
+    assert find_lora(model, image, "a ball", CONFIG, 3)[1] == f"reused from {cached}"
+
+
+def test_processes_that_train_the_same_lora_do_not_meet(model: Model, image: Image.Image) -> None:
+    lora, barrier = train_lora(model, image, "", CONFIG, 0), threading.Barrier(4)
+
+    def keep(_: int) -> Path:
+        barrier.wait()
+        for _ in range(5):
+            file = lora_cache.write(lora, cache_folder(), "key", {}, [])
+            assert lora_cache.read(file, model).unet.keys() == lora.unet.keys()
+        return file
+
+    with ThreadPoolExecutor(4) as pool:
+        (file,) = set(pool.map(keep, range(4)))
+    assert list(cache_folder().iterdir()) == [file]
+
+
+def test_a_home_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIDRAG_CACHE", "~nosuchuser/cache")
+    with pytest.raises(
+        ValueError, match="^there is no home folder for ~nosuchuser/cache: set MINIDRAG_CACHE"
+    ):
+        cache_folder()
 
 
 def test_a_run_goes_on_if_the_cache_cannot_be_made(

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +17,7 @@ import torch
 from PIL import Image
 from support.command import WRITTEN, listing
 
-from minidrag import images
+from minidrag import files, images
 from minidrag.app import draw, runs
 from minidrag.app.options import Options
 from minidrag.app.progress import Progress
@@ -65,6 +68,61 @@ def test_results_written_meanwhile_are_not_replaced_and_those_of_the_run_are_kep
     assert Path("out", name).read_text() == "first"
     _, told, kept = str(error.value).partition("this run's files are in ")
     assert told and Path(kept, "edited.png").read_text() == "late"
+
+
+def test_of_programs_that_finish_at_once_one_has_the_folder_and_none_loses_its_files() -> None:
+    barrier = threading.Barrier(6)
+
+    def finish(number: int) -> str:
+        try:
+            with runs.output(Path("out"), PHOTO_FILE) as folder:
+                for name in ("comparison.png", "edited.png"):
+                    (folder / name).write_text(str(number))
+                barrier.wait()
+        except ValueError as error:
+            kept = Path(str(error).partition("this run's files are in ")[2])
+            assert (kept / "edited.png").read_text() == (kept / "comparison.png").read_text() == str(number)
+            return "kept"
+        return str(number)
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(finish, range(6)))
+    (winner,) = set(found) - {"kept"}
+    assert found.count("kept") == 5
+    assert {Path("out", name).read_text() for name in ("comparison.png", "edited.png")} == {winner}
+
+
+def test_what_killed_runs_left_is_cleared_and_what_others_write_is_not() -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = Path("out", f"{files.PART}{dead.pid}-x1")
+    others = [Path("out", f"{files.PART}{os.getpid()}-x2"), Path("out", f".part-elsewhere-{dead.pid}-x3")]
+    others += [Path("out/.part-mine"), Path("out/mine.txt")]
+    for folder in (left, *others):
+        folder.mkdir(parents=True)
+        (folder / "edited.png").write_text("half")
+    (left.parent / f"{left.name}.safetensors").write_text("half")
+    with runs.output(Path("out"), PHOTO_FILE) as folder:
+        (folder / "edited.png").write_text("whole")
+    assert sorted(Path("out").iterdir()) == sorted([*others, Path("out/edited.png")])
+
+
+def test_a_killed_run_is_cleared_by_the_next() -> None:
+    script = "import os, signal\nfrom pathlib import Path\nfrom minidrag.app import runs\n"
+    script += "with runs.output(Path('out'), Path('photo.png')) as folder:\n"
+    script += "    (folder / 'edited.png').write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    assert subprocess.run([sys.executable, "-c", script], timeout=100).returncode == -signal.SIGKILL
+    assert len(listing(Path("out"))) == 2
+    with runs.output(Path("out"), PHOTO_FILE) as folder:
+        assert [path.name for path in Path("out").iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("name", runs.RESULTS)
+def test_an_input_in_the_folder_is_not_replaced_even_as_a_link(name: str) -> None:
+    Path("out").mkdir()
+    Path("out", name).symlink_to("nowhere")
+    with pytest.raises(ValueError, match=f"^out has {name} already"), runs.output(Path("out"), PHOTO_FILE):
+        raise AssertionError("the run began")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("disk full"), SystemExit(1)])

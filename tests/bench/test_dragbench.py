@@ -2,9 +2,15 @@
 
 import argparse
 import json
+import logging
 import math
 import shutil
+import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +39,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from minidrag.bench import __main__ as bench
 from minidrag.bench import cases, dragbench, harness, metrics
-from minidrag.bench.cases import Editor
+from minidrag.bench.cases import Editor, make_case
 from minidrag.bench.instructions import read_case
 from minidrag.config import EditConfig
 from minidrag.weights.model import load_model
@@ -287,6 +293,103 @@ def test_a_folder_with_other_settings_is_refused(
     assert run(monkeypatch, edit, other, finished) == 2
     assert capsys.readouterr().err.count("has results of other settings") == 5
     assert (finished / "settings.json").read_bytes() == before and edit.calls == 0
+
+
+def write_others(root: Path) -> None:
+    """A case of Drag100, of SDE-Drag, and of DragBench-SR."""
+    scene, mask = make_case("object", 0, 0).before, Image.new("L", (128, 128))
+    mask.paste(255, (10, 10, 90, 100))
+    for name in ("Drag100/cat_2", "S/0"):
+        (root / name).mkdir(parents=True)
+    scene.save(root / "Drag100/cat_2/original.jpg")
+    mask.save(root / "Drag100/cat_2/mask.png")
+    points = {"points": PAIRS["animals/a"] + [[60, 60], [60, 68]]}
+    (root / "Drag100/cat_2/points.json").write_text(json.dumps(points))
+    scene.resize((512, 512)).save(root / "S/0/origin_image.png")
+    mask.resize((512, 512)).save(root / "S/0/mask.png")
+    source, target = [[160, 200], [240, 240]], [[172, 216], [240, 272]]
+    (root / "S/0/prompt.json").write_text(json.dumps({"prompt": "a box", "source": source, "target": target}))
+    write_case(root, "sr/art_0", PAIRS["animals/a"])
+
+
+def test_folders_of_other_benchmarks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_others(tmp_path / "all")
+    drag100, sde, sr = (read_case(tmp_path / "all" / name) for name in ("Drag100/cat_2", "S/0", "sr/art_0"))
+    assert drag100.handles == [(40, 50), (60, 60)] and drag100.targets == [(43, 54), (60, 68)]
+    assert (drag100.prompt, sde.prompt) == ("", "a box") and drag100.mask.sum() == 80 * 90
+    assert sde.handles == [(160, 200), (240, 240)] and sde.targets == [(172, 216), (240, 272)]
+    assert [case.kind for case in (drag100, sde, sr)] == ["Drag100", "S", "sr"]
+    assert run(monkeypatch, shift, tmp_path / "all", tmp_path / "out", "--category", "Drag100", "sr") == 0
+    for name, case in (("Drag100", "cat_2"), ("S", "0"), ("sr", "art_0")):
+        capsys.readouterr()
+        assert run(monkeypatch, shift, tmp_path / "all" / name, tmp_path / "other") == 2
+        words = (
+            f"has no cases: expected CATEGORY/CASE/original_image.png, and {case} is a CASE: give the folder"
+        )
+        assert f"{words} above, with --category {name}" in capsys.readouterr().err
+    Image.new("RGB", (256, 256)).save(tmp_path / "all/S/0/origin_image.png")
+    with pytest.raises(
+        ValueError, match="SDE-Drag's points are for images of 512x512 pixels, and this is 256x256"
+    ):
+        read_case(tmp_path / "all/S/0")
+
+
+def test_without_a_network_there_is_one_sentence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Other libraries warn, log, and print before they fail."""
+
+    def loud(*arguments: object, **options: object) -> None:
+        warnings.warn("the interface has changed", stacklevel=1)
+        logging.getLogger("huggingface_hub").warning("retrying in 1 s")
+        sys.stderr.write("Downloading weights\n")
+        raise OSError("no route to the host")
+
+    monkeypatch.setattr(dragbench, "fidelity", harness.fidelity)
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=loud))
+    monkeypatch.setattr(harness, "load_named", lambda source: load_model(source, device="cpu"))
+    words = ["--metric-model", "owner/name"]
+    monkeypatch.setattr("minidrag.weights.hub.snapshot_download", loud)
+    assert run(monkeypatch, shift, folder, tmp_path / "out", *words) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line != "Downloading weights"]
+    assert len(lines) == 1 and "the hub is unreachable (no route to the host)" in lines[0]
+    assert run(monkeypatch, shift, folder, tmp_path / "out") == 0
+    said = capfd.readouterr().err
+    assert "minidrag: IF is skipped: cannot download the AlexNet weights (no route to the host)" in said
+    assert "Downloading" not in said and "interface" not in said and "retrying" not in said
+
+
+def test_a_folder_of_something_else_is_not_written_to(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "table.json").write_text("mine")
+    with pytest.raises(
+        ValueError, match="has files that are not results of a measurement: give another --out"
+    ):
+        harness.open_out(tmp_path, {"seed": 0})
+    with pytest.raises(
+        ValueError, match="has files that are not results of a measurement: give another --out"
+    ):
+        harness.open_out(folder, {"seed": 0})
+    assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
+
+
+def test_new_results_of_processes_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    barrier = threading.Barrier(6)
+
+    def write(number: int) -> Path:
+        barrier.wait()
+        return harness.write_new(None, "page.png", lambda path: path.write_text(str(number)))
+
+    with ThreadPoolExecutor(6) as pool:
+        paths = list(pool.map(write, range(6)))
+    assert sorted(path.name for path in paths) == [f"page-{number}.png" for number in range(1, 7)]
+    assert sorted(path.read_text() for path in paths) == list("012345")
+    with pytest.raises(
+        ValueError, match="^runs/page-1.png exists already: give another --out, or delete it$"
+    ):
+        harness.write_new(Path("runs/page-1.png"), "page.png", lambda path: path.write_text("new"))
 
 
 def test_if_is_left_out_if_it_is_not_available(

@@ -197,8 +197,22 @@ def test_images_of_odd_and_different_sizes(tmp_path: Path) -> None:
     assert main(["features", "--steps", "1", "--blocks", "3", "--out", str(out), *images]) == 0
     with Image.open(out) as page:
         assert page.format == "PNG" and page.width > page.height
-    same = [images[0], images[0]]
-    assert main(["features", *same, "--steps", "1", "--blocks", "1", "--out", str(out)]) == 0
+    same, other = [images[0], images[0]], tmp_path / "other.png"
+    assert main(["features", *same, "--steps", "1", "--blocks", "1", "--out", str(other)]) == 0
+
+
+def test_no_input_and_no_earlier_page_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = [save_image(tmp_path / "a.png", (80, 64)), save_image(tmp_path / "b.png", (80, 64), 1)]
+    few = ["features", *images, "--steps", "1", "--blocks", "1"]
+    before = (tmp_path / "a.png").read_bytes()
+    assert main([*few, "--out", images[0]]) == 2
+    assert "a.png exists already: give another --out, or delete it" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert main(few) == 0 and main(few) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["features-1.png", "features-2.png"]
 
 
 def test_maps_keep_their_aspect_ratio() -> None:

@@ -1,16 +1,20 @@
 """Training of the small model: learning, resuming, and the model folder it writes."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
+from support.command import raising
 from support.elsewhere import elsewhere
 from torch import Tensor, nn
 
@@ -281,18 +285,20 @@ def test_fine_tuning_keeps_the_autoencoder_and_starts_from_the_given_unet(
     assert weights_of(start) == before
 
 
-def test_only_a_model_folder_is_overwritten(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    model, out = load_model(trained[0], device="cpu"), tmp_path / "model"
-    shutil.copytree(trained[0], out)
-    (out / "old.txt").write_text("from an earlier run")
-    write(model, out, trained[1])
-    assert not (out / "old.txt").exists() and weights_of(out) == weights_of(trained[0])
-    other = tmp_path / "letters"
-    other.mkdir()
-    (other / "letter.txt").write_text("dear reader")
-    with pytest.raises(ValueError, match="letters"):
-        write(model, other, trained[1])
-    assert (other / "letter.txt").read_text() == "dear reader"
+@pytest.mark.parametrize("name", ["model", "letters", "file"])
+def test_nothing_is_overwritten(trained: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    model, out = load_model(trained[0], device="cpu"), tmp_path / name
+    if name == "model":
+        shutil.copytree(trained[0], out)
+    elif name == "letters":
+        out.mkdir()
+        (out / "letter.txt").write_text("dear reader")
+    else:
+        out.write_text("dear reader")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(ValueError, match=f"{name} exists already: give another folder, or delete it"):
+        write(model, out, trained[1])
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def write(model: Model, out: Path, work: Path) -> None:
@@ -366,6 +372,90 @@ def test_other_folders_are_not_overwritten(tmp_path: Path, capsys: pytest.Captur
     message = refused(capsys, tmp_path, "--work", tmp_path / "work")
     assert str(tmp_path) in message
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+HUGE = 10**18
+IMPOSSIBLE = {  # setting -> values that are refused
+    **dict.fromkeys(("vae_steps", "steps"), (-1, HUGE)),
+    **dict.fromkeys(("vae_batch", "batch", "scenes", "save_every", "vocab_size"), (0, -1, HUGE)),
+    **dict.fromkeys(("vae_rate", "rate", "kl_weight"), (-1, "nan", "inf")),
+    **dict.fromkeys(("empty_captions", "ema"), (-0.1, 1.1, "nan", "inf")),
+    "seed": (-1, HUGE),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_impossible_settings_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in IMPOSSIBLE[name]:
+        words = ["train", str(tmp_path / "model"), "--work", str(tmp_path / "work")]
+        monkeypatch.setattr(sys, "argv", [*words, f"--{name.replace('_', '-')}={value}"])
+        assert train.main() == 2
+        assert capsys.readouterr().err.startswith(f"minidrag: {name} must be at ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_setting_has_bounds() -> None:
+    assert train.BOUNDS.keys() | {"device"} == TrainConfig.__dataclass_fields__.keys()
+
+
+def test_checkpoints_are_not_written_among_other_files(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(trained[0], tmp_path / "model"))
+    before = {path: path.stat().st_mtime_ns for path in model.rglob("*")}
+    assert "are not of a training" in refused(capsys, tmp_path / "out", "--work", model)
+    assert "are not of a training" in refused(capsys, tmp_path / "out", "--work", model, "--start", model)
+    assert "exists already" in refused(capsys, model, "--work", tmp_path / "work", "--start", model)
+    for work in (tmp_path / "new", tmp_path / "new/work"):
+        assert "would be part of the model" in refused(capsys, tmp_path / "new", "--work", work)
+    assert {path: path.stat().st_mtime_ns for path in model.rglob("*")} == before
+    assert list(tmp_path.iterdir()) == [model]
+
+
+DISK = "No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "error"),
+    [
+        (torch, "save", RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos")),
+        (torch, "save", OSError(28, DISK)),
+        (folder, "save_file", SafetensorError("I/O error: No space left on device")),
+        (folder, "save_file", OSError(28, DISK)),
+        (folder, "write_json", OSError(28, DISK)),
+    ],
+)
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
+    module: Any, name: str, error: Exception, trained: tuple[Path, Path], tmp_path: Path, capsys: Any
+) -> None:
+    work = Path(shutil.copytree(trained[1], tmp_path / "work")) if module is folder else tmp_path / "work"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, raising(error))
+        message = refused(capsys, tmp_path / "model", "--work", work)
+    assert DISK in message or "cannot be written, perhaps as the disk is full" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+    assert not [path for path in work.rglob("*") if ".part" in path.name]
+    assert run(tmp_path / "model", "--work", work) == 0
+    assert weights_of(tmp_path / "model") == weights_of(trained[0])
+
+
+def test_out_of_memory_names_what_needs_less(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "render_batch", raising(RuntimeError("CUDA out of memory. Tried to allocate")))
+        message = refused(capsys, tmp_path / "model", "--work", tmp_path / "work")
+    assert message == "minidrag: out of memory: try a smaller --batch or --vae-batch"
+
+
+@pytest.mark.parametrize("name", ["vae.pt", "config.json"])
+def test_checkpoints_that_are_not_files(
+    name: str, trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = Path(shutil.copytree(trained[1], tmp_path / "work"))
+    (work / name).unlink()
+    os.mkfifo(work / name)
+    assert "is not a regular file" in refused(capsys, tmp_path / "model", "--work", work)
 
 
 @pytest.mark.slow

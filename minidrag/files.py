@@ -1,0 +1,104 @@
+"""Opening files that people name: regular ones of a sensible size, and JSON that can be trusted."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+MAX_JSON = 20_000_000  # bytes; a run.json has some thousands
+PART = f".part-{platform.node()}-"  # of unfinished files and folders of this machine, before the process's id
+
+
+def regular(path: Path, most: int | None = None) -> Path:
+    """Return a path if it is a regular file of at most `most` bytes; raise ValueError if not.
+
+    A pipe would be waited for without end, and a device such as /dev/zero read without end.
+    """
+    if re.match(r"[a-z]+:/", str(path)):  # Path made one slash of two
+        raise ValueError(f"{path} is a link: download it first, and give the file")
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte, or text that no file name can have
+        reason = getattr(error, "strerror", None) or "no file can have this name"
+        raise ValueError(f"{shorten(str(path))} cannot be opened: {reason}") from None
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+        raise ValueError(f"{path} is {kind}: give a file")
+    if most is not None and found.st_size > most:
+        raise ValueError(
+            f"{path} has {found.st_size:,} bytes, more than {most:,}: it is not what it should be"
+        )
+    return path
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON in UTF-8; raise ValueError, one sentence, for anything that is not strictly JSON."""
+    try:
+        text = regular(path, MAX_JSON).read_bytes().decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=without_repetition, parse_constant=refuse)
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except UnicodeDecodeError:
+        reason = "it is not text in UTF-8"
+    except json.JSONDecodeError as error:
+        reason = f"it is not valid JSON ({error})"
+    except OSError as error:
+        reason = str(error.strerror)
+    except ValueError as error:
+        long = "integer string conversion" in str(error)  # Python's words for thousands of digits
+        reason = "a number in it is too long" if long else str(error)
+    raise ValueError(f"{path} cannot be read as JSON: {reason}")
+
+
+def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {shorten(twice)} is there more than once")
+    return values
+
+
+def refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not a number of JSON")
+
+
+def shorten(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def part_of(folder: Path) -> Path:
+    """Make a hidden folder for unfinished files, which `sweep` removes if this process is killed."""
+    return Path(tempfile.mkdtemp(prefix=f"{PART}{os.getpid()}-", dir=folder))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes of this machine left unfinished in a folder."""
+    for path in folder.glob(".part-*"):
+        number = path.name.removeprefix(PART).partition("-")[0]
+        if path.name.startswith(PART) and number.isdigit() and not lives(int(number)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def lives(process: int) -> bool:
+    """True if a process is running, or if that cannot be told."""
+    if os.name != "posix":  # elsewhere os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user
+        pass
+    return True
