@@ -46,10 +46,11 @@ def verdicts(folder: Path, numbers: list[int], seed: int, limit: float) -> Itera
 
 def described(verdict: Verdict) -> str:
     """Lines on one exercise."""
+    exercise = EXERCISES[verdict.number - 1]
     state = "right" if verdict.right else verdict.problem if not verdict.outputs else "not right yet"
     lines = [f"{verdict.number:2} {verdict.name:16} {state}"]
     for name, found in verdict.outputs.items():
-        lines.append(f"   {name + ':':28} {in_words(found)}")
+        lines.append(f"   {name + ':':28} {in_words(found, exercise.tolerance)}")
     if verdict.outputs and verdict.problem:
         lines.append(f"   {verdict.problem}")
     if verdict.slip:
@@ -59,10 +60,11 @@ def described(verdict: Verdict) -> str:
     return "\n".join(lines)
 
 
-def in_words(found: float | str) -> str:
+def in_words(found: float | str, tolerance: float) -> str:
     if isinstance(found, str):
         return found
-    return "exact" if found <= EXACT else f"largest difference {found:.2g}"
+    rounding = " (rounding, which is right too)" if found <= tolerance else ""
+    return "exact" if found <= EXACT else f"largest difference {found:.2g}{rounding}"
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:

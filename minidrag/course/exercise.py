@@ -89,7 +89,9 @@ def tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
         yield name, torch.tensor(value, dtype=torch.float64)
     elif isinstance(value, (list, tuple, Iterator)):
         labels = getattr(value, "_fields", None)
-        for i, part in enumerate(islice(value, MOST)):
+        for i, part in enumerate(islice(value, MOST + 1)):
+            if i == MOST:
+                raise Unfit(f"its {name} has more than {MOST} parts: does a loop never end?")
             yield from tensors(part, labels[i] if labels else name)
     elif value is not None:
         raise Unfit(f"its {name} is {kind(value)}, expected tensors or numbers")

@@ -26,7 +26,7 @@ def context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["minidrag.course.catalog"])
+    found.set_forkserver_preload(["minidrag.course.judge"])
     return found
 
 
