@@ -1,4 +1,7 @@
-"""Running students' code: in a process of its own, with a time limit, from a file that may hold anything."""
+"""Running students' code: in a process of its own, with a time limit, from a file that may hold anything.
+
+This guards against accidents, not against malice: the code may do whatever the user may.
+"""
 
 import contextlib
 import importlib.util
@@ -35,7 +38,7 @@ def in_process(job: Callable[..., Any], *arguments: Any, limit: float) -> Any:
 
     limit: in seconds. Raises Stopped for a process that takes longer or that ends by itself.
     """
-    ours, theirs = context().Pipe()
+    ours, theirs = context().Pipe(duplex=False)
     process = context().Process(target=serve, args=(theirs, job, arguments), daemon=True)
     process.start()
     theirs.close()

@@ -42,7 +42,9 @@ def edits(numbers: list[int]) -> Iterator[Row]:
         lora = None if exercise.name in TRAINING else edit.lora
         for slip in exercise.slips:
             with real.in_place(exercise, slip.function):
-                yield Row(exercise.name, slip.name, *attempt(lora))
+                image, found = attempt(lora)
+            same = image is not None and image.tobytes() == edit.raw.tobytes()
+            yield Row(exercise.name, slip.name, image, found | {"same picture": same})
 
 
 def attempt(lora: LoRA | None) -> tuple[Image.Image | None, dict[str, Any]]:
@@ -58,7 +60,8 @@ def described(numbers: dict[str, Any]) -> list[str]:
     if "problem" in numbers:
         return ["the edit stops:", *wrapped(numbers["problem"])]
     ball = "no ball" if numbers["ball"] is None else f"ball {numbers['ball']} px off"
-    return [
+    same = ["not a pixel differs"] if numbers.get("same picture") else []
+    return same + [
         f"{'arrived' if numbers['arrived'] else 'not arrived'}, {numbers['remaining']} px left",
         f"{ball}, loss {'-' if numbers['loss'] is None else numbers['loss']}",
         f"background {numbers['background']}, reconstr. {numbers['reconstruction']}",

@@ -21,7 +21,11 @@ BAD = [
     ),
     (1, "def step(*given):\n    return None", "it returns None: is the return statement missing?"),
     (2, "def invert(*given):\n    while True: pass", "it runs for more than 4 seconds"),
-    (2, "def invert(u, s, latent, *given):\n    while True: yield latent", "its latent has more than 1000 parts"),
+    (
+        2,
+        "def invert(u, s, latent, *given):\n    while True: yield latent",
+        "its latent has more than 1000 parts",
+    ),
     (3, "def sample(*given): return 'features'", "its result is a str"),
     (3, "def sample(features, points): return features[:, 0]", "shape (3, 7), expected (3, 9)"),
     (4, "def motion_loss(features, *given): return features.sum()[None]", "shape (1,), expected ()"),
