@@ -279,7 +279,7 @@ TRACKING = Exercise(
     (
         Slip(
             "compared with the present features",
-            "Look for the feature that the handle had at first: what a handle has now matches itself best.",
+            "Look for the feature that the handle had at first: what is there now matches itself best.",
             to_self,
         ),
         Slip(
@@ -295,8 +295,8 @@ TRACKING = Exercise(
             lambda features, handles, origin, radius: track(features, origin.handles, origin, radius),
         ),
         Slip(
-            "searched in the original",
-            "The search is in the present features; only the feature searched for is the original's.",
+            "reference and search in the same image",
+            "Take the reference from the original, origin.view.features, and search the present features.",
             lambda features, handles, origin, radius: track(origin.view.features, handles, origin, radius),
         ),
         Slip(

@@ -25,6 +25,7 @@ class Slip(NamedTuple):
     name: str
     hint: str  # a sentence
     function: Function  # makes it
+    variants: tuple[Function, ...] = ()  # other ways to make it
 
 
 @dataclass(frozen=True)
@@ -151,13 +152,20 @@ def near(differences: dict[str, float | str], tolerance: float) -> bool:
     return all(not isinstance(x, str) and x <= tolerance for x in differences.values())
 
 
-def likely_slip(exercise: Exercise, seed: int, found: Outputs) -> Slip | None:
-    """The slip that gives the same outputs on the inputs of a seed."""
+def likely_slip(exercise: Exercise, seed: int, right: Outputs, found: Outputs) -> Slip | None:
+    """The slip that shares most outputs with what was found, among them one that is wrong.
+
+    Not all of them: somebody may make two slips, or return what a slip used in another way.
+    """
+    wrong = {name for name, off in compare(right, found).items() if not near({name: off}, exercise.tolerance)}
+    likely, most = None, 0
     for slip in exercise.slips:
-        wrong = exercise.run(slip.function, exercise.inputs(seed))
-        if near(compare(wrong, found), exercise.tolerance):
-            return slip
-    return None
+        for function in (slip.function, *slip.variants):
+            off = compare(exercise.run(function, exercise.inputs(seed)), found)
+            same = {name for name in off if near({name: off[name]}, exercise.tolerance)}
+            if same & wrong and len(same) > most:
+                likely, most = slip, len(same)
+    return likely
 
 
 def normal(rng: Generator, *shape: int, grad: bool = False) -> Tensor:

@@ -74,7 +74,7 @@ def judge(verdict: Verdict, exercise: Exercise, function: Function, path: Path, 
             raise Unfit(f"it changes its input `{name}`: compute a new one, without +=, clamp_(), or append")
     verdict.outputs = compare(right, found)
     verdict.right = near(verdict.outputs, exercise.tolerance)
-    if not verdict.right and (slip := likely_slip(exercise, seed, found)):
+    if not verdict.right and (slip := likely_slip(exercise, seed, right, found)):
         verdict.slip, verdict.hint = slip.name, slip.hint
 
 

@@ -49,6 +49,14 @@ def appended(layer: Attention, tokens: Tensor, context: Tensor, key_value: KeyVa
     return attend(layer, tokens, context, pair)
 
 
+def always_swapped(
+    layer: Attention, tokens: Tensor, context: Tensor, key_value: KeyValue | None = None
+) -> Any:
+    """Swapped in the attention, the layer's own too; returned in the right order."""
+    key, value = key_value or own_pair(layer, context)
+    return attend(layer, tokens, context, (value, key))[0], (key, value)
+
+
 def wide_scale(layer: Attention, tokens: Tensor, context: Tensor, key_value: KeyValue | None = None) -> Any:
     key, value = key_value or own_pair(layer, context)
     query = layer.to_q(tokens) / math.sqrt(layer.heads)  # 1 / sqrt(C) in place of 1 / sqrt(C / heads)
@@ -74,6 +82,7 @@ KEY_VALUE = Exercise(
             "keys and values swapped",
             "The pair is (key, value), in this order.",
             lambda layer, tokens, context, pair=None: attend(layer, tokens, context, pair and pair[::-1]),
+            (always_swapped,),
         ),
         Slip(
             "appended to the layer's own",

@@ -17,6 +17,46 @@ from minidrag.course.sandbox import load
 SEEDS = range(20)
 NUMBERS = range(1, len(EXERCISES) + 1)
 
+WRITTEN = [  # exercise, a part of the solution, what a student writes in its place, the slip
+    (1, " + (1 - a_end).sqrt() * noise", "", "no noise put back"),
+    (1, "latent - (", "latent + (", "noise added where it is taken away"),
+    (2, "[::-1]", "", "order not reversed"),
+    (2, "unet(latent, time, text)", "unet(latent, below, text)", "UNet asked at the timestep that is left"),
+    (
+        3,
+        "(features, points):",
+        "(features, points):\n    points = points[:, [1, 0]]",
+        "row and column swapped",
+    ),
+    (3, "d, e = row - r, column - c", "d, e = 1 - (row - r), 1 - (column - c)", "weights exchanged"),
+    (4, "features.detach()", "features", "no stop-gradient"),
+    (4, "(g - h)", "(h - g)", "handle and target swapped"),
+    (4, " * (2 * config.motion_radius + 1) ** 2", "", "mean without the area"),
+    (5, "reference = origin.view.features", "reference = features", "reference and search in the same image"),
+    (
+        5,
+        "int(start.row), int(start.column)",
+        "int(handle.row), int(handle.column)",
+        "reference follows the handle",
+    ),
+    (5, "argmin", "argmax", "largest distance for smallest"),
+    (6, "(1 - mask.to(previous))", "mask.to(previous)", "mask inverted"),
+    (6, "sum()", "mean()", "mean for sum"),
+    (7, "layer.scale * ", "", "scale left out"),
+    (7, "layer.base(x) + ", "", "base layer left out"),
+    (8, "add_noise(latent, noise", "add_noise(noise, latent", "latent and noise swapped in the mix"),
+    (8, "mse_loss", "l1_loss", "absolute value for square"),
+    (9, "key_value[1]", "layer.to_v(context)", "keys replaced, values not"),
+    (9, "key_value[0], key_value[1]", "key_value[1], key_value[0]", "keys and values swapped"),
+    (10, "torch.cos(angle), torch.sin(angle)", "torch.sin(angle), torch.cos(angle)", "sine before cosine"),
+    (10, "/ half)", "/ (half - 1))", "one frequency too few"),
+    (11, "(0, 1, 0, 1)", "(1, 1, 1, 1)", "symmetric padding"),
+    (11, "(0, 1, 0, 1)", "(1, 0, 1, 0)", "padding on the left and the top"),
+    (12, "= step.previous", "= step.latent", "no step down"),
+    (12, "look(path[level])", "look(path[top])", "original at the wrong level"),
+    (12, "Origin(task.handles", "Origin(handles", "original's handles move along"),
+]
+
 
 @pytest.fixture(params=NUMBERS, ids=[exercise.name for exercise in EXERCISES])
 def number(request: pytest.FixtureRequest) -> int:
@@ -59,21 +99,40 @@ def test_the_solution_and_the_slips_are_told_apart(number: int, exercise: Exerci
         right = exercise.run(exercise.reference, exercise.inputs(seed))
         assert near(compare(right, exercise.run(solution, exercise.inputs(seed))), exercise.tolerance), seed
         known = {"right": right}
-        for slip in exercise.slips:
-            found = exercise.run(slip.function, exercise.inputs(seed))
+        made = [
+            (slip.name, function) for slip in exercise.slips for function in (slip.function, *slip.variants)
+        ]
+        for name, function in made:
+            found = exercise.run(function, exercise.inputs(seed))
             # A hundred times the tolerance: two right solutions may be at its opposite ends.
-            same = [
-                name for name, other in known.items() if near(compare(other, found), 100 * exercise.tolerance)
-            ]
-            assert not same, (seed, slip.name, same)
-            known[slip.name] = found
+            far = 100 * exercise.tolerance
+            same = [other for other, outputs in known.items() if near(compare(outputs, found), far)]
+            assert not same, (seed, name, same)
+            known[f"{name} {len(known)}"] = found
 
 
 def test_every_slip_is_named(exercise: Exercise) -> None:
+    right = exercise.run(exercise.reference, exercise.inputs(3))
     for slip in exercise.slips:
-        found = likely_slip(exercise, 3, exercise.run(slip.function, exercise.inputs(3)))
-        assert found and found.name == slip.name
-    assert likely_slip(exercise, 3, exercise.run(exercise.reference, exercise.inputs(3))) is None
+        for function in (slip.function, *slip.variants):
+            found = likely_slip(exercise, 3, right, exercise.run(function, exercise.inputs(3)))
+            assert found and found.name == slip.name
+    assert likely_slip(exercise, 3, right, right) is None
+
+
+@pytest.mark.parametrize(("number", "right", "wrong", "name"), WRITTEN)
+def test_slips_are_named_as_students_write_them(
+    number: int, right: str, wrong: str, name: str, tmp_path: Path
+) -> None:
+    """A solution with one place changed, not the project's own function called in another way."""
+    assert right in SOLUTIONS[number]
+    path, exercise = tmp_path / file_name(number), EXERCISES[number - 1]
+    path.write_text(SOLUTIONS[number].replace(right, wrong))
+    function = load(path, exercise.reference.__name__)
+    for seed in (0, 11):
+        right_outputs = exercise.run(exercise.reference, exercise.inputs(seed))
+        slip = likely_slip(exercise, seed, right_outputs, exercise.run(function, exercise.inputs(seed)))
+        assert slip and slip.name == name
 
 
 def test_names_of_slips_are_short_and_hints_are_sentences(exercise: Exercise) -> None:
