@@ -1,0 +1,464 @@
+"""Exercises on the drag: sampling, the two losses, tracking, and dragging and denoising in turn."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import pad
+
+from minidrag.config import EditConfig
+from minidrag.course.diffusion import toy_unet
+from minidrag.course.exercise import Exercise, Inputs, Slip, normal, whole
+from minidrag.method import drag as loop
+from minidrag.method.ddim import NoisePredictor, Schedule, invert
+from minidrag.method.drag import Cell, Cells, Origin, Step, View, background_loss, motion_loss, sample, track
+from minidrag.method.dragdiffusion import Task, observe, supervise
+from minidrag.method.gooddrag import STILL, gooddrag
+
+
+def sample_inputs(rng: Generator) -> list[Inputs]:
+    features, size = normal(rng, 3, 5, 7, grad=True), torch.tensor([5.0, 7.0], dtype=torch.float64)
+    inside = torch.rand(9, 2, generator=rng, dtype=torch.float64) * (size - 1)
+    around = torch.rand(12, 2, generator=rng, dtype=torch.float64) * (size + 4) - 2.5
+    corners = torch.tensor([[0, 0], [4, 6], [0, 6], [4, 0], [4, 2.5], [1.5, 6]], dtype=torch.float64)
+    return [{"features": features, "points": points} for points in (inside, around, corners)]
+
+
+def exchanged(features: Tensor, points: Tensor) -> Tensor:
+    """Bilinear sampling with each weight on the wrong neighbor."""
+    points = torch.minimum(points.clamp(min=0), points.new_tensor(features.shape[1:]) - 1)
+    return sample(features, 2 * points.floor() + 1 - points)
+
+
+BILINEAR = Exercise(
+    "bilinear",
+    sample,
+    sample_inputs,
+    (
+        Slip(
+            "row and column swapped",
+            "A point is (row, column): the first number goes down, the second to the right.",
+            lambda features, points: sample(features, points.flip(1)),
+        ),
+        Slip(
+            "zero beyond the border",
+            "A point beyond the border gets the features of the nearest point on the border.",
+            lambda features, points: sample(pad(features, (1, 1, 1, 1)), points + 1),
+        ),
+        Slip(
+            "weights exchanged",
+            "The nearer a neighbor, the larger its weight: the lower row has `down`, the upper row 1 - down.",
+            exchanged,
+        ),
+        Slip(
+            "nearest cell",
+            "Mix the four cells around the point; rounding would make the loss jump.",
+            lambda features, points: sample(features, points.round()),
+        ),
+        Slip(
+            "half a cell off",
+            "Whole numbers are cell centers here, so nothing is to be added or subtracted.",
+            lambda features, points: sample(features, points - 0.5),
+        ),
+        Slip(
+            "no gradient",
+            "The loss needs the gradient of the features: leave out detach, no_grad, and item.",
+            lambda features, points: sample(features.detach(), points),
+        ),
+    ),
+    ("minidrag.method.drag.sample",),
+)
+
+
+def random_cells(rng: Generator, *cells: tuple[int, int]) -> list[Cell]:
+    """Cells in the middle of a grid of 9 x 11, after the given ones."""
+    inside = [(whole(rng, 2, 6), whole(rng, 2, 8)) for _ in range(2)]
+    return [Cell(float(row), float(column)) for row, column in (*cells, *inside)]
+
+
+def glimpse(features: Tensor) -> View:
+    """A view of which only the features matter."""
+    return View(features, features.new_zeros(()), features.new_zeros(()), 7)
+
+
+def motion_inputs(rng: Generator) -> list[Inputs]:
+    """The paper's settings; a mean over handles of which one is at a corner; the original beside it."""
+    paper = EditConfig.paper()
+    mean = replace(paper, motion_loss="mean", motion_radius=2, motion_step=2.5)
+    calls: list[Inputs] = []
+    for config, with_origin in ((paper, False), (mean, False), (mean, True)):
+        handles = random_cells(rng, (0, 10), (5, 5))
+        away = torch.randint(2, 5, (len(handles), 2), generator=rng).tolist()
+        targets = [
+            Cell(at.row + down + 0.25, at.column - right)
+            for at, (down, right) in zip(handles, away, strict=True)
+        ]
+        targets[1] = Cell(5.5, 4.5)  # arrived: within the tolerance of 2
+        origin = None
+        if with_origin:
+            origin = Origin(random_cells(rng, (1, 9), (4, 4)), glimpse(normal(rng, 4, 9, 11)))
+        features = normal(rng, 4, 9, 11, grad=True)
+        calls.append(dict(zip(MOTION, (features, handles, targets, config, origin), strict=True)))
+    return calls
+
+
+MOTION = ("features", "handles", "targets", "config", "origin")
+
+
+def unheld(
+    features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Any = None
+) -> Tensor:
+    """The patch that is compared with has a gradient too."""
+    return motion_loss(features, handles, targets, config, origin or Origin(handles, glimpse(features)))
+
+
+def held_ahead(
+    features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Any = None
+) -> Tensor:
+    """The patch ahead has no gradient, the one that is compared with has."""
+    origin = origin or Origin(handles, glimpse(features))
+    return motion_loss(features.detach(), handles, targets, config, origin)
+
+
+def away_from_target(
+    features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Any = None
+) -> Tensor:
+    pairs = zip(handles, targets, strict=True)
+    mirrored = [Cell(2 * at.row - to.row, 2 * at.column - to.column) for at, to in pairs]
+    return motion_loss(features, handles, mirrored, config, origin)
+
+
+def turned(
+    features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Any = None
+) -> Tensor:
+    """Rows and columns of the direction are swapped."""
+    pairs = zip(handles, targets, strict=True)
+    swapped = [Cell(at.row + to.column - at.column, at.column + to.row - at.row) for at, to in pairs]
+    return motion_loss(features, handles, swapped, config, origin)
+
+
+def in_place_of_start(
+    features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Any = None
+) -> Tensor:
+    """The original is read where the handle is now."""
+    return motion_loss(features, handles, targets, config, origin and origin._replace(handles=handles))
+
+
+def without_area(
+    features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Any = None
+) -> Tensor:
+    area = (2 * config.motion_radius + 1) ** 2 if config.motion_loss == "mean" else 1
+    return motion_loss(features, handles, targets, config, origin) / area
+
+
+def motion_with(**settings: Any) -> Any:
+    """Motion supervision with other settings."""
+
+    def loss(
+        features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Any = None
+    ) -> Tensor:
+        return motion_loss(features, handles, targets, replace(config, **settings), origin)
+
+    return loss
+
+
+MOTION_LOSS = Exercise(
+    "motion_loss",
+    motion_loss,
+    motion_inputs,
+    (
+        Slip(
+            "no stop-gradient",
+            "Detach F_q, or the patch at the handle is pulled back as hard as the one ahead is pulled on.",
+            unheld,
+        ),
+        Slip(
+            "stop-gradient on the wrong patch",
+            "The patch ahead is to change, so its gradient has to flow; F_q at the handle is fixed.",
+            held_ahead,
+        ),
+        Slip(
+            "handle and target swapped",
+            "d_i points from the handle to the target, g_i - h_i.",
+            away_from_target,
+        ),
+        Slip(
+            "row and column swapped in d_i",
+            "Cells and features both have the row first.",
+            turned,
+        ),
+        Slip(
+            "d_i not of its length",
+            "Divide g_i - h_i by its length: the patch moves by config.motion_step, not all the way at once.",
+            motion_with(motion_step=1e6),
+        ),
+        Slip(
+            "sum for mean",
+            'With config.motion_loss "mean", take the mean over channels and cells, times the area.',
+            motion_with(motion_loss="sum"),
+        ),
+        Slip(
+            "mean without the area",
+            "The mean is multiplied by the number of cells in a whole patch, (2 r_1 + 1)^2.",
+            without_area,
+        ),
+        Slip(
+            "handles that have arrived still pull",
+            "Leave out a handle that is nearer to its target than the tolerance.",
+            motion_with(tolerance=0.0),
+        ),
+        Slip(
+            "original read at the present handle",
+            "The handle's content was at origin.handles[i] in the original.",
+            in_place_of_start,
+        ),
+    ),
+    ("minidrag.method.dragdiffusion.motion_loss", "minidrag.method.drag.motion_loss"),
+    returns=("loss",),
+    tolerance=1e-4,  # a direction of float32, as in an edit, is right too
+)
+
+
+def track_inputs(rng: Generator) -> list[Inputs]:
+    """Handles that have moved a little; their content lies a little farther still."""
+    calls: list[Inputs] = []
+    for radius in (2, 3):
+        starts, before, after = (
+            random_cells(rng, (0, 0), (8, 10)),
+            normal(rng, 4, 9, 11),
+            normal(rng, 4, 9, 11),
+        )
+        steps = torch.randint(1, 3, (len(starts), 2), generator=rng).tolist()
+        steps[1] = [-1, -2]  # from the lower right corner
+        handles = []
+        for start, (down, right) in zip(starts, steps, strict=True):
+            handles.append(Cell(start.row + down, start.column + right))
+            row, column = min(int(start.row) + 2 * down, 8), min(int(start.column) + 2 * right, 10)
+            after[:, row, column] = before[:, int(start.row), int(start.column)] + 0.01
+        calls.append(dict(zip(TRACK, (after, handles, Origin(starts, glimpse(before)), radius), strict=True)))
+    return calls
+
+
+TRACK = ("features", "handles", "origin", "radius")
+
+
+def to_self(features: Tensor, handles: Cells, origin: Origin, radius: int) -> list[Cell]:
+    return track(features, handles, Origin(handles, glimpse(features.detach())), radius)
+
+
+def farthest(features: Tensor, handles: Cells, origin: Origin, radius: int) -> list[Cell]:
+    found = []
+    for handle, start in zip(handles, origin.handles, strict=True):
+        cells = loop.patch(handle, radius, features)
+        reference = origin.view.features[:, int(start.row), int(start.column)]
+        rows, columns = cells.long().T
+        distances = (features.detach()[:, rows, columns] - reference[:, None]).abs().sum(0)
+        found.append(Cell(*cells[distances.argmax()].tolist()))
+    return found
+
+
+def in_window(features: Tensor, handles: Cells, origin: Origin, radius: int) -> list[Cell]:
+    """The position in the window in place of that on the grid."""
+    pairs = zip(handles, track(features, handles, origin, radius), strict=True)
+    return [
+        Cell(to.row - max(at.row - radius, 0), to.column - max(at.column - radius, 0)) for at, to in pairs
+    ]
+
+
+def flipped(features: Tensor, handles: Cells, origin: Origin, radius: int) -> list[Cell]:
+    return [Cell(to.column, to.row) for to in track(features, handles, origin, radius)]
+
+
+TRACKING = Exercise(
+    "tracking",
+    track,
+    track_inputs,
+    (
+        Slip(
+            "compared with the present features",
+            "Look for the feature that the handle had at first: what is there now matches itself best.",
+            to_self,
+        ),
+        Slip(
+            "reference follows the handle",
+            "F_{h_i^0}(z_t) is read at origin.handles[i], the first place, however far the handle went.",
+            lambda features, handles, origin, radius: track(
+                features, handles, origin._replace(handles=handles), radius
+            ),
+        ),
+        Slip(
+            "window around the first place",
+            "The window goes with the handle: it is around h_i^k.",
+            lambda features, handles, origin, radius: track(features, origin.handles, origin, radius),
+        ),
+        Slip(
+            "reference and search in the same image",
+            "Take the reference from the original, origin.view.features, and search the present features.",
+            lambda features, handles, origin, radius: track(origin.view.features, handles, origin, radius),
+        ),
+        Slip(
+            "largest distance for smallest",
+            "The best match has the smallest distance: argmin.",
+            farthest,
+        ),
+        Slip(
+            "place in the window",
+            "Add the corner of the window, or a handle always jumps to the upper left of the image.",
+            in_window,
+        ),
+        Slip(
+            "row and column swapped",
+            "A Cell is (row, column).",
+            flipped,
+        ),
+    ),
+    ("minidrag.method.drag.track",),
+    returns=("cells",),
+)
+
+
+def background_inputs(rng: Generator) -> list[Inputs]:
+    shapes = ((5, 7), (3, 4))
+    return [
+        {
+            "previous": normal(rng, 1, 4, *shape, grad=True),
+            "original": normal(rng, 1, 4, *shape),
+            "mask": (torch.rand(shape, generator=rng) < 0.4).float(),
+        }
+        for shape in shapes
+    ]
+
+
+BACKGROUND_LOSS = Exercise(
+    "background_loss",
+    background_loss,
+    background_inputs,
+    (
+        Slip(
+            "mask inverted",
+            "The mask is 1 where the image may change: 1 - M is what has to stay.",
+            lambda previous, original, mask: background_loss(previous, original, 1 - mask),
+        ),
+        Slip(
+            "mean for sum",
+            "|| ||_1 is the sum of the absolute values.",
+            lambda previous, original, mask: background_loss(previous, original, mask) / previous.numel(),
+        ),
+        Slip(
+            "square for absolute value",
+            "|| ||_1 is the sum of the absolute values, not of the squares.",
+            lambda previous, original, mask: ((previous - original).square() * (1 - mask.to(previous))).sum(),
+        ),
+        Slip(
+            "no absolute value",
+            "Without it, changes of opposite sign cancel.",
+            lambda previous, original, mask: ((previous - original) * (1 - mask.to(previous))).sum(),
+        ),
+        Slip(
+            "stop-gradient on the wrong latent",
+            "z_{t-1} is to be held back, so its gradient has to flow; the original is fixed.",
+            lambda previous, original, mask: background_loss(previous.detach(), original, mask),
+        ),
+    ),
+    ("minidrag.method.dragdiffusion.background_loss", "minidrag.method.drag.background_loss"),
+    returns=("loss",),
+)
+
+
+def alternation_inputs(rng: Generator) -> list[Inputs]:
+    """Drags so rough that handles jump and never arrive, and one that has arrived from the start."""
+    rough = EditConfig(steps=8, inversion_steps=5, drag_levels=3, drag_steps=1, drag_lr=1.0, warp_start=False)
+    rough = replace(rough, motion_radius=1, motion_step=1.0, track_radius=1, scale_radii=False, tolerance=0)
+    calls: list[Inputs] = []
+    for config in (rough, rough, replace(rough, tolerance=100)):
+        unet, schedule, text = toy_unet(rng), Schedule(), normal(rng, 1, 7, 5)
+        clean = normal(rng, 1, 4, 4, 5)
+        path = [clean, *invert(unet, schedule, clean, text, config)]
+        mask = (torch.rand(4, 5, generator=rng) < 0.7).double()
+        handles = random_cells(rng, (1, 9))
+        task = Task(handles, [Cell(8 - row, 9.5 - column) for row, column in handles], mask, (9, 11))
+        calls.append(dict(zip(ALTERNATION, (unet, schedule, path, text, task, config), strict=True)))
+    return calls
+
+
+ALTERNATION = ("unet", "schedule", "path", "text", "task", "config")
+
+
+def alternate(
+    unet: NoisePredictor,
+    schedule: Schedule,
+    path: list[Tensor],
+    text: Tensor,
+    task: Task,
+    config: EditConfig,
+    slip: str = "",
+) -> Iterator[Step]:
+    """Drag and denoise in turn, with a slip."""
+    top = len(path) - 1
+    latent, handles, still = path[top], task.handles, 0
+    for level in range(top, max(top - config.drag_levels, 0), -1):
+        look = partial(observe, unet, schedule, text, task.grid, config, level)
+        with torch.no_grad():
+            origin = Origin(handles if slip == "moved origin" else task.handles, look(path[level]))
+        score, before = partial(supervise, task, config), handles
+        steps = list(loop.drag(latent, handles, task.targets, look, score, config, origin))
+        yield from steps
+        latent = steps[-1].latent if slip == "not lowered" else steps[-1].previous
+        handles = steps[-1].handles
+        still = still + 1 if handles == before else 0
+        if still == STILL or loop.all_arrived(handles, task.targets, config.tolerance):
+            return
+        handles = task.handles if slip == "forgotten" else handles
+
+
+def slipping(slip: str) -> Any:
+    def alternation(*given: Any) -> Iterator[Step]:
+        return alternate(*given, slip=slip)
+
+    return alternation
+
+
+ALTERNATION_STEP = Exercise(
+    "alternation",
+    gooddrag,
+    alternation_inputs,
+    (
+        Slip(
+            "no step down",
+            "The next level begins with step.previous, the latent one DDIM step down, not with step.latent.",
+            slipping("not lowered"),
+        ),
+        Slip(
+            "original at the wrong level",
+            "At every level compare with the original at that level, path[level].",
+            lambda unet, schedule, path, *given: gooddrag(unet, schedule, path[-1:] * len(path), *given),
+        ),
+        Slip(
+            "one level too low",
+            "path[0] is the clean latent, so the last level is len(path) - 1.",
+            lambda unet, schedule, path, *given: gooddrag(unet, schedule, path[:-1], *given),
+        ),
+        Slip(
+            "handles start anew at every level",
+            "The next level goes on from step.handles.",
+            slipping("forgotten"),
+        ),
+        Slip(
+            "original's handles move along",
+            "In the original the handles are at task.handles, whatever the level.",
+            slipping("moved origin"),
+        ),
+        Slip(
+            "one level alone",
+            "Take config.drag_levels levels.",
+            lambda unet, schedule, path, text, task, config: gooddrag(
+                unet, schedule, path, text, task, replace(config, drag_levels=1)
+            ),
+        ),
+    ),
+    ("minidrag.edit.gooddrag", "minidrag.method.gooddrag.gooddrag"),
+    returns=("steps",),
+)

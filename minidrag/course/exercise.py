@@ -1,0 +1,178 @@
+"""An exercise, and how what a function returns differs from what is right.
+
+The right function is the project's own, so an exercise knows just random inputs for it and its wrong
+versions. A student's function is compared with all of them on the same inputs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+Function = Callable[..., Any]
+Inputs = dict[str, Any]  # arguments by name, in order
+Outputs = dict[str, list[Tensor]]  # by name, over all calls
+
+MOST = 1000  # items taken from a generator, which may never end
+
+
+class Slip(NamedTuple):
+    """A well-known mistake."""
+
+    name: str
+    hint: str  # a sentence
+    function: Function  # makes it
+    variants: tuple[Function, ...] = ()  # other ways to make it
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A function of the project for students to write."""
+
+    name: str  # of its file
+    reference: Function  # the project's own
+    make_inputs: Callable[[Generator], list[Inputs]]  # several calls, the same for the same generator
+    slips: Sequence[Slip]
+    places: Sequence[str]  # dotted paths of the reference in the project
+    returns: Sequence[str] = ("result",)  # names of the values it returns
+    tolerance: float = 1e-6  # tables of the schedule are float32, and not all round them alike
+
+    def inputs(self, seed: int) -> list[Inputs]:
+        return self.make_inputs(Generator().manual_seed(seed))
+
+    def run(self, function: Function, calls: list[Inputs]) -> Outputs:
+        """Make all calls; raises Unfit for a result of the wrong kind, and what the function raises."""
+        found: Outputs = {}
+        for inputs in calls:
+            for name, values in self.call(function, inputs).items():
+                found[name] = found.get(name, []) + values
+        return found
+
+    def call(self, function: Function, inputs: Inputs) -> Outputs:
+        """Outputs of one call, and the gradients of its inputs."""
+        result = function(*inputs.values())
+        if len(self.returns) == 1:
+            result = (result,)
+        elif not isinstance(result, tuple) or len(result) != len(self.returns):
+            raise Unfit(f"it returns {kind(result)}, expected a tuple of {' and '.join(self.returns)}")
+        found: Outputs = {}
+        for name, value in zip(self.returns, result, strict=True):
+            if value is None:
+                raise Unfit("it returns None: is the return statement missing?")
+            for label, tensor in tensors(value, name):
+                found.setdefault(label, []).append(tensor)
+        roots = [tensor for values in found.values() for tensor in values if tensor.requires_grad]
+        slopes = gradients(roots, leaves(inputs))
+        return {name: [x.detach() for x in values] for name, values in found.items()} | slopes
+
+
+class Unfit(Exception):
+    """A result that cannot be compared; the message is a sentence."""
+
+
+def kind(value: Any) -> str:
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
+
+
+def tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Name every tensor and number in a value; numbers in a row, such as a cell, become one tensor.
+
+    Fields of a named tuple have their own names; the parts of anything else have the name of the whole.
+    """
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, nn.Module):
+        yield from ((f"{name}.{path}", parameter) for path, parameter in value.named_parameters())
+    elif isinstance(value, (int, float)) or is_row(value):
+        yield name, torch.tensor(value, dtype=torch.float64)
+    elif isinstance(value, (list, tuple, Iterator)):
+        labels = getattr(value, "_fields", None)
+        for i, part in enumerate(islice(value, MOST + 1)):
+            if i == MOST:
+                raise Unfit(f"its {name} has more than {MOST} parts: does a loop never end?")
+            yield from tensors(part, labels[i] if labels else name)
+    elif value is not None:
+        raise Unfit(f"its {name} is {kind(value)}, expected tensors or numbers")
+
+
+def is_row(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple)) and bool(value) and all(isinstance(x, (int, float)) for x in value)
+    )
+
+
+def leaves(inputs: Inputs) -> list[tuple[str, Tensor]]:
+    """The inputs, and parameters of inputs, that have gradients, with their names."""
+    return [(name, tensor) for name, tensor in contents(inputs) if tensor.requires_grad]
+
+
+def contents(inputs: Inputs) -> list[tuple[str, Tensor]]:
+    """Tensors and numbers in the inputs, without schedules, settings, and functions."""
+    held = ((name, x) for name, x in inputs.items() if isinstance(x, (Tensor, nn.Module, list, tuple)))
+    return [pair for name, value in held for pair in tensors(value, name)]
+
+
+def gradients(roots: Sequence[Tensor], inputs: Sequence[tuple[str, Tensor]]) -> Outputs:
+    """Gradients of a fixed mix of the outputs by the inputs; zero where nothing leads to an input."""
+    # Not the plain sum: its gradient would not tell in which place of an output a number is.
+    weights = [torch.arange(1, x.numel() + 1, dtype=x.dtype).cos().reshape(x.shape) for x in roots]
+    slopes: Sequence[Tensor | None] = [None] * len(inputs)
+    if roots and inputs:
+        slopes = torch.autograd.grad(roots, [x for _, x in inputs], weights, allow_unused=True)
+    found: Outputs = {}
+    for (name, x), slope in zip(inputs, slopes, strict=True):
+        found.setdefault(f"gradient of {name}", []).append(torch.zeros_like(x) if slope is None else slope)
+    return found
+
+
+def difference(right: Sequence[Tensor], found: Sequence[Tensor] | None) -> float | str:
+    """Largest absolute difference, or in words why there is none."""
+    if found is None or len(found) != len(right):
+        return f"{len(found or ())} values, expected {len(right)}"
+    for one, other in zip(right, found, strict=True):
+        if one.shape != other.shape:
+            return f"shape {tuple(other.shape)}, expected {tuple(one.shape)}"
+        if one.dtype != other.dtype:
+            return f"{str(other.dtype)[6:]}, expected {str(one.dtype)[6:]}"
+        if not other.isfinite().all():
+            return "a number is not finite"
+    worst = [(one - other).abs().max().item() for one, other in zip(right, found, strict=True) if one.numel()]
+    return max(worst, default=0.0)
+
+
+def compare(right: Outputs, found: Outputs) -> dict[str, float | str]:
+    """Difference of every output."""
+    return {name: difference(values, found.get(name)) for name, values in right.items()}
+
+
+def near(differences: dict[str, float | str], tolerance: float) -> bool:
+    return all(not isinstance(x, str) and x <= tolerance for x in differences.values())
+
+
+def likely_slip(exercise: Exercise, seed: int, right: Outputs, found: Outputs) -> Slip | None:
+    """The slip that shares most outputs with what was found, among them one that is wrong.
+
+    Not all of them: somebody may make two slips, or return what a slip used in another way.
+    """
+    wrong = {name for name, off in compare(right, found).items() if not near({name: off}, exercise.tolerance)}
+    likely, most = None, 0
+    for slip in exercise.slips:
+        for function in (slip.function, *slip.variants):
+            off = compare(exercise.run(function, exercise.inputs(seed)), found)
+            same = {name for name in off if near({name: off[name]}, exercise.tolerance)}
+            if same & wrong and len(same) > most:
+                likely, most = slip, len(same)
+    return likely
+
+
+def normal(rng: Generator, *shape: int, grad: bool = False) -> Tensor:
+    """Random numbers, float64."""
+    return torch.randn(shape, generator=rng, dtype=torch.float64).requires_grad_(grad)
+
+
+def whole(rng: Generator, low: int, high: int) -> int:
+    """A random whole number from low to high."""
+    return int(torch.randint(low, high + 1, (), generator=rng))

@@ -1,0 +1,108 @@
+"""A student's file, judged: right, off by how much, and the likely slip."""
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minidrag.course import real
+from minidrag.course.catalog import EXERCISES
+from minidrag.course.exercise import (
+    Exercise,
+    Function,
+    Inputs,
+    Unfit,
+    compare,
+    contents,
+    difference,
+    likely_slip,
+    near,
+)
+from minidrag.course.sandbox import explained, load, silent
+
+EXACT = 1e-9  # a difference that a different order of operations makes
+
+
+@dataclass
+class Verdict:
+    """Judgment of one exercise."""
+
+    number: int
+    name: str
+    right: bool = False
+    outputs: dict[str, float | str] = field(default_factory=dict)  # largest difference, or a sentence
+    slip: str | None = None
+    hint: str | None = None
+    problem: str | None = None  # a sentence on what kept it from being compared, or what else is wrong
+    seconds: float = 0.0
+
+
+def judge_file(path: Path, number: int, seed: int) -> Verdict:
+    """Judge a file; nothing that it does raises."""
+    torch.set_num_threads(1)  # the inputs are small
+    verdict, exercise, start = (
+        Verdict(number, EXERCISES[number - 1].name),
+        EXERCISES[number - 1],
+        time.perf_counter(),
+    )
+    try:
+        with silent() as printed:
+            judge(verdict, exercise, load(path, exercise.reference.__name__), path, seed)
+        if text := printed.getvalue().strip():
+            verdict.right = False
+            first = text.splitlines()[0][:60]
+            verdict.problem = (
+                verdict.problem or f"it prints {first!r}: take that out, an edit would print it all the time"
+            )
+    except Unfit as error:
+        verdict.problem = str(error)
+    verdict.seconds = round(time.perf_counter() - start, 3)
+    return verdict
+
+
+def judge(verdict: Verdict, exercise: Exercise, function: Function, path: Path, seed: int) -> None:
+    """Compare a function with the project's own and with the known slips."""
+    right = exercise.run(exercise.reference, exercise.inputs(seed))
+    calls, untouched = exercise.inputs(seed), exercise.inputs(seed)
+    with explained(path, "it raises"):
+        found = exercise.run(function, calls)
+    for given, kept in zip(calls, untouched, strict=True):
+        if name := changed_input(given, kept):
+            raise Unfit(f"it changes its input `{name}`: compute a new one, without +=, clamp_(), or append")
+    verdict.outputs = compare(right, found)
+    verdict.right = near(verdict.outputs, exercise.tolerance)
+    if not verdict.right and (slip := likely_slip(exercise, seed, right, found)):
+        verdict.slip, verdict.hint = slip.name, slip.hint
+
+
+def changed_input(given: Inputs, kept: Inputs) -> str | None:
+    """The name of an input that a call changed."""
+    for name in given:
+        now, before = ([x.detach() for _, x in contents({name: inputs[name]})] for inputs in (given, kept))
+        if difference(before, now):
+            return name
+    return None
+
+
+def edit_with(folder: Path, files: dict[int, str]) -> dict[str, Any]:
+    """Edit the demo's image with functions from files, by exercise, and write edit.png into the folder.
+
+    Returns the numbers of the edit, or a sentence under "problem".
+    """
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(silent())
+            # One after the other, so that a file that imports an earlier function gets the student's.
+            for number, name in sorted(files.items()):
+                exercise = EXERCISES[number - 1]
+                function = load(folder / name, exercise.reference.__name__)
+                stack.enter_context(real.in_place(exercise, function))
+            with explained(folder, "the edit stops"):
+                edit, numbers = real.demo_edit()
+        edit.raw.save(folder / "edit.png")
+        return numbers
+    except (Unfit, OSError) as error:
+        return {"problem": str(error)}

@@ -1,0 +1,237 @@
+"""Exercises on the networks: attention with given keys and values, the timestep, padding."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from minidrag.course.exercise import Exercise, Inputs, Slip, normal, whole
+from minidrag.networks.layers import Attention, Downsample, KeyValue, attention
+from minidrag.networks.unet import TimestepEmbedding
+
+# Bound here, so that a slip still has the project's own while another function is in its place.
+attend, embed, downsample = Attention.forward, TimestepEmbedding.forward, Downsample.forward
+
+
+def filled(layer: Any, rng: Generator) -> Any:
+    """A layer with random parameters, float64, without gradients."""
+    layer = layer.double().requires_grad_(False)
+    for parameter in layer.parameters():
+        parameter.copy_(normal(rng, *parameter.shape))
+    return layer
+
+
+def attention_inputs(rng: Generator) -> list[Inputs]:
+    calls: list[Inputs] = []
+    for heads, others, given in ((2, None, 5), (3, 4, None), (2, None, None)):
+        tokens = normal(rng, 2, 5, 6, grad=True)
+        layer = filled(Attention(6, 6, heads, bias=False), rng)
+        pair = given and (normal(rng, 2, given, 6, grad=True), normal(rng, 2, given, 6, grad=True))
+        context = tokens if others is None else normal(rng, 2, others, 6, grad=True)
+        calls.append({"layer": layer, "tokens": tokens, "context": context, "key_value": pair})
+    return calls
+
+
+def own_pair(layer: Attention, context: Tensor) -> KeyValue:
+    return layer.to_k(context), layer.to_v(context)
+
+
+def keys_alone(layer: Attention, tokens: Tensor, context: Tensor, key_value: KeyValue | None = None) -> Any:
+    pair = key_value and (key_value[0], layer.to_v(context))
+    return attend(layer, tokens, context, pair)
+
+
+def appended(layer: Attention, tokens: Tensor, context: Tensor, key_value: KeyValue | None = None) -> Any:
+    own = own_pair(layer, context)
+    pair = key_value and (torch.cat([own[0], key_value[0]], 1), torch.cat([own[1], key_value[1]], 1))
+    return attend(layer, tokens, context, pair)
+
+
+def always_swapped(
+    layer: Attention, tokens: Tensor, context: Tensor, key_value: KeyValue | None = None
+) -> Any:
+    """Swapped in the attention, the layer's own too; returned in the right order."""
+    key, value = key_value or own_pair(layer, context)
+    return attend(layer, tokens, context, (value, key))[0], (key, value)
+
+
+def wide_scale(layer: Attention, tokens: Tensor, context: Tensor, key_value: KeyValue | None = None) -> Any:
+    key, value = key_value or own_pair(layer, context)
+    query = layer.to_q(tokens) / math.sqrt(layer.heads)  # 1 / sqrt(C) in place of 1 / sqrt(C / heads)
+    return layer.to_out(attention(query, key, value, layer.heads)), (key, value)
+
+
+KEY_VALUE = Exercise(
+    "key_value",
+    attend,
+    attention_inputs,
+    (
+        Slip(
+            "given keys and values ignored",
+            "If `key_value` is given, attend to it and not to the layer's own.",
+            lambda layer, tokens, context, key_value=None: attend(layer, tokens, context),
+        ),
+        Slip(
+            "keys replaced, values not",
+            "Take both from the given pair: keys say where to look, values what is seen there.",
+            keys_alone,
+        ),
+        Slip(
+            "keys and values swapped",
+            "The pair is (key, value), in this order.",
+            lambda layer, tokens, context, pair=None: attend(layer, tokens, context, pair and pair[::-1]),
+            (always_swapped,),
+        ),
+        Slip(
+            "appended to the layer's own",
+            "The given pair replaces the layer's own; with both, the edit would attend to itself too.",
+            appended,
+        ),
+        Slip(
+            "own keys and values returned",
+            "Return the pair that was used.",
+            lambda layer, tokens, context, pair=None: (
+                attend(layer, tokens, context, pair)[0],
+                own_pair(layer, context),
+            ),
+        ),
+        Slip(
+            "scaled by all channels",
+            "d in softmax(Q K^T / sqrt(d)) is the width of one head, C / heads.",
+            wide_scale,
+        ),
+    ),
+    ("minidrag.networks.layers.Attention.forward",),
+    returns=("tokens", "keys and values"),
+)
+
+
+def embedding_inputs(rng: Generator) -> list[Inputs]:
+    calls: list[Inputs] = []
+    for channels in (8, 10):
+        layer = filled(TimestepEmbedding(channels, 6), rng)
+        times = torch.tensor([whole(rng, 0, 5), whole(rng, 100, 500), 999])
+        calls.append({"layer": layer, "timestep": times, "dtype": torch.float64})
+    return calls
+
+
+def waves(
+    layer: TimestepEmbedding, timestep: Tensor, base: float = 10000, less: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, each (B, channels / 2)."""
+    half = layer.channels // 2
+    exponent = -math.log(base) * torch.arange(half, dtype=torch.float32) / (half - less)
+    angle = timestep.float()[:, None] * exponent.exp().to(timestep.device)
+    return angle.cos(), angle.sin()
+
+
+def projected(layer: TimestepEmbedding, joined: Tensor, dtype: torch.dtype) -> Tensor:
+    return layer.linear_2(F.silu(layer.linear_1(joined.to(dtype))))
+
+
+TIME_EMBEDDING = Exercise(
+    "time_embedding",
+    embed,
+    embedding_inputs,
+    (
+        Slip(
+            "sine before cosine",
+            "Stable Diffusion has the cosines first, unlike the original transformer.",
+            lambda layer, timestep, dtype: projected(
+                layer, torch.cat(waves(layer, timestep)[::-1], dim=1), dtype
+            ),
+        ),
+        Slip(
+            "cosines and sines interleaved",
+            "First all cosines, then all sines.",
+            lambda layer, timestep, dtype: projected(
+                layer, torch.stack(waves(layer, timestep), dim=2).flatten(1), dtype
+            ),
+        ),
+        Slip(
+            "one frequency too few",
+            "Divide the index by half, not by half - 1: the lowest frequency is not quite 1 / 10000.",
+            lambda layer, timestep, dtype: projected(
+                layer, torch.cat(waves(layer, timestep, less=1), dim=1), dtype
+            ),
+        ),
+        Slip(
+            "base of 1000",
+            "There are 1000 timesteps, but frequencies go down to 1 / 10000.",
+            lambda layer, timestep, dtype: projected(
+                layer, torch.cat(waves(layer, timestep, base=1000), dim=1), dtype
+            ),
+        ),
+        Slip(
+            "no SiLU between the linear layers",
+            "Without it the two linear layers are just one.",
+            lambda layer, timestep, dtype: layer.linear_2(
+                layer.linear_1(torch.cat(waves(layer, timestep), dim=1).to(dtype))
+            ),
+        ),
+    ),
+    ("minidrag.networks.unet.TimestepEmbedding.forward",),
+    tolerance=1e-3,  # float32 angles up to 999 are right to 3e-5
+)
+
+
+def padding_inputs(rng: Generator) -> list[Inputs]:
+    return [
+        {
+            "layer": filled(Downsample(3, symmetric), rng),
+            "hidden": normal(rng, 2, 3, *size, grad=True),
+        }
+        for symmetric, size in (
+            (False, (6, 8)),
+            (False, (7, 5)),
+            (False, (4, 7)),
+            (True, (6, 8)),
+            (True, (7, 5)),
+        )
+    ]
+
+
+def padded(layer: Downsample, hidden: Tensor, *sides: int, mode: str = "constant") -> Tensor:
+    """The convolution after padding the VAE's layer on the left, right, top, and bottom."""
+    return layer.conv(hidden if layer.symmetric else F.pad(hidden, sides, mode))
+
+
+def padded_twice(layer: Downsample, hidden: Tensor) -> Tensor:
+    return layer.conv(F.pad(hidden, (0, 1, 0, 1)))
+
+
+PADDING = Exercise(
+    "padding",
+    downsample,
+    padding_inputs,
+    (
+        Slip(
+            "symmetric padding",
+            "The VAE pads on the right and the bottom only; on all sides shifts the image by half a pixel.",
+            lambda layer, hidden: padded(layer, hidden, 1, 1, 1, 1),
+        ),
+        Slip(
+            "padding on the left and the top",
+            "F.pad wants left, right, top, bottom: (0, 1, 0, 1).",
+            lambda layer, hidden: padded(layer, hidden, 1, 0, 1, 0),
+        ),
+        Slip(
+            "no padding",
+            "Without a column and a row of zeros the convolution leaves out the border.",
+            lambda layer, hidden: padded(layer, hidden, 0, 0, 0, 0),
+        ),
+        Slip(
+            "border repeated",
+            "Pad with zeros, as the weights were trained.",
+            lambda layer, hidden: padded(layer, hidden, 0, 1, 0, 1, mode="replicate"),
+        ),
+        Slip(
+            "UNet padded twice",
+            "With layer.symmetric the convolution pads by itself.",
+            padded_twice,
+        ),
+    ),
+    ("minidrag.networks.layers.Downsample.forward",),
+)

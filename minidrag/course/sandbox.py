@@ -1,0 +1,106 @@
+"""Running students' code: in a process of its own, with a time limit, from a file that may hold anything.
+
+This guards against accidents, not against malice: the code may do whatever the user may.
+"""
+
+import contextlib
+import importlib.util
+import io
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from minidrag.course.exercise import Function, Unfit
+
+START = 120  # seconds that a process may take to start, which imports torch
+LONGEST = 160  # characters of an error that are shown
+
+
+class Stopped(Exception):
+    """A process that gave no result; the message is a sentence."""
+
+
+def context() -> Any:
+    """Processes that begin with torch imported, where the system has them."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["minidrag.course.judge"])
+    return found
+
+
+def in_process(job: Callable[..., Any], *arguments: Any, limit: float) -> Any:
+    """Call a function of a module in a new process and return what it returns.
+
+    limit: in seconds. Raises Stopped for a process that takes longer or that ends by itself.
+    """
+    ours, theirs = context().Pipe(duplex=False)
+    process = context().Process(target=serve, args=(theirs, job, arguments), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(START):
+            raise Stopped("the process did not start: try again")
+        ours.recv()
+        if not ours.poll(limit):
+            raise Stopped(f"it runs for more than {limit:g} seconds: does a loop never end?")
+        return ours.recv()
+    except EOFError:
+        raise Stopped("it ends the whole Python process: leave out os._exit and the like") from None
+    finally:
+        process.kill()
+        process.join()
+
+
+def serve(pipe: Connection, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """In the new process: run the job, with everything that it prints by any means thrown away."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    pipe.send("started")
+    pipe.send(job(*arguments))
+
+
+def load(path: Path, name: str) -> Function:
+    """Load a function from a file; raises Unfit with a sentence."""
+    if not path.is_file():
+        raise Unfit(f"there is no file {path.name}: lay it out again with `python -m minidrag.course new`")
+    spec = importlib.util.spec_from_file_location(f"exercise_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    with explained(path, "its file does not import"):
+        spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise Unfit(f"there is no function `{name}` in {path.name}: keep the name that the file had")
+    return function
+
+
+@contextlib.contextmanager
+def explained(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a student's file raises into Unfit with a sentence and the line."""
+    try:
+        yield
+    except Unfit:
+        raise
+    except NotImplementedError:
+        raise Unfit("not written yet") from None
+    # BaseException: sys.exit() is one too. The process has this work alone to do.
+    except BaseException as error:
+        lines = [x.lineno for x in traceback.extract_tb(error.__traceback__) if x.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+        where = f" (line {line})" if line else ""
+        raise Unfit(f"{what}: {type(error).__name__}: {message[:LONGEST]}{where}") from None
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[io.StringIO]:
+    """Catch what is printed."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        yield text

@@ -1,0 +1,88 @@
+"""`slips`: one edit per slip, on a sheet with numbers."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from minidrag.course import real, slips
+from minidrag.course.__main__ import main
+from minidrag.course.catalog import EXERCISES
+from minidrag.images import WHITE
+from minidrag.method import dragdiffusion
+
+NUMBERS = {
+    "arrived": True,
+    "remaining": 1.5,
+    "ball": None,
+    "background": 2.0,
+    "reconstruction": 3.0,
+    "loss": 4.0,
+}
+
+
+def test_there_is_an_edit_for_each_slip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each with its function in place; one that fails is shown as such."""
+    used = []
+
+    def edit(lora: Any = None) -> tuple[Any, real.Numbers]:
+        used.append((dragdiffusion.background_loss, lora))
+        if len(used) == 3:
+            raise RuntimeError("shapes do not fit")
+        shade = 1 if len(used) == 6 else len(used)
+        return SimpleNamespace(raw=Image.new("RGB", (128, 128), (shade, 9, 9)), lora="trained"), NUMBERS
+
+    monkeypatch.setattr(real, "demo_edit", edit)
+    assert main(["slips", "--out", str(tmp_path / "a" / "b"), "--exercises", "6", "8"]) == 0
+    background, loss = EXERCISES[5], EXERCISES[7]
+    expected = [background.reference, *(slip.function for slip in background.slips)]
+    assert [function for function, _ in used] == expected + [background.reference] * len(loss.slips)
+    assert [lora for _, lora in used] == [None] + ["trained"] * len(background.slips) + [None] * len(
+        loss.slips
+    )
+    found = json.loads((tmp_path / "a" / "b" / "slips.json").read_text())
+    assert len(found) == len(used) and found[0] == {"exercise": None, "slip": "no slip"} | NUMBERS
+    assert found[2]["problem"] == "RuntimeError: shapes do not fit"
+    assert [entry["slip"] for entry in found[1:] if entry["same picture"]] == [background.slips[-1].name]
+    with Image.open(tmp_path / "a" / "b" / "slips.png") as sheet:
+        colors = {color for _, color in sheet.getcolors(1 << 24) or []}
+    assert {(count, 9, 9) for count in range(1, len(used) + 1) if count not in (3, 6)} <= colors
+    assert "no ball" in capsys.readouterr().out
+
+
+def test_labels_stay_under_their_pictures() -> None:
+    """The longest label of every slip fits its cell."""
+    for exercise in EXERCISES:
+        for slip in exercise.slips:
+            rows = [
+                slips.Row(exercise.name, slip.name, None, {"problem": "RuntimeError: " + "word " * 16})
+            ] * 2
+            page = np.asarray(slips.sheet(rows))
+            assert (page[-slips.GAP // 2 :] == WHITE).all()
+            left = slips.GAP + slips.SIDE
+            assert (page[:, left : left + slips.GAP - 2][2 * slips.LETTERS + slips.GAP :] == WHITE).all()
+
+
+def test_the_ball_is_found_by_its_color() -> None:
+    image = Image.new("RGB", (128, 128), (90, 160, 70))
+    assert real.center(image) is None
+    ImageDraw.Draw(image).ellipse((30, 40, 50, 60), (220, 30, 40))
+    assert real.center(image) == pytest.approx((40, 50), abs=0.1)
+
+
+@pytest.mark.slow
+def test_slips_show_in_the_edit(tmp_path: Path) -> None:
+    """The ball arrives; pulled the other way, it does not."""
+    motion = EXERCISES[3]
+    assert motion.name == "motion_loss"
+    _, right = real.demo_edit()
+    (away,) = [slip for slip in motion.slips if slip.name == "handle and target swapped"]
+    with real.in_place(motion, away.function):
+        _, wrong = real.demo_edit()
+    assert right["arrived"] and right["ball"] < 6 and not wrong["arrived"] and wrong["ball"] > 12
