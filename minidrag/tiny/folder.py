@@ -1,23 +1,28 @@
 """Writing a model as a folder in the official layout."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from minidrag.networks.clip import CLIPTextEncoder
 from minidrag.networks.unet import UNet
 from minidrag.networks.vae import VAE
 from minidrag.tiny.picture import SIDE
-from minidrag.weights.configs import Json, model_files, write_json
+from minidrag.weights.configs import model_files
+from minidrag.weights.files import Json, save_tensors, write_json
 from minidrag.weights.model import STEMS
 
 
 def must_be_free(out: Path) -> None:
     """Raise ValueError unless `out` is free: missing, an empty folder, or a model, which `write` replaces."""
-    if out.exists() and not (out / "model_index.json").is_file() and not (out.is_dir() and empty(out)):
+    if (
+        os.path.lexists(out)
+        and not (out / "model_index.json").is_file()
+        and not (out.is_dir() and empty(out))
+    ):
         raise ValueError(f"{out} exists and is not a model: give another folder, or delete it")
 
 
@@ -46,7 +51,7 @@ def write(
             key: value.detach().to("cpu", torch.float16).contiguous()
             for key, value in network.state_dict().items()
         }
-        save_file(tensors, part / name / f"{STEMS[name]}.safetensors", metadata={"format": "pt"})
+        save_tensors(tensors, part / name / f"{STEMS[name]}.safetensors", {"format": "pt"})
     if out.exists():
         shutil.rmtree(out)
     part.rename(out)

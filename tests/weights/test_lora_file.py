@@ -264,10 +264,9 @@ REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {  # shapes by key,
         "is incomplete",
     ),
     "scalars": ({f"{FIRST}.lora_down.weight": (), f"{FIRST}.lora_up.weight": ()}, "is incomplete"),
-    "SDXL": (
-        {f"lora_te1_x{i}.lora_{factor}.weight": (2, 2) for i in range(5) for factor in ("down", "up")},
-        "UNet: layer lora_te1_x0 does not exist, layer lora_te1_x1 does not exist, "
-        "layer lora_te1_x2 does not exist, and 2 more",
+    "layers of another model": (
+        {f"unet.x{i}.lora_{factor}.weight": (2, 2) for i in range(5) for factor in ("A", "B")},
+        "UNet: layer x0 does not exist, layer x1 does not exist, layer x2 does not exist, and 2 more",
     ),
     "wrong width": (
         {f"{FIRST}.lora_down.weight": (2, 20), f"{FIRST}.lora_up.weight": (16, 2)},
@@ -291,9 +290,7 @@ def test_files_other_than_a_plain_lora_for_this_model_are_refused(kind: str, tmp
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda x: x[:-9], lambda x: x[:20], lambda x: b"", lambda x: b"PK\3\4" + x]
-)
+@pytest.mark.parametrize("damage", [lambda x: x[:-9], lambda x: x[:20], lambda x: b""])
 def test_damaged_files_are_refused(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     unet, path = tiny_unet(), tmp_path / "lora.safetensors"
     lora_file.write(LoRA(random_factors(unet, ATTENTION, 16), {}), path)
