@@ -33,12 +33,14 @@ def run(options: Options, out: Path | None) -> None:
         say(f"model: {options.model}, {options.dtype} on {options.device}")
         with progress.timed("model"):
             dtype = getattr(torch, str(options.dtype))
-            model = load_model(options.model, vae=options.vae, device=options.device, dtype=dtype)
+            others = {"vae": options.vae, "tokenizer": options.tokenizer}
+            model = load_model(options.model, **others, device=options.device, dtype=dtype)
         to_task(model, image.size, options.handles, options.targets, mask, config)  # before the long training
         say(*(f"note: {caution}" for caution in advice.before(model, image, mask, options)))
         if options.lora:
             lora = lora_file.read(options.lora, model.unet, model.text_encoder)
             origin = f"read from {options.lora}"
+            say(*(f"note: {left}" for left in lora_file.left_out(options.lora)))
         else:
             lora, origin = find_lora(model, image, prompt, config, seed, progress)
         try:

@@ -81,7 +81,7 @@ SUPPORTED: dict[str, dict[str, tuple[Any, ...]]] = {
         "only_cross_attention": NO,
         "out_channels": (COUNT,),
         "resnet_time_scale_shift": ("default",),
-        "sample_size": (Number(1, 1024),),
+        "sample_size": (Number(1, 256),),
         "time_embedding_type": ("positional",),
         "transformer_layers_per_block": (1,),
         "use_linear_projection": YES_OR_NO,
@@ -183,7 +183,7 @@ def read_vae(values: Json) -> VAEConfig:
     check(file, values)
     config = VAEConfig(**sizes(VAEConfig, file, values))
     if len(config.block_out_channels) > 8:
-        raise unsupported(file, "block_out_channels", values["block_out_channels"], "at most eight levels")
+        raise unsupported(file, "block_out_channels", values["block_out_channels"], "a list of up to 8")
     if config.scaling_factor == SDXL_SCALE:
         raise ValueError(f"{file} has scaling_factor = {SDXL_SCALE}: that is SDXL's VAE, not one for SD 1.x")
     groups = [config.norm_num_groups] * len(config.block_out_channels)
@@ -207,7 +207,7 @@ def read_schedule(values: Json) -> Schedule:
     check(file, values)
     schedule = Schedule(**sizes(Schedule, file, values))
     if schedule.steps_offset >= schedule.num_train_timesteps:
-        raise unsupported(file, "steps_offset", schedule.steps_offset, "less than num_train_timesteps")
+        raise unsupported(file, "steps_offset", schedule.steps_offset, "one of num_train_timesteps")
     return schedule
 
 
@@ -240,7 +240,7 @@ def equal(value: Any, known: Any) -> bool:
 def check_multiples(file: str, key: str, widths: Sequence[int], name: str, divisors: Sequence[int]) -> None:
     """Raise ValueError unless each of the widths under `key` is a multiple of its divisor under `name`."""
     if any(width % divisor for width, divisor in zip(widths, divisors, strict=True)):
-        shown = SHORT.repr(list(widths)), SHORT.repr(list(divisors))
+        shown = [SHORT.repr(list(x) if len(set(x)) > 1 else x[0]) for x in (widths, divisors)]
         raise ValueError(f"{file} has {key} = {shown[0]}, which {name} = {shown[1]} does not divide")
 
 
@@ -362,7 +362,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def read_vocabulary(folder: Path, whole: Json) -> tuple[str, dict[str, Any], list[tuple[str, str]]]:
     """Names of the files, numbers by token, and merges; whole: the content of tokenizer.json."""
     files = [folder / "vocab.json", folder / "merges.txt"]
-    missing = [file for file in files if not file.is_file()]
+    missing = [file for file in files if not file.exists()]
     if not missing:
         return "vocab.json and merges.txt", read_json(files[0]), read_merges(files[1])
     if not whole:

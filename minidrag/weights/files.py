@@ -93,7 +93,7 @@ def weight_file(stem: Path, infix: str) -> Path | None:
     """The file or else the index with a network's tensors; infix: "" or ".fp16"."""
     whole = stem.with_name(f"{stem.name}{infix}.safetensors")
     index = stem.with_name(f"{stem.name}{INDEX}{infix}.json")
-    return next((file for file in (whole, index) if file.is_file()), None)
+    return next((file for file in (whole, index) if file.exists()), None)
 
 
 def read_header(file: Path) -> Header:
@@ -144,7 +144,7 @@ def diagnose(file: Path, size: int, error: Exception) -> str:
         return f"{file} is a pickle despite its suffix: rename it to .ckpt and {conversion(file)}"
     if start.startswith(b"version https://git-lfs"):
         return f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull`"
-    return f"{file} ({size:,} bytes) is truncated or not a safetensors file: download it again ({error})"
+    return f"{file} is truncated or not a safetensors file: download it again ({size:,} bytes: {error})"
 
 
 def read_index(index: Path) -> dict[str, Path]:
@@ -162,7 +162,7 @@ def find_shards(index: Path) -> dict[str, Path]:
     """The shard of each tensor by its key; raises FileNotFoundError for one that is missing."""
     shards = read_index(index)
     for shard in sorted(set(shards.values())):
-        if not shard.is_file():
+        if not shard.exists():
             raise FileNotFoundError(f"{shard} is missing, one of the shards of {index}: download it again")
     return shards
 

@@ -210,10 +210,7 @@ def _read_factor(header: Header, key: str) -> Tensor:
             f"the tensor {key} is {header.dtypes[key]}: only floating point numbers are supported"
         )
     tensor = read_tensor(header, key)
-    tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # little can be computed in 8 bits
-    if not tensor.isfinite().all():
-        raise ValueError(f"the tensor {key} has numbers that are not finite")
-    return tensor
+    return tensor.float() if tensor.dtype.itemsize == 1 else tensor  # little can be computed in 8 bits
 
 
 def _read_alpha(header: Header, key: str) -> float:

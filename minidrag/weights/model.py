@@ -276,7 +276,7 @@ def folder_parts(folder: Path, names: list[str], dtype: torch.dtype) -> dict[str
 def folder_part(folder: Path, name: str, dtype: torch.dtype) -> Part:
     """Find a network in its own folder, which has config.json and a weight file or shards."""
     file = folder / "config.json"
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"{file} is missing: the folder is not a model or is incomplete")
     config = read_config(file, name)
     for infix in infixes(dtype):
@@ -356,4 +356,4 @@ def tokenizer_folder(path: Path, given: str | Path | None) -> Path:
 def find_vocabulary(place: Path) -> Path | None:
     """The folder `tokenizer` in `place` or `place` itself, whichever has a vocabulary."""
     names, folders = ("vocab.json", "tokenizer.json"), (place / "tokenizer", place)
-    return next((folder for folder in folders for name in names if (folder / name).is_file()), None)
+    return next((folder for folder in folders for name in names if (folder / name).exists()), None)
