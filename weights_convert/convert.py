@@ -12,7 +12,15 @@ from minidrag.weights import model as weights
 from minidrag.weights.checkpoint import Part
 from minidrag.weights.configs import TOKENIZER, model_files
 from minidrag.weights.files import PICKLES, read_header, read_tensor, refuse_shard, write_json
-from weights_convert.files import Tensors, load, load_checkpoint, save, written_whole
+from weights_convert.files import (
+    PICKLE_INDEX,
+    Tensors,
+    load,
+    load_checkpoint,
+    read_metadata,
+    save,
+    written_whole,
+)
 
 NETWORKS = ("unet", "vae", "text_encoder", ".")  # the last: a folder of one network
 SMALL = ("model_index.json", "tokenizer/*.json", "tokenizer/*.txt", "scheduler/*.json")
@@ -82,7 +90,7 @@ def to_safetensors(source: Path, out: Path) -> None:
                     copy(file, folder / name)
                 else:
                     save(load(file), folder / name)
-    elif source.suffix in PICKLES or source.name.endswith(".bin.index.json"):
+    elif source.suffix in PICKLES or source.name.endswith(PICKLE_INDEX):
         refuse_shard(source)
         tensors = load_checkpoint(source)
         with written_whole(out) as file:
@@ -110,7 +118,7 @@ def to_half(source: Path, out: Path) -> None:
 
 def kept_metadata(file: Path) -> dict[str, str]:
     """The metadata without which a LoRA is another; one key, as safetensors writes several in any order."""
-    found = {} if file.suffix in PICKLES else read_header(file).metadata
+    found = read_metadata(file)
     return {key: found[key] for key in found if key == "lora_adapter_metadata"} or {"format": "pt"}
 
 

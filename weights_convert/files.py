@@ -15,6 +15,7 @@ from minidrag.weights.model import single_file_schedule
 from weights_convert.pickles import load_tensors
 
 Tensors = dict[str, Tensor]
+PICKLE_INDEX = ".bin.index.json"
 INTEGERS = {"BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64"}  # safetensors' names, as FLOATS
 
 
@@ -57,7 +58,7 @@ def save(tensors: Tensors, file: Path, metadata: dict[str, str] | None = None) -
 
 def load(file: Path) -> Tensors:
     """Load the tensors of a safetensors file, a pickle, or all shards of an index; run nothing."""
-    if file.name.endswith(".bin.index.json"):
+    if file.name.endswith(PICKLE_INDEX):
         shards = find_shards(file)
         loaded = {shard: load(shard) for shard in set(shards.values())}
         if lacking := [key for key, shard in shards.items() if key not in loaded[shard]]:
@@ -75,7 +76,12 @@ def load(file: Path) -> Tensors:
 def load_checkpoint(file: Path) -> Tensors:
     """Load a file that may be a whole model, with what is said of its UNet elsewhere as tensors."""
     tensors = load(file)
-    metadata = {} if file.suffix in PICKLES else read_header(file).metadata
-    said = single_file_schedule(Header(file, dict.fromkeys(tensors, ()), {}, metadata, {}))
+    said = single_file_schedule(Header(file, dict.fromkeys(tensors, ()), {}, read_metadata(file), {}))
     marks = {"v_pred": said["prediction_type"] == "v_prediction", "ztsnr": said["rescale_betas_zero_snr"]}
     return tensors | {mark: torch.zeros(0) for mark, present in marks.items() if present}
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; pickles have none."""
+    pickled = file.suffix in PICKLES or file.name.endswith(PICKLE_INDEX)
+    return {} if pickled else read_header(file).metadata

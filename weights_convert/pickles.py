@@ -180,7 +180,7 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # damaged files raise many exception types
         reason = f" ({error})" if isinstance(error, pickle.UnpicklingError) else ""
         raise ValueError(f"{file} is truncated or not a PyTorch pickle{reason}: download it again") from error
-    described = dict(named_tensors(values))
+    described = dict(named_tensors(values, file))
     if not described:
         raise ValueError(f"{file} has no named tensors: expected a model file")
     for name, tensor in described.items():
@@ -192,12 +192,12 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
     return read_numbers(file, described, places)
 
 
-def named_tensors(values: Any) -> Iterator[tuple[str, Described]]:
+def named_tensors(values: Any, file: Path) -> Iterator[tuple[str, Described]]:
     """The tensors of a state dict, or of the one in a training checkpoint."""
     seen = []
     while isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
         if any(values is one for one in seen):
-            raise ValueError("the state_dict contains itself: save the tensors alone")
+            raise ValueError(f"the state_dict in {file} contains itself: save its tensors alone")
         seen.append(values)
         values = values["state_dict"]
     for name, value in values.items() if isinstance(values, dict) else ():

@@ -118,7 +118,7 @@ def read_whole(file: Path) -> Header:
         raise ValueError(f"{file} is a pickle, which can run code when it is loaded: {conversion(file)}")
     size = check_file(file)
     try:
-        with safe_open(file, "pt") as opened:
+        with safe_open(file, "np") as opened:  # PyTorch's would reserve memory for the whole file
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
             shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
             dtypes = {key: str(part.get_dtype()) for key, part in slices.items()}
@@ -181,8 +181,12 @@ def read_sharded(index: Path) -> Header:
 
 def read_tensor(header: Header, key: str) -> Tensor:
     # Opened for each tensor: a file that stays mapped keeps all pages that were read in memory.
-    with safe_open(header.shards[key], "pt") as file:
-        return file.get_tensor(key)
+    file = header.shards[key]
+    try:
+        with safe_open(file, "pt") as opened:
+            return opened.get_tensor(key)
+    except RuntimeError as error:  # PyTorch's, for a file larger than the memory
+        raise OSError(errno.ENOMEM, str(error), str(file)) from error
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
