@@ -338,13 +338,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     settings = read_json(folder / "tokenizer_config.json", {})
     specials = read_json(folder / "special_tokens_map.json", {})
     whole = read_json(folder / "tokenizer.json", {})
-    check("tokenizer_config.json", settings)
     names, vocabulary, merges = read_vocabulary(folder, whole)
     pad = specials.get("pad_token") or settings.get("pad_token") or EOS
     pad = pad.get("content") if isinstance(pad, dict) else pad
     if not isinstance(pad, str):
         raise ValueError(f"the pad_token of {folder} is not a text: replace its special_tokens_map.json")
     try:
+        check("tokenizer_config.json", settings)
         check_vocabulary(vocabulary, merges)
         added = added_tokens(folder, settings, specials, whole)
         for token, number in added.values():
