@@ -28,14 +28,15 @@ LESS_MEMORY = "try --dtype float16, --checkpointing, --lora-batch 1, or a smalle
 
 def run(options: Options, out: Path | None) -> None:
     """Edit the image and write the results to a folder; None: a new one."""
-    image, mask = open_input(options, options.image) if options.image else (None, None)
+    image, mask = open_input(options) if options.image else (None, None)
     prompt, config, seed, clean = options.prompt, options.config, options.seed, None
     progress = Progress()
     with runs.output(out, options.image or Path("generated")) as folder:
         say(f"model: {options.model}, {options.dtype} on {options.device}")
         with progress.timed("model"):
             dtype = getattr(torch, str(options.dtype))
-            model = load_model(options.model, vae=options.vae, device=options.device, dtype=dtype)
+            others = {"vae": options.vae, "tokenizer": options.tokenizer}
+            model = load_model(options.model, **others, device=options.device, dtype=dtype)
         if image is None:
             clean = sample(model, options, folder / "generated.png", progress)
             if not options.drags:
@@ -46,6 +47,7 @@ def run(options: Options, out: Path | None) -> None:
         if options.lora:
             lora = lora_file.read(options.lora, model.unet, model.text_encoder)
             origin = f"read from {options.lora}"
+            say(*(f"note: {left}" for left in lora_file.left_out(options.lora)))
         else:
             lora, origin = find_lora(model, image, prompt, config, seed, progress)
         try:

@@ -39,7 +39,11 @@ def to_task(
     model.schedule.pairs(config.steps)
     unet = model.unet.config
     if model.prediction != "epsilon" or unet.in_channels != 4 or unet.use_linear_projection:
-        raise ValueError(f"{model.source} is not a Stable Diffusion 1.x model: use one or a fine-tune")
+        other = model.prediction != "epsilon"
+        predicts = f" that predicts the noise, not {model.prediction}" if other else ""
+        raise ValueError(
+            f"{model.source} is not a Stable Diffusion 1.x model: use one or a fine-tune{predicts}"
+        )
     factor = model.vae.config.factor
     width, height = working_size(model, size, config)
     grid = height // 2, width // 2

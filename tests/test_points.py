@@ -253,10 +253,10 @@ def test_models_of_other_kinds_are_refused(model: Model) -> None:
     message = "some/model is not a Stable Diffusion 1.x model: use one or a fine-tune"
     others = [other_unet(model, in_channels=9), other_unet(model, use_linear_projection=True)]
     others.append(replace(model, prediction="v_prediction", source="some/model"))
-    for other in others:
+    for other, reason in zip(others, ("", "", " that predicts the noise, not v_prediction"), strict=True):
         with pytest.raises(ValueError) as error:
             to_task(other, SIZE, HANDLES, TARGETS, None, EditConfig())
-        assert str(error.value) == message
+        assert str(error.value) == message + reason
 
 
 def test_more_steps_than_the_schedule_has_are_refused(model: Model) -> None:

@@ -75,9 +75,16 @@ def report(source: Path) -> int:
         for line in check(source):
             print(line)
     except (OSError, ValueError) as error:
-        print(f"minidrag cannot load it: {error}")
+        print(f"minidrag cannot load it: {sentence(error)}")
         return 1
     return 0
+
+
+def sentence(error: OSError | ValueError) -> str:
+    """An error in one line, in characters that every terminal can print."""
+    named = isinstance(error, OSError) and error.filename and error.strerror
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and named else str(error)
+    return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(options)
     except (OSError, ValueError) as error:
-        print(f"minidrag: {error}", file=sys.stderr)
+        print(f"minidrag: {sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"minidrag: stopped, {options.out} not written", file=sys.stderr)

@@ -1,6 +1,6 @@
 """A report on a model file or folder: kind, peculiarities, and whether minidrag can load it.
 
-Reads only headers, so it is fast.
+Reads only headers, so it is fast. The verdict is that of the functions that load.
 """
 
 import re
@@ -10,16 +10,14 @@ from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from minidrag.method.lora import LoRA
 from minidrag.weights import lora_file
 from minidrag.weights import model as weights
-from minidrag.weights.checkpoint import KEYS, NETWORKS, PICKLES, find_part, read_shapes
-from minidrag.weights.configs import load_tokenizer, read_json, read_schedule
-from minidrag.weights.keys import TEXT, UNET, VAE, average_key, network_keys
+from minidrag.weights.checkpoint import KEYS, NETWORKS
+from minidrag.weights.files import PICKLES, Shapes, read_header
+from minidrag.weights.keys import PREFIXES, UNET, average_key, network_keys
 
-PREFIXES = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
 OFFICIAL = {  # sizes in bytes of the files in stable-diffusion-v1-5/stable-diffusion-v1-5 and a few others
     "unet": {3_438_167_540: "float32", 1_719_125_304: "float16", 3_463_726_498: "SD 2.1 float32"},
     "vae": {334_643_276: "float32", 167_335_342: "float16", 334_641_190: "vae-ft-mse-840000"},
@@ -30,26 +28,27 @@ OFFICIAL = {  # sizes in bytes of the files in stable-diffusion-v1-5/stable-diff
 
 @dataclass
 class Header:
-    """The header of a safetensors file."""
+    """The header of a safetensors file, or of all shards of an index."""
 
     file: Path
-    shapes: dict[str, tuple[int, ...]]  # by key
+    shapes: Shapes  # by key
     dtypes: dict[str, str]  # by key
     metadata: dict[str, str]
-    length: int  # of the header in bytes
+    length: int  # of the file's own header in bytes
+    size: int  # of all files in bytes
 
     @classmethod
     def read(cls, file: Path) -> "Header":
         """Read the header; raises ValueError for a file that is not a complete safetensors file."""
-        shapes = read_shapes(file)
-        with safe_open(file, "pt") as opened:
-            dtypes = {key: opened.get_slice(key).get_dtype() for key in shapes}
-            metadata = opened.metadata() or {}
-        with open(file, "rb") as raw:
-            return cls(file, shapes, dtypes, metadata, int.from_bytes(raw.read(8), "little"))
+        header = read_header(file)
+        files = set(header.shards.values()) or {file}
+        with open(min(files), "rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+        size = sum(shard.stat().st_size for shard in files)
+        return cls(file, header.shapes, header.dtypes, header.metadata, length, size)
 
     def describe(self, kind: str) -> str:
-        size = self.file.stat().st_size
+        size = self.size
         known = ", ".join(f"{label} {number:,}" for number, label in OFFICIAL[kind].items())
         official = f"the official {OFFICIAL[kind][size]}" if size in OFFICIAL[kind] else f"official: {known}"
         return f"{self.file.name}: {len(self.shapes)} tensors, {size:,} bytes ({official})"
@@ -65,44 +64,92 @@ def check(source: Path) -> Iterator[str]:
     """Yield the report line by line; raises ValueError or OSError if minidrag cannot load `source`."""
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: give a file or a folder")
-    if source.is_file():
-        yield from check_file(source)
-    elif (source / "unet").is_dir() or (source / "model_index.json").is_file():
-        yield from check_model_folder(source)
+    if is_lora(source):
+        yield from check_lora(source)
+    elif is_vae(source):
+        yield f"{source}: not a complete model, so it can only be a VAE"
+        part = weights.vae_part(source, torch.float32)
+        yield from describe("vae", part.header.file)
+        yield "minidrag can load it with vae= (--vae on the command line)"
     else:
-        yield f"{source}: a folder without a UNet, so it can only be a VAE"
-        yield from check_network_folder(source, "vae")
-        weights.vae_part(source, torch.float32)
-        yield "minidrag can load it with vae="
+        yield from check_model(source)
 
 
-def check_model_folder(folder: Path) -> Iterator[str]:
-    yield f"{folder}: a model folder"
-    for name in NETWORKS:
-        yield from check_network_folder(folder / name, name)
-    parts = weights.folder_parts(folder, list(NETWORKS), torch.float32)
+def is_lora(source: Path) -> bool:
+    if source.is_dir():
+        names = (lora_file.FILE_NAME, lora_file.ADAPTER)
+        return not (source / "unet").is_dir() and any((source / name).is_file() for name in names)
+    return any("lora" in key or "hada_" in key or "lokr_" in key for key in keys_of(source))
+
+
+def is_vae(source: Path) -> bool:
+    if source.is_dir():
+        nested = any((source / name).is_dir() for name in NETWORKS)
+        return not nested and any(source.glob("diffusion_pytorch_model*"))
+    starts = ("decoder.", "first_stage_model.", "vae.decoder.")
+    keys = keys_of(source)
+    return any(key.startswith(starts) for key in keys) and not any(key.startswith(UNET) for key in keys)
+
+
+def keys_of(file: Path) -> list[str]:
+    """The keys in a file; none in one that cannot be read, of which loading will say why."""
+    try:
+        return list(read_header(file).shapes)
+    except (OSError, ValueError):
+        return []
+
+
+def check_lora(source: Path) -> Iterator[str]:
+    yield f"{source}: a LoRA, checked against Stable Diffusion 1.x"
+    lora = read_lora(source)
+    yield from lora_file.left_out(source)
+    layers = f"{len(lora.unet)} layers of the UNet, {len(lora.text_encoder)} of the text encoder"
+    yield f"minidrag can load it as a LoRA: {layers}"
+
+
+def check_model(source: Path) -> Iterator[str]:
+    """Report on a whole model, whether it can be loaded or not."""
+    if source.is_dir():
+        yield f"{source}: a model folder"
+        for name in NETWORKS:
+            for file in sorted((source / name).glob("*")):
+                yield from describe(name, file)
+    elif any(key.startswith(UNET) for key in keys_of(source)):
+        yield f"{source}: a single-file checkpoint"
+        yield from describe("checkpoint", source)
+    parts, scheduler = weights.find_model(source, None, torch.float32)
     for name, part in parts.items():
-        if len(KEYS[name](part.shapes)) > len(part.keys):
+        if len(KEYS[name](part.header.shapes)) > len(part.keys):
             yield f"  {name}: more layers than in config.json; the last ones are not used"
-    load_tokenizer(weights.tokenizer_folder(folder, None))
-    scheduler = read_json(folder / "scheduler/scheduler_config.json", {})
+    if source.is_dir() or weights.find_vocabulary(source.parent):
+        weights.find_tokenizer(source, None, parts)
+    else:
+        yield "    no tokenizer beside it: downloaded from the hub, unless --tokenizer gives a folder"
     if (prediction := scheduler.get("prediction_type", "epsilon")) != "epsilon":
         yield f"  scheduler: the UNet predicts {prediction}, not epsilon: good for features, not for editing"
-    read_schedule(scheduler)
     yield "minidrag can load it"
 
 
-def check_network_folder(folder: Path, name: str) -> Iterator[str]:
-    """Report on each file of a network, of which there can be several variants."""
-    for file in sorted(folder.glob("*")):
-        if file.suffix == ".safetensors":
-            header = Header.read(file)
-            yield f"  {folder.name}/{header.describe(name)}"
-            yield from (f"    {line}" for line in [*network(name, header), *header.quirks()])
-            if set(header.dtypes.values()) == {"F16"} and "." not in file.stem:
-                yield "    float16, although the name says float32"
-        elif file.suffix in PICKLES:
-            yield f"  {folder.name}/{file.name}: a pickle, not opened"
+def describe(name: str, file: Path) -> Iterator[str]:
+    """Report on a file of a network, of which there can be several variants, or of a whole checkpoint."""
+    shown = file.name if name == "checkpoint" else f"{file.parent.name}/{file.name}"
+    if file.suffix in PICKLES:
+        yield f"  {shown}: a pickle, not opened"
+    if file.suffix != ".safetensors" and not file.name.endswith(".index.json"):
+        return
+    try:
+        header = Header.read(file)
+    except (OSError, ValueError):
+        yield f"  {shown}: not a file to be loaded alone, or a broken one"
+        return
+    yield f"  {shown.removesuffix(file.name)}{header.describe(name)}"
+    for part in NETWORKS if name == "checkpoint" else [name]:
+        yield from (f"    {line}" for line in network(part, header))
+    yield from (f"    {line}" for line in header.quirks())
+    if name == "checkpoint" and "alphas_cumprod" not in header.shapes:
+        yield "    no schedule buffers: not needed"
+    if set(header.dtypes.values()) == {"F16"} and name != "checkpoint" and "." not in file.stem:
+        yield "    float16, although the name says float32"
 
 
 def network(name: str, header: Header) -> Iterator[str]:
@@ -135,43 +182,6 @@ def text_quirks(keys: list[str], header: Header) -> Iterator[str]:
             yield f"position_ids as {header.dtypes[key]}: ignored"
     if any(re.search(r"vision_model|projection|logit_scale", key) for key in keys):
         yield "parts of CLIP other than the text encoder: ignored"
-
-
-PARTS = {"time_embedding.": "UNet", "text_model.": "text encoder", "embeddings.": "text encoder"}
-
-
-def check_file(file: Path) -> Iterator[str]:
-    header = Header.read(file)
-    alone = [part for start, part in PARTS.items() if any(key.startswith(start) for key in header.shapes)]
-    if any("lora" in key for key in header.shapes):
-        yield f"{file}: a LoRA file, {len(header.shapes)} tensors, checked against Stable Diffusion 1.x"
-        read_lora(file)
-        yield "minidrag can load it as a LoRA"
-    elif any(key.startswith(UNET) for key in header.shapes):
-        yield from check_checkpoint(header)
-    elif alone:
-        yield f"{file}: the {alone[0]} of a model, {len(header.shapes)} tensors"
-        raise ValueError(f"a {alone[0]} is loaded with the rest of its model: give the model folder")
-    else:
-        yield f"{file}: not a complete checkpoint, so it can only be a VAE"
-        find_part("vae", file, weights.SINGLE_FILE["vae"])
-        yield f"  {header.describe('vae')}"
-        yield from (f"    {line}" for line in [*network("vae", header), *header.quirks()])
-        yield "minidrag can load it with vae="
-
-
-def check_checkpoint(header: Header) -> Iterator[str]:
-    yield f"{header.file}: a single-file checkpoint"
-    yield f"  {header.describe('checkpoint')}"
-    for name in NETWORKS:
-        yield from (f"    {line}" for line in network(name, header))
-    if "alphas_cumprod" not in header.shapes:
-        yield "    no schedule buffers: not needed"
-    yield from (f"    {line}" for line in header.quirks())
-    weights.single_file_parts(header.file, list(NETWORKS))
-    if not weights.find_vocabulary(header.file.parent):
-        yield "    no tokenizer beside it: downloaded from the hub, unless tokenizer= gives a folder"
-    yield "minidrag can load it"
 
 
 def read_lora(file: Path) -> LoRA:

@@ -1,19 +1,38 @@
 """The conversions: single file to folder, pickles to safetensors, float32 to float16."""
 
 import shutil
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from minidrag.weights import model as weights
-from minidrag.weights.checkpoint import PICKLES, Part
-from minidrag.weights.configs import TOKENIZER, load_tokenizer, model_files, write_json
-from weights_convert.files import Tensors, load, save, written_whole
+from minidrag.weights.checkpoint import Part
+from minidrag.weights.configs import TOKENIZER, model_files
+from minidrag.weights.files import PICKLES, read_header, read_tensor, refuse_shard, write_json
+from weights_convert.files import (
+    PICKLE_INDEX,
+    Tensors,
+    load,
+    load_checkpoint,
+    read_metadata,
+    save,
+    written_whole,
+)
 
 NETWORKS = ("unet", "vae", "text_encoder", ".")  # the last: a folder of one network
 SMALL = ("model_index.json", "tokenizer/*.json", "tokenizer/*.txt", "scheduler/*.json")
+VOCABULARY = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of weight files; the last: a pickle's
 
 
 def to_folder(file: Path, out: Path, tokenizer: Path | None = None) -> bool:
@@ -24,58 +43,56 @@ def to_folder(file: Path, out: Path, tokenizer: Path | None = None) -> bool:
     """
     if file.is_dir():
         raise ValueError(f"{file} is already a folder: give a single-file checkpoint")
-    parts = weights.single_file_parts(file, list(weights.STEMS))
-    vocabulary = find_tokenizer(file, tokenizer)
+    parts, scheduler = weights.find_model(file, None, torch.float32)
+    vocabulary = weights.find_vocabulary(tokenizer or file.parent)
+    if vocabulary or tokenizer:
+        weights.find_tokenizer(file, vocabulary or tokenizer, parts)
+    sizes = {name: weights.config_of(part) for name, part in parts.items()}
+    files = model_files(**sizes, sampler="PNDMScheduler")
+    files["scheduler/scheduler_config.json"]["prediction_type"] = scheduler["prediction_type"]
     with written_whole(out) as folder:
         for name, part in parts.items():
             save(read(part), folder / name / f"{weights.STEMS[name]}.safetensors")
-        for name, values in model_files(**weights.SINGLE_FILE, sampler="PNDMScheduler").items():
+        for name, values in files.items():
             write_json(folder / name, values)
         if vocabulary is not None:
             write_json(folder / "tokenizer/tokenizer_config.json", TOKENIZER)
-            for name in ("vocab.json", "merges.txt"):
+            for name in filter(lambda name: (vocabulary / name).is_file(), VOCABULARY):
                 shutil.copyfile(vocabulary / name, folder / "tokenizer" / name)
     return vocabulary is not None
 
 
-def find_tokenizer(file: Path, given: Path | None) -> Path | None:
-    """The folder of a tokenizer that loads: the one given or one beside the file, None if there is none."""
-    place = given or file.parent
-    folder = weights.find_vocabulary(place)
-    if folder:
-        load_tokenizer(folder)
-    elif given:
-        raise FileNotFoundError(f"neither {given} nor {given / 'tokenizer'} has a vocab.json")
-    return folder
-
-
 def read(part: Part) -> Tensors:
-    with safe_open(part.file, "pt") as file:
-        empty = part.network.state_dict()
-        return {name: file.get_tensor(part.keys[name]).reshape(empty[name].shape) for name in empty}
+    empty = part.network.state_dict()
+    return {name: read_tensor(part.header, part.keys[name]).reshape(empty[name].shape) for name in empty}
 
 
 def to_safetensors(source: Path, out: Path) -> None:
-    """Convert a .bin, .ckpt, .pt or .pth file, or the weights of a model folder, to safetensors."""
+    """Convert a .bin, .ckpt, .pt or .pth file, or the weights of a model folder, to safetensors.
+
+    Shards become one file.
+    """
     if source.is_dir():
-        pickles, done = network_files(source, "*.bin"), network_files(source, "*.safetensors")
-        if not pickles + done:
+        files = network_files(source, ".safetensors")
+        kept = set(files.values())  # safetensors has priority
+        files |= {file: name for file, name in network_files(source, ".bin").items() if name not in kept}
+        if not files:
             raise FileNotFoundError(
                 f"{source} is not a model folder with .bin or .safetensors files: "
                 "to convert a single-file checkpoint in it, give that file"
             )
+        refuse_unknown(source, files)
         with written_whole(out) as folder:
             copy_small(source, folder)
-            for file in done:
-                copy(file, folder / file.relative_to(source))
-            for file in pickles:
-                # transformers names pickles and safetensors files differently; diffusers does not.
-                name = file.stem.removeprefix("pytorch_") + ".safetensors"
-                target = folder / file.relative_to(source).with_name(name)
-                if not target.exists():
-                    save(load(file), target)
-    elif source.suffix in PICKLES:
-        tensors = load(source)
+            for file, name in files.items():
+                if file.suffix == ".safetensors":
+                    read_header(file)  # raises for a broken one
+                    copy(file, folder / name)
+                else:
+                    save(load(file), folder / name)
+    elif source.suffix in PICKLES or source.name.endswith(PICKLE_INDEX):
+        refuse_shard(source)
+        tensors = load_checkpoint(source)
         with written_whole(out) as file:
             save(tensors, file)
     else:
@@ -85,18 +102,24 @@ def to_safetensors(source: Path, out: Path) -> None:
 def to_half(source: Path, out: Path) -> None:
     """Round the weights of a file or a model folder to float16; files in a folder get the infix .fp16."""
     if not source.is_dir():
-        tensors = halved(load(source), source)
+        tensors, metadata = halved(load_checkpoint(source), source), kept_metadata(source)
         with written_whole(out) as file:
-            save(tensors, file)
+            save(tensors, file, metadata)
         return
-    files = [file for file in network_files(source, "*.safetensors") if "." not in file.stem]
+    files = network_files(source, ".safetensors", infixes=("",))
     if not files:
         raise FileNotFoundError(f"{source} has no weights in .safetensors files, or only .fp16 variants")
+    refuse_unknown(source, files)
     with written_whole(out) as folder:
         copy_small(source, folder)
-        for file in files:
-            target = folder / file.relative_to(source).with_name(f"{file.stem}.fp16.safetensors")
-            save(halved(load(file), file), target)
+        for file, name in files.items():
+            save(halved(load(file), file), folder / name.with_suffix(".fp16.safetensors"))
+
+
+def kept_metadata(file: Path) -> dict[str, str]:
+    """The metadata without which a LoRA is another; one key, as safetensors writes several in any order."""
+    found = read_metadata(file)
+    return {key: found[key] for key in found if key == "lora_adapter_metadata"} or {"format": "pt"}
 
 
 def halved(tensors: Tensors, file: Path) -> Tensors:
@@ -109,19 +132,38 @@ def half(name: str, tensor: Tensor, file: Path) -> Tensor:
         return tensor.round().to(torch.int64)
     if not tensor.is_floating_point():
         return tensor
+    tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8 bits have no isfinite
     rounded = tensor.to(torch.float16)
     if not torch.equal(rounded.isfinite(), tensor.isfinite()):
         raise ValueError(f"{name} in {file} has values above 65504, too large for float16: keep float32")
     return rounded
 
 
-def network_files(source: Path, pattern: str) -> list[Path]:
-    """The weight files, plain and .fp16, of the networks in a model folder that minidrag uses."""
-    files = [file for name in NETWORKS for file in sorted((source / name).glob(pattern))]
-    return [file for file in files if file.stem.removesuffix(".fp16") in STEMS]
+def network_files(source: Path, suffix: str, infixes: tuple[str, ...] = ("", ".fp16")) -> dict[Path, Path]:
+    """The weight files or indices of the networks in a model folder, with the names of the results.
+
+    suffix: .safetensors or .bin. Names are relative to the folder.
+    """
+    found = {}
+    for folder, stem, infix in product(NETWORKS, STEMS, infixes):
+        names = (f"{stem}{infix}{suffix}", f"{stem}{suffix}.index{infix}.json")
+        files = [source / folder / name for name in names if (source / folder / name).is_file()]
+        for file in files[:1]:
+            # transformers names pickles and safetensors files differently; diffusers does not.
+            found[file] = Path(folder) / f"{stem.removeprefix('pytorch_')}{infix}.safetensors"
+    return found
 
 
-STEMS = {"diffusion_pytorch_model", "model", "pytorch_model"}
+def refuse_unknown(source: Path, files: Iterable[Path]) -> None:
+    """Raise FileNotFoundError for a network in a model folder with none of the `files`."""
+    done = {file.parent for file in files}
+    for folder in (source / name for name in NETWORKS[:-1]):
+        if folder.is_dir() and folder not in done:
+            there = ", ".join(sorted(file.name for file in folder.iterdir())[:3]) or "nothing"
+            raise FileNotFoundError(
+                f"{folder} has no weights under a usual name, such as {STEMS[0]}.safetensors, but {there}: "
+                "rename them, or download the folder again"
+            )
 
 
 def copy_small(source: Path, folder: Path) -> None:

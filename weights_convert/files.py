@@ -1,20 +1,22 @@
 """Load tensors from safetensors files and pickles, and write files and folders atomically."""
 
 import os
-import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minidrag.weights.checkpoint import PICKLES, read_shapes
+from minidrag.weights.checkpoint import FLOATS
+from minidrag.weights.files import PICKLES, Header, find_shards, read_header, read_tensor, save_tensors
+from minidrag.weights.model import single_file_schedule
+from weights_convert.pickles import load_tensors
 
 Tensors = dict[str, Tensor]
+PICKLE_INDEX = ".bin.index.json"
+INTEGERS = {"BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64"}  # safetensors' names, as FLOATS
 
 
 @contextmanager
@@ -23,7 +25,7 @@ def written_whole(target: Path) -> Iterator[Path]:
 
     Raises FileExistsError if `target` exists and OSError if writing fails, leaving nothing behind.
     """
-    if target.exists():
+    if os.path.lexists(target):  # a link that leads nowhere is someone's too
         raise FileExistsError(f"{target} already exists: delete it or choose another name")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"cannot write {target}: {target.parent} is not a folder")
@@ -31,15 +33,17 @@ def written_whole(target: Path) -> Iterator[Path]:
     try:
         yield unfinished
         unfinished.rename(target)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write {target}: {error}") from error
+    except OSError as error:
+        if error.errno is None:  # not of the system but a sentence of ours, on what was read
+            raise
+        raise OSError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         if unfinished.is_dir():
             shutil.rmtree(unfinished)
         unfinished.unlink(missing_ok=True)
 
 
-def save(tensors: Tensors, file: Path) -> None:
+def save(tensors: Tensors, file: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file. Tensors that share memory are copied."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unshared, seen = {}, set()
@@ -49,29 +53,35 @@ def save(tensors: Tensors, file: Path) -> None:
         unshared[name] = (
             tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
         )
-    save_file(unshared, file, metadata={"format": "pt"})
+    save_tensors(unshared, file, metadata or {"format": "pt"})
 
 
 def load(file: Path) -> Tensors:
-    """Load the tensors of a safetensors file or a pickle. Never unpickles anything but tensors."""
-    if file.suffix not in PICKLES:
-        read_shapes(file)
-        return load_file(file)
-    try:
-        values = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{file} contains Python objects, which can run code, or is not a PyTorch pickle: "
-            "use a .safetensors file of the same model"
-        ) from error
-    except Exception as error:  # damaged files raise many exception types
-        raise ValueError(f"{file} is truncated or not a PyTorch pickle: download it again") from error
-    while isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
-        values = values["state_dict"]
-    items = values.items() if isinstance(values, dict) else ()
-    tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(f"{file} has no named tensors: expected a model file")
-    return tensors
+    """Load the tensors of a safetensors file, a pickle, or all shards of an index; run nothing."""
+    if file.name.endswith(PICKLE_INDEX):
+        shards = find_shards(file)
+        loaded = {shard: load(shard) for shard in set(shards.values())}
+        if lacking := [key for key, shard in shards.items() if key not in loaded[shard]]:
+            raise ValueError(f"the tensor {lacking[0]} is not in {shards[lacking[0]]}, where {file} has it")
+        return {key: loaded[shard][key] for key, shard in shards.items()}
+    if file.suffix in PICKLES:
+        return load_tensors(file)
+    header = read_header(file)
+    for key, dtype in header.dtypes.items():
+        if dtype not in {*FLOATS, *INTEGERS}:
+            raise ValueError(f"the tensor {key} in {file} is {dtype}, which cannot be converted")
+    return {key: read_tensor(header, key) for key in header.shapes}
+
+
+def load_checkpoint(file: Path) -> Tensors:
+    """Load a file that may be a whole model, with what is said of its UNet elsewhere as tensors."""
+    tensors = load(file)
+    said = single_file_schedule(Header(file, dict.fromkeys(tensors, ()), {}, read_metadata(file), {}))
+    marks = {"v_pred": said["prediction_type"] == "v_prediction", "ztsnr": said["rescale_betas_zero_snr"]}
+    return tensors | {mark: torch.zeros(0) for mark, present in marks.items() if present}
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; pickles have none."""
+    pickled = file.suffix in PICKLES or file.name.endswith(PICKLE_INDEX)
+    return {} if pickled else read_header(file).metadata

@@ -25,6 +25,7 @@ from minidrag import images
 from minidrag.config import EditConfig
 from minidrag.files import read_json, regular, shorten
 from minidrag.points import Pixel, check_instruction
+from minidrag.weights.lora_file import find_file
 from minidrag.weights.model import check_device, default_device
 
 Drag = tuple[Pixel, Pixel]  # handle and target
@@ -38,6 +39,7 @@ CONFIGS = {
 CONFIG_HELP = "paper: to the letter; official: the authors' program; fast: no LoRA and few updates"
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 NAMED = ("sd15", "tiny")  # models that have a name
+PLACES = ("model", "vae", "tokenizer")  # options that may be files or folders
 FILES = ("image", "mask", "lora")
 MAX_PROMPT = 100_000  # characters; the model reads about 300
 KINDS: dict[str, Any] = {  # JSON types by key
@@ -49,6 +51,7 @@ KINDS: dict[str, Any] = {  # JSON types by key
     "guidance": int | float,
     "model": str,
     "vae": str | None,
+    "tokenizer": str | None,
     "lora": str | None,
     "config": dict,
     "seed": int,
@@ -108,6 +111,7 @@ class Options:
     guidance: float = 7.5  # as for `generate`
     model: str = "sd15"  # as for `load_model`
     vae: str | None = None  # as for `load_model`
+    tokenizer: str | None = None  # a folder, as for `load_model`
     lora: Path | None = None  # a file; None: train one
     config: EditConfig = field(default_factory=EditConfig)
     seed: int = 0
@@ -159,7 +163,12 @@ def build_parser(description: str | None = None) -> Parser:
     add = parser.add_argument_group("model").add_argument
     add("--model", help="sd15, tiny, a folder, a .safetensors file, or a hub id (default for a PHOTO: sd15)")
     add("--vae", help="folder, file, or hub id of another VAE; none: the model's own")
-    add("--lora", type=path, metavar="FILE", help="a LoRA to use instead of training one; none: train")
+    add(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="a tokenizer, for a single file without one; none: the model's own",
+    )
+    add("--lora", type=path, metavar="FILE", help="a LoRA's file or folder, not to train one; none: train")
     add("--device", help="cpu, cuda, or mps (default: the fastest available)")
     add("--dtype", help=f"{', '.join(FLOATS)} (default: float16 on cuda, else float32)")
     add("--seed", type=int, help="of the LoRA training (default: 0)")
@@ -202,7 +211,7 @@ def read_options(given: dict[str, Any]) -> Options:
     own = {name: value for name, value in given.items() if name in KINDS and name != "config"}
     if "image" in own:
         own["image"] = path(own["image"])  # not by argparse, which would convert its absence too
-    own |= {name: None for name in ("mask", "vae", "lora") if str(own.get(name)) == "none"}
+    own |= {name: None for name in ("mask", "vae", "tokenizer", "lora") if str(own.get(name)) == "none"}
     values = read(given["base"], replaced=own) if "base" in given else {}
     drags = [parse_drag(text) for text in given.get("drag", [])]
     if "points" in given:
@@ -224,6 +233,8 @@ def read_options(given: dict[str, Any]) -> Options:
         raise ValueError("no drag: give at least one --drag X,Y:X,Y, handle and target in pixels")
     if not 0 <= values.get("seed", 0) < 2**63:
         raise ValueError(f"--seed must be 0 to 2**63 - 1, got {values['seed']}")
+    if values.get("lora"):
+        values["lora"] = find_file(values["lora"])
     values["device"], values["dtype"] = choose_device(values.get("device"), values.get("dtype"))
     options = Options(**values)
     check_prompt(options.prompt)
@@ -264,12 +275,15 @@ def check_generation(values: dict[str, Any]) -> None:
     values.setdefault("drags", [])
 
 
-def open_input(options: Options, image: Path) -> tuple[Image.Image, Tensor | None]:
+def open_input(options: Options, generated: Path | None = None) -> tuple[Image.Image, Tensor | None]:
     """Load the image and its mask, and check everything that can be checked without a model.
 
-    Raises ValueError, one sentence.
+    generated: the image, if the options name none. Raises ValueError, one sentence.
     """
-    opened = images.load_image(image)
+    file = options.image or generated
+    if file is None:
+        raise ValueError("the options name no image: it is still to be generated")
+    opened = images.load_image(file)
     mask = images.load_mask(options.mask, opened.size) if options.mask else None
     check_instruction(opened.size, options.handles, options.targets, mask)
     if options.lora and not os.path.lexists(options.lora):
@@ -369,7 +383,7 @@ def convert(name: str, value: Any, folder: Path) -> Any:
         return configured(EditConfig(), value)
     if name == "drags":
         return [to_drag(entry) for entry in value]
-    if value is not None and name in (*FILES, "model", "vae"):
+    if value is not None and name in (*FILES, *PLACES):
         return place(name, value, folder)
     return value
 
@@ -418,7 +432,7 @@ def to_json(options: Options) -> dict[str, Any]:
     values = {entry.name: getattr(options, entry.name) for entry in fields(Options)}
     values["drags"] = [{"handle": handle, "target": target} for handle, target in options.drags]
     values["config"] = asdict(options.config)
-    for name in ("model", "vae"):
+    for name in PLACES:
         if values[name] and values[name] not in NAMED and Path(os.path.expanduser(values[name])).exists():
             values[name] = str(Path(os.path.expanduser(values[name])).resolve())
     files = {name: values[name].resolve() for name in FILES if values[name]}

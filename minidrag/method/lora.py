@@ -45,6 +45,11 @@ class LoRALayer(nn.Module):
         down, up = (x.detach().to(base.weight.device, dtype, copy=True) for x in factors[:2])
         self.down, self.up = nn.Parameter(down, requires_grad=False), nn.Parameter(up, requires_grad=False)
 
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own, of which networks and models ask the device and the dtype."""
+        return self.base.weight
+
     def forward(self, x: Tensor) -> Tensor:
         output, x, up = self.base(x), x.to(self.down.dtype), self.scale * self.up
         if isinstance(self.base, nn.Conv2d):

@@ -6,15 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from minidrag.files import part_of, sweep
 from minidrag.networks.clip import CLIPTextEncoder
 from minidrag.networks.unet import UNet
 from minidrag.networks.vae import VAE
 from minidrag.tiny.picture import SIDE
-from minidrag.weights.configs import Json, model_files, write_json
+from minidrag.weights.configs import model_files
+from minidrag.weights.files import Json, save_tensors, write_json
 from minidrag.weights.model import STEMS
 
 
@@ -39,8 +38,6 @@ def write(
     try:
         fill(part / out.name, unet, vae, text_encoder, tokenizer, made)
         (part / out.name).rename(out)  # fails if another process has written a model there
-    except SafetensorError as error:  # a full disk, for example
-        raise OSError(f"{out} cannot be written: {error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -59,4 +56,4 @@ def fill(
             key: value.detach().to("cpu", torch.float16).contiguous()
             for key, value in network.state_dict().items()
         }
-        save_file(tensors, part / name / f"{STEMS[name]}.safetensors", metadata={"format": "pt"})
+        save_tensors(tensors, part / name / f"{STEMS[name]}.safetensors", {"format": "pt"})

@@ -5,10 +5,16 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import RepositoryNotFoundError
 
-# Downloaded if the repository has them; the first names SD 2.x's pad token.
+from minidrag.weights.files import INDEX, read_index, weight_file
+
+VOCABULARY = ["tokenizer/vocab.json", "tokenizer/merges.txt"]
+WHOLE = "tokenizer/tokenizer.json"  # instead of the vocabulary, as transformers saves it today
+# Downloaded if the repository has them; the second names SD 2.x's pad token.
 OPTIONAL = [
+    "tokenizer/added_tokens.json",
     "tokenizer/special_tokens_map.json",
     "tokenizer/tokenizer_config.json",
+    WHOLE,
     "scheduler/scheduler_config.json",
 ]
 
@@ -20,42 +26,80 @@ def fetch(repository: str, needed: list[str], stems: list[str], infixes: tuple[s
     A model that is in the cache is loaded without network access.
     Raises ValueError for an unknown repository, FileNotFoundError, with their names, for missing files.
     """
+    every = [*needed, *(f"{stem}{infixes[0]}.safetensors" for stem in stems)]
     missing: list[str] = []
     problem: Exception | None = None
     for infix in infixes:
         for cached in (True, False):
-            wanted = needed + [f"{stem}{infix}.safetensors" for stem in stems]
-            try:
-                folder = snapshot_download(
-                    repository, allow_patterns=wanted + OPTIONAL, local_files_only=cached
-                )
-            except Exception as error:  # without a network, releases of huggingface_hub raise different ones
-                problem, missing = error, missing or wanted
+            files = [f"{stem}{infix}.safetensors" for stem in stems]
+            indices = [f"{stem}{INDEX}{infix}.json" for stem in stems]
+            folder = download(repository, [*needed, *files, *indices, *OPTIONAL], cached)
+            shards = shards_in(folder, stems, infix) if isinstance(folder, Path) else []
+            if shards:
+                folder = download(repository, shards, cached)
+            if isinstance(folder, Exception):
+                problem, missing = folder, missing or needed + files
                 continue
             problem = None
-            missing = [name for name in wanted if not (Path(folder) / name).is_file()]
+            missing = lacking(folder, [*needed, *shards], stems, infix)
             if not missing:
-                return Path(folder)
+                return folder
             stems = [stem for stem in stems if f"{stem}{infix}.safetensors" in missing]
-    raise failure(repository, missing, problem)
+    raise failure(repository, missing, every, problem)
 
 
-def failure(repository: str, missing: list[str], problem: Exception | None) -> Exception:
-    """The error for missing files; problem: raised by the hub, if it could not be reached."""
+def download(repository: str, patterns: list[str], cached: bool) -> Path | Exception:
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=cached))
+    except Exception as error:  # without a network, releases of huggingface_hub raise different ones
+        return error
+
+
+def shards_in(folder: Path, stems: list[str], infix: str) -> list[str]:
+    """The shards of all indices in a folder, by their paths from there."""
+    files = [weight_file(folder / stem, infix) for stem in stems]
+    indices = [file for file in files if file and file.suffix == ".json"]
+    return sorted({shard.relative_to(folder).as_posix() for i in indices for shard in read_index(i).values()})
+
+
+def lacking(folder: Path, needed: list[str], stems: list[str], infix: str) -> list[str]:
+    """Names of the files that are not in a folder."""
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if (folder / WHOLE).is_file():
+        missing = [name for name in missing if name not in VOCABULARY]
+    absent = [stem for stem in stems if not weight_file(folder / stem, infix)]
+    return missing + [f"{stem}{infix}.safetensors" for stem in absent]
+
+
+def failure(repository: str, missing: list[str], every: list[str], problem: Exception | None) -> Exception:
+    """The error for missing files; problem: raised by the hub, if it could not be reached.
+
+    every: all files that the model needs, for the command to download them, which without their names would
+    download all that the repository has, for SD 1.5 ten times as much.
+    """
     if isinstance(problem, RepositoryNotFoundError):
         return ValueError(
             f"model {repository} was not found on the hub: check the spelling; for a private or gated one, "
             "run `hf auth login` first"
         )
-    names = ", ".join(missing)
+    names = ", ".join(missing) if len(missing) < 4 else f"{missing[0]} and {len(missing) - 1} more files"
     if problem:
-        reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+        reason = (str(problem).strip() or type(problem).__name__).splitlines()[0][:100]
         return FileNotFoundError(
             f"{names} of {repository} are not in the cache and the hub is unreachable ({reason}): go online "
-            f"once, or run `hf download {repository}` elsewhere and give the folder"
+            f"once, or run `{command(repository, every)}` elsewhere and give the folder"
         )
+    bins = [name.replace("safetensors", "bin").replace("der/model", "der/pytorch_model") for name in every]
     return FileNotFoundError(
-        f"{repository} has no {names}: if it has .bin or .ckpt files, download them with "
-        f"`hf download {repository}`, convert them with `python -m weights_convert safetensors FOLDER OUT` "
-        "and give OUT"
+        f"{repository} has no {names}: if it has .bin files, download them with "
+        f"`{command(repository, bins)}`, convert them with "
+        "`python -m weights_convert safetensors FOLDER OUT` and give OUT"
     )
+
+
+def command(repository: str, files: list[str]) -> str:
+    """A command that downloads the files, the small ones by a pattern, to a folder."""
+    weights = [name for name in files if name.endswith((".safetensors", ".bin"))]
+    small = ["*.json", "*.txt"] if weights else sorted({f"{name.rpartition('/')[0]}/*" for name in files})
+    patterns = " ".join(f"--include '{name}'" for name in [*weights, *small])
+    return f"hf download {repository} {patterns} --local-dir FOLDER"

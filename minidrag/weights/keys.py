@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 
 Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+PREFIXES = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
 BLOCKS = {"input": "down_blocks", "output": "up_blocks"}
 
 

@@ -3,65 +3,157 @@
 Layers are named by their path in the official checkpoint, `...attn1.to_q`.
 """
 
-import errno
 import json
 import math
 import os
 import re
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minidrag.method.lora import Factors, LoRA, target_layers
+from minidrag.weights import configs
+from minidrag.weights.checkpoint import FLOATS
+from minidrag.weights.files import Header, Json, parse_json, read_header, read_json, read_tensor, save_tensors
 
 FILE_NAME = "pytorch_lora_weights.safetensors"  # in a folder, where diffusers looks for it
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # in a folder that peft writes
 NOTES = "minidrag"  # the only metadata key written: safetensors writes several in random order
 # Key of a plain LoRA in any style, and patterns that identify other kinds of adapter.
 KEY = re.compile(
-    r"(lora_unet_|lora_te_|text_encoder\.|(?:unet\.)*)(.+?)\."
-    r"(?:(?:lora_linear_layer\.|lora\.|lora_)(down|up|A|B)\.weight|alpha)"
+    r"(lora_unet_|lora_te_|text_encoder\.|base_model\.model\.|(?:unet\.)*)(.+?)\."
+    r"(?:(?:lora_linear_layer\.|lora\.|lora_)(down|up|A|B)(?:\.\w+)?\.weight|alpha)"
 )
+LEFT_OUT = re.compile(r"bundle_emb\.([^.]*)\.")  # embeddings of textual inversion beside a LoRA
+MODELS = {  # that a LoRA is for, by a part of a key
+    r"(double|single|joint)_blocks|^transformer\.|single_transformer": "Flux or Stable Diffusion 3",
+    r"^lora_te[12]_|^text_encoder_2\.|^lora_unet_(in|out)put_blocks_|^lora_unet_middle_block_": "SDXL",
+    r"attentions[._]\d+[._]transformer_blocks[._][1-9]": "SDXL",
+}
+WIDTHS = {1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by the channels of the text
 FOREIGN = {"hada_": "LoHa", "lokr_": "LoKr", "lora_mid": "LoCon in Tucker form"}
+FOREIGN |= {"^lora_vae_|^vae\\.": "a LoRA of a VAE"}
 FOREIGN |= {"dora_scale|lora_magnitude": "DoRA", r"\.diff(_b)?$": "a file of weight differences"}
 STYLES = {  # keys for the UNet, keys for the text encoder, names of down and up
     "peft": ("unet.{}.lora_{}.weight", "text_encoder.{}.lora_{}.weight", "A", "B"),
     "diffusers": ("unet.{}.lora.{}.weight", "text_encoder.{}.lora_linear_layer.{}.weight", "down", "up"),
     "kohya": ("lora_unet_{}.lora_{}.weight", "lora_te_{}.lora_{}.weight", "down", "up"),
 }
+LARGEST = 1e6  # an alpha, of which usual ones are 1 to 256
+Keys = dict[str, dict[str, dict[str, str]]]  # by network, layer, and role (down, up, alpha)
 
 
 def read(path: str | Path, unet: nn.Module, text_encoder: nn.Module | None) -> LoRA:
-    """Read a LoRA from a file in any style, or from the FILE_NAME in a folder.
+    """Read a LoRA from a file in any style, or from the one in a folder (`find_file`).
 
     unet, text_encoder: the networks to fit, possibly on the meta device; kohya's keys, which have no dots,
     are matched with their layers. Raises OSError for an unreadable file; ValueError for a broken one, one
     that is not a plain LoRA or one that does not fit.
     """
-    path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-    tensors, metadata = _open(path)
-    parts = {"unet": unet, "text_encoder": text_encoder or nn.Module()}
-    targets = {part: target_layers(model) for part, model in parts.items()}
-    paths = {part: {layer.replace(".", "_"): layer for layer in layers} for part, layers in targets.items()}
-    found: dict[str, dict[str, dict[str, Tensor]]] = {part: {} for part in parts}
+    header = read_header(find_file(Path(path)))
+    models = {"unet": unet, "text_encoder": text_encoder or nn.Module()}
     try:
-        for key, tensor in tensors.items():
-            part, layer, role = _parse(key)
-            layer = paths[part].get(layer.replace(".", "_"), layer)
-            found[part].setdefault(layer, {})[role] = tensor
-        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        layers = sort_keys(header, models)
+        check_size(header, models)
+        config = adapter_config(header)
         entries = {
-            part: {layer: _factors(layer, roles, part, config) for layer, roles in layers.items()}
-            for part, layers in found.items()
+            part: {layer: _factors(header, layer, keys, config[part]) for layer, keys in found.items()}
+            for part, found in layers.items()
         }
+        check_model(entries["unet"], unet)
         check_fit(lora := LoRA(**entries), unet, text_encoder)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{header.file}: {error}") from None
     return lora
+
+
+def find_file(path: Path) -> Path:
+    """The file of a LoRA: `path` itself, or in a folder FILE_NAME or peft's ADAPTER; OSError for neither."""
+    if not path.is_dir():
+        return path
+    for name in (FILE_NAME, ADAPTER):
+        if (path / name).is_file():
+            return path / name
+    parts = [str(path / part) for part in ("unet", "text_encoder") if (path / part / ADAPTER).is_file()]
+    found = f"give {' or '.join(parts)}" if parts else "give the LoRA's file"
+    raise FileNotFoundError(f"{path} has neither {FILE_NAME} nor {ADAPTER}: {found}")
+
+
+def left_out(path: str | Path) -> list[str]:
+    """Sentences on what a LoRA's file has besides the LoRA."""
+    matches = [LEFT_OUT.match(key) for key in read_header(find_file(Path(path))).shapes]
+    names = sorted({match[1] for match in matches if match})
+    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return [f"the LoRA's file also has embeddings ({listed}), which are not used"] if names else []
+
+
+def sort_keys(header: Header, models: Mapping[str, nn.Module]) -> Keys:
+    """The keys of a LoRA's tensors by network, layer, and role; raises ValueError for one of another kind."""
+    layers = {part: target_layers(model) for part, model in models.items()}
+    # transformers 5.6 dropped the text encoder's prefix.
+    paths = {part: {layer.replace(".", "_"): layer for layer in found} for part, found in layers.items()}
+    paths["text_encoder"] |= {
+        name.removeprefix("text_model_"): x for name, x in paths["text_encoder"].items()
+    }
+    found: Keys = {part: {} for part in models}
+    for key in (key for key in header.shapes if not LEFT_OUT.match(key)):
+        part, layer, role = _parse(key)
+        name = layer.replace(".", "_")
+        if part is None:  # peft's keys do not name the network
+            part = "unet" if name in paths["unet"] or name not in paths["text_encoder"] else "text_encoder"
+        found[part].setdefault(paths[part].get(name, layer), {})[role] = key
+    if not any(found.values()):
+        raise ValueError("there is no LoRA in the file")
+    return found
+
+
+def check_size(header: Header, models: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError for more numbers than the networks have, which no LoRA needs: they fill the memory."""
+    count = sum(prod(shape) for shape in header.shapes.values())
+    most = sum(weight.numel() for model in models.values() for weight in model.parameters())
+    if count > most:
+        raise ValueError(f"a LoRA of {count:,} numbers does not belong to a model that has only {most:,}")
+
+
+def check_model(entries: Mapping[str, Factors], unet: nn.Module) -> None:
+    """Raise ValueError for a LoRA that belongs to a model whose text has another number of channels."""
+    layers = target_layers(unet)
+    for path, factors in entries.items():
+        width = factors.down.shape[-1]
+        if (
+            path.endswith("attn2.to_k")
+            and path in layers
+            and layers[path].weight.shape[-1] != width in WIDTHS
+        ):
+            raise ValueError(f"this is a LoRA for {WIDTHS[width]}: give one for Stable Diffusion 1.x")
+
+
+def adapter_config(header: Header) -> dict[str, Json]:
+    """peft's configuration of the adapters, by network: in the metadata, or in a file that peft needs too."""
+    place = f"the lora_adapter_metadata of {header.file}"
+    values = parse_json(header.metadata.get("lora_adapter_metadata", "{}"), place)
+    if any(key.startswith("base_model.model.") for key in header.shapes):
+        file = header.file.with_name(ADAPTER_CONFIG)
+        if not file.is_file():
+            raise ValueError(f"{file} is missing, which has the alpha of an adapter that peft wrote")
+        values = {"lora_alpha": 8} | read_json(file)  # 8 by default
+    found = {}
+    for part in ("unet", "text_encoder"):
+        # Names of one network have it as a prefix; those of a single adapter have none.
+        config = {key.removeprefix(f"{part}."): value for key, value in values.items()}
+        configs.check("the adapter's configuration", config)
+        patterns = config.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict) or len(patterns) > 4096:
+            raise ValueError("the adapter's alpha_pattern is not a table of layers")
+        for pattern, alpha in patterns.items():
+            if not re.fullmatch(r"\^?([\w-]|\\?\.)+\$?", pattern) or not configs.ALPHA.has(alpha):
+                entry = configs.SHORT.repr({pattern: alpha})
+                raise ValueError(f"the adapter's alpha_pattern has {entry}: expected a layer and a number")
+        found[part] = config
+    return found
 
 
 def check_fit(lora: LoRA, unet: nn.Module, text_encoder: nn.Module | None) -> None:
@@ -82,22 +174,14 @@ def check_fit(lora: LoRA, unet: nn.Module, text_encoder: nn.Module | None) -> No
             raise ValueError(f"the LoRA does not fit the {name}: {', '.join(wrong[:3])}{more}")
 
 
-def _open(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error}): download it again or, for a pickle, "
-            f"convert it with `python -m weights_convert safetensors {path} OUT`"
-        ) from None
-
-
-def _parse(key: str) -> tuple[str, str, str]:
+def _parse(key: str) -> tuple[str | None, str, str]:
     """Split a key into network (unet, text_encoder), layer as spelled there and role (down, up, alpha)."""
     for pattern, kind in FOREIGN.items():
         if re.search(pattern, key):
             raise ValueError(f"only plain LoRA is supported, and this is {kind} (tensor {key})")
+    for pattern, model in MODELS.items():
+        if re.search(pattern, key):
+            raise ValueError(f"this is a LoRA for {model} (tensor {key}): give one for Stable Diffusion 1.x")
     # The attention processors of diffusers up to 0.23 named the projections differently.
     name = re.sub(r"self_attn\.to_(q|k|v|out)_lora\.", r"self_attn.\1_proj.lora.", key)
     name = name.replace(".processor.", ".").replace("to_out_lora.", "to_out.0.lora.")
@@ -105,21 +189,54 @@ def _parse(key: str) -> tuple[str, str, str]:
     if not match:
         raise ValueError(f"this is not a plain LoRA: it has a tensor {key}")
     prefix, layer, role = match.groups()
-    part = "text_encoder" if prefix in ("lora_te_", "text_encoder.") else "unet"
-    return part, layer, {"A": "down", "B": "up", None: "alpha"}.get(role, role)
+    parts = {"lora_te_": "text_encoder", "text_encoder.": "text_encoder", "base_model.model.": None, "": None}
+    return parts.get(prefix, "unet"), layer, {"A": "down", "B": "up", None: "alpha"}.get(role, role)
 
 
-def _factors(layer: str, roles: dict[str, Tensor], part: str, config: dict[str, Any]) -> Factors:
-    """Combine the tensors of one layer; alpha is its tensor, else from peft's `config`, else the rank."""
-    if "down" not in roles or "up" not in roles or min(roles["down"].shape, default=0) < 1:
+def _factors(header: Header, layer: str, keys: Mapping[str, str], config: Json) -> Factors:
+    """Read the tensors of one layer; alpha is its tensor, else from peft's `config`, else the rank."""
+    shapes = [header.shapes[keys[role]] for role in ("down", "up") if role in keys]
+    if len(shapes) < 2 or min(shapes[0], default=0) < 1:
         raise ValueError(f"the LoRA of layer {layer} is incomplete")
-    rank = len(roles["down"])
-    peft = {key.removeprefix(f"{part}."): value for key, value in config.items()}
-    patterns = (peft.get("alpha_pattern") or {}).items()
-    matching = [alpha for pattern, alpha in patterns if re.match(rf"(.*\.)?({pattern})$", layer)]
-    alpha = matching[0] if matching else peft.get("lora_alpha", rank)
-    alpha *= math.sqrt(rank) if peft.get("use_rslora") else 1  # rslora scales by alpha / sqrt(rank)
-    return Factors(roles["down"], roles["up"], roles["alpha"].item() if "alpha" in roles else alpha)
+    down, up = (_read_factor(header, keys[role]) for role in ("down", "up"))
+    rank = len(down)
+    alpha = _alpha_in(config, layer, rank) if "alpha" not in keys else _read_alpha(header, keys["alpha"])
+    return Factors(down, up, alpha)
+
+
+def _read_factor(header: Header, key: str) -> Tensor:
+    if header.dtypes[key] not in FLOATS:
+        raise ValueError(
+            f"the tensor {key} is {header.dtypes[key]}: only floating point numbers are supported"
+        )
+    tensor = read_tensor(header, key)
+    return tensor.float() if tensor.dtype.itemsize == 1 else tensor  # little can be computed in 8 bits
+
+
+def _read_alpha(header: Header, key: str) -> float:
+    shape, dtype = header.shapes[key], header.dtypes[key]
+    if prod(shape) != 1 or not (dtype in FLOATS or re.fullmatch(r"[IU]\d+", dtype)):
+        raise ValueError(f"the tensor {key} is {dtype} {list(shape)}: expected one number")
+    alpha = read_tensor(header, key).double().item()
+    if not abs(alpha) <= LARGEST:
+        raise ValueError(f"the tensor {key} is {alpha:g}: expected a number from {-LARGEST:g} to {LARGEST:g}")
+    return alpha
+
+
+def _alpha_in(config: Json, layer: str, rank: int) -> float:
+    patterns = (config.get("alpha_pattern") or {}).items()
+    matching = [alpha for pattern, alpha in patterns if _names(pattern, layer)]
+    alpha = matching[0] if matching else config.get("lora_alpha", rank)
+    return alpha * (math.sqrt(rank) if config.get("use_rslora") else 1)  # rslora: alpha / sqrt(rank)
+
+
+def _names(pattern: str, layer: str) -> bool:
+    """True if peft's pattern, the end of a layer's path or after ^ all of it, names a layer.
+
+    Compared literally: peft would run any regular expression, and there are some that never end.
+    """
+    name = pattern.replace("\\", "").removesuffix("$")
+    return f".{layer}".endswith(f".{name}") or layer == name.removeprefix("^")
 
 
 def to_keys(lora: LoRA, style: str) -> dict[str, Tensor]:
@@ -147,9 +264,9 @@ def write(lora: LoRA, path: str | Path, notes: Mapping[str, str] | None = None) 
     """
     partial = Path(path).with_name(f"{Path(path).name}.part")
     try:
-        save_file(to_keys(lora, "peft"), partial, {NOTES: json.dumps(dict(notes or {}), sort_keys=True)})
+        save_tensors(to_keys(lora, "peft"), partial, {NOTES: json.dumps(dict(notes or {}), sort_keys=True)})
         os.replace(partial, path)
-    except SafetensorError as error:  # a full disk, for example
-        raise OSError(errno.EIO, str(error), str(path)) from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -3,8 +3,8 @@
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,29 @@ from minidrag.networks.tokenizer import Tokenizer
 from minidrag.networks.unet import UNet, UNetConfig
 from minidrag.networks.vae import VAE, VAEConfig
 from minidrag.watch import watch
-from minidrag.weights.checkpoint import NETWORKS, PICKLES, Part, fill, find_part, read_shapes, refuse_foreign
-from minidrag.weights.configs import READERS, load_tokenizer, read_json, read_schedule
-from minidrag.weights.hub import fetch
+from minidrag.weights.checkpoint import NETWORKS, Part, fill, find_part, refuse_absent, refuse_incomplete
+from minidrag.weights.configs import READERS, load_tokenizer, read_schedule
+from minidrag.weights.files import (
+    FORMATS,
+    INDEX,
+    LAYOUT,
+    PICKLES,
+    Header,
+    Json,
+    check_file,
+    read_header,
+    read_json,
+    weight_file,
+)
+from minidrag.weights.hub import VOCABULARY, fetch
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 REMOVED = "runwayml/stable-diffusion-v1-5"  # the original repository
 TINY = Path(__file__).parents[1] / "tiny/model"
-VOCABULARY = ["tokenizer/vocab.json", "tokenizer/merges.txt"]
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 # A single file has no configuration: assume the sizes of SD 1.5.
 SINGLE_FILE: dict[str, Any] = {"unet": UNetConfig(), "vae": VAEConfig(), "text_encoder": CLIPConfig()}
+FILES = {*PICKLES, *FORMATS, ".safetensors", ".json"}  # suffixes, which no hub id has
 
 
 @dataclass
@@ -79,7 +91,7 @@ def load_model(
     id; None and "sd15" are Stable Diffusion 1.5, "tiny" is the small model that ships with minidrag.
     vae: folder, file or hub id of a VAE to use instead of the model's. device: by default a GPU, CUDA or
     Apple's, if there is one. dtype: by default float32; a 16-bit one prefers the .fp16 files.
-    tokenizer: folder with vocab.json and merges.txt to use instead of the model's.
+    tokenizer: folder with vocab.json and merges.txt, or tokenizer.json, to use instead of the model's.
     A local path needs no network, except for the tokenizer of a single file that has none beside it.
     Raises FileNotFoundError or ValueError, with the remedy, before reading any weights.
     """
@@ -87,16 +99,70 @@ def load_model(
     source = DEFAULT if source is None else TINY if source == "tiny" else source
     names = [name for name in NETWORKS if name != "vae" or vae is None]
     path = local_path(source) or fetch_model(str(source), names, dtype)
-    parts = folder_parts(path, names, dtype) if path.is_dir() else single_file_parts(path, names)
-    if vae is not None:
-        parts["vae"] = vae_part(vae, dtype)
-    vocabulary = load_tokenizer(tokenizer_folder(path, tokenizer))
-    scheduler = read_json(path / "scheduler/scheduler_config.json", {}) if path.is_dir() else {}
-    schedule, prediction = read_schedule(scheduler), scheduler.get("prediction_type", "epsilon")
+    parts, scheduler = find_model(path, vae, dtype)
+    vocabulary = find_tokenizer(path, tokenizer, parts)
     networks: dict[str, Any] = {name: fill(part, device, dtype) for name, part in parts.items()}
     return Model(
-        **networks, tokenizer=vocabulary, schedule=schedule, source=str(source), prediction=prediction
+        **networks,
+        tokenizer=vocabulary,
+        schedule=read_schedule(scheduler),
+        source=str(source),
+        prediction=scheduler.get("prediction_type", "epsilon"),
     )
+
+
+def find_model(path: Path, vae: str | Path | None, dtype: torch.dtype) -> tuple[dict[str, Part], Json]:
+    """Find the networks of a model and its scheduler_config.json, and check that all fit together.
+
+    path: a folder or a single file. vae: as in `load_model`. Reads no weights.
+    Raises FileNotFoundError or ValueError, with the remedy.
+    """
+    names = [name for name in NETWORKS if name != "vae" or vae is None]
+    if path.is_dir():
+        parts, file = folder_parts(path, names, dtype), path / "scheduler/scheduler_config.json"
+        scheduler = read_json(file, {})
+    else:
+        parts, file = single_file_parts(path, names), path
+        scheduler = single_file_schedule(parts["unet"].header)
+    if vae is not None:
+        parts["vae"] = vae_part(vae, dtype)
+        check_scale(path, parts["vae"])
+    try:
+        read_schedule(scheduler)
+    except ValueError as error:
+        raise ValueError(f"{file} is not usable: {error}") from error
+    check_widths(path, parts)
+    return parts, scheduler
+
+
+def check_scale(path: Path, vae: Part) -> None:
+    """Raise ValueError if a model's UNet was trained on latents of another scale than that of another VAE."""
+    own, given = VAEConfig(), config_of(vae)
+    with suppress(OSError, ValueError):  # a model without a VAE, or with one that cannot be used
+        own = read_config(path / "vae/config.json", "vae")
+    if given.scaling_factor != own.scaling_factor:
+        raise ValueError(
+            f"the VAE in {vae.header.file} has scaling_factor = {given.scaling_factor}, but {path} was "
+            f"trained with {own.scaling_factor}: give a VAE for the same kind of model"
+        )
+
+
+def check_widths(path: Path, parts: dict[str, Part]) -> None:
+    """Raise ValueError for networks that cannot work with each other."""
+    unet, vae, text = (config_of(parts[name]) for name in ("unet", "vae", "text_encoder"))
+    pairs = {
+        "the text encoder's vectors": (text.hidden_size, unet.cross_attention_dim),
+        "the VAE's latents": (vae.latent_channels, unet.in_channels),
+    }
+    for name, (given, wanted) in pairs.items():
+        if given != wanted:
+            raise ValueError(
+                f"{path}: {name} have {given} channels and the UNet takes {wanted}: they are of two models"
+            )
+
+
+def config_of(part: Part) -> Any:
+    return part.network.config
 
 
 def working_size(model: Model, size: tuple[int, int], config: EditConfig) -> tuple[int, int]:
@@ -166,7 +232,7 @@ def local_path(source: str | Path) -> Path | None:
         return path
     if source == REMOVED:
         raise ValueError(f"{REMOVED} was taken down in 2024: give {DEFAULT}, which has the same files")
-    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and path.suffix not in {*PICKLES, ".safetensors"}
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and path.suffix not in FILES
     if source == "sd15" or (isinstance(source, str) and is_id and not path.parent.exists()):
         return None
     raise FileNotFoundError(
@@ -186,46 +252,111 @@ def fetch_model(source: str, names: list[str], dtype: torch.dtype) -> Path:
 
 
 def single_file_parts(file: Path, names: list[str]) -> dict[str, Part]:
-    refuse_foreign(read_shapes(file), file)
-    return {name: find_part(name, file, SINGLE_FILE[name]) for name in names}
+    header = read_header(file)
+    refuse_incomplete(header, names)
+    configs = dict(SINGLE_FILE)
+    for key, shape in header.shapes.items():
+        if key.endswith(".token_embedding.weight") and len(shape) == 2:  # longer with added tokens
+            configs["text_encoder"] = replace(configs["text_encoder"], vocab_size=shape[0])
+    return {name: find_part(name, file, configs[name]) for name in names}
+
+
+def single_file_schedule(header: Header) -> Json:
+    """The keys of scheduler_config.json that a single file can say otherwise than SD 1.5.
+
+    What the UNet predicts is in the header, in a tensor without numbers, or in a .yaml file beside it.
+    """
+    said = header.metadata.get("modelspec.prediction_type", "epsilon")
+    said = "v" if "v_pred" in header.shapes else said
+    rescaled = "ztsnr" in header.shapes
+    for file in (header.file.with_suffix(suffix) for suffix in (".yaml", ".yml")):
+        if file.is_file():
+            check_file(file, 2**20)
+            text = file.read_text(encoding="utf-8", errors="replace")
+            said = value_in(text, "parameterization") or said
+            rescaled |= (value_in(text, "rescale_betas_zero_snr") or "").lower() == "true"
+    names = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
+    return {"prediction_type": names.get(said, said), "rescale_betas_zero_snr": rescaled}
+
+
+def value_in(yaml: str, key: str) -> str | None:
+    """The word that a line of a YAML file has for a key."""
+    found = re.search(rf"""(?m)^[^#\n]*\b{key}["']?[ \t]*:[ \t]*["']?(\w+)""", yaml)
+    return found[1] if found else None
 
 
 def folder_parts(folder: Path, names: list[str], dtype: torch.dtype) -> dict[str, Part]:
+    absent = [name for name in names if not (folder / name).is_dir()]
+    if absent != names:
+        refuse_absent(str(folder), absent)
     return {name: folder_part(folder / name, name, dtype) for name in names}
 
 
 def folder_part(folder: Path, name: str, dtype: torch.dtype) -> Part:
-    """Find a network in its own folder, which has config.json and a weight file."""
+    """Find a network in its own folder, which has config.json and a weight file or shards."""
     file = folder / "config.json"
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"{file} is missing: the folder is not a model or is incomplete")
+    config = read_config(file, name)
+    for infix in infixes(dtype):
+        if weights := weight_file(folder / STEMS[name], infix):
+            return find_part(name, weights, config)
+    raise FileNotFoundError(absence(folder, name))
+
+
+def read_config(file: Path, name: str) -> Any:
     values = read_json(file)
     try:
-        config = READERS[name](values)
-    except (TypeError, ValueError) as error:
+        return READERS[name](values)
+    except ValueError as error:
         raise ValueError(f"{file} is not usable: {error}") from error
-    for infix in infixes(dtype):
-        if (file := folder / f"{STEMS[name]}{infix}.safetensors").is_file():
-            return find_part(name, file, config)
-    file = folder / f"{STEMS[name]}.safetensors"
-    if any(other.suffix in PICKLES for other in folder.iterdir()):
-        raise FileNotFoundError(
+
+
+def absence(folder: Path, name: str) -> str:
+    """A sentence on a folder without the weight file of a network, which may have another file instead."""
+    file, others = folder / f"{STEMS[name]}.safetensors", sorted(folder.iterdir())
+    if any(other.suffix in PICKLES for other in others):
+        return (
             f"{file} is missing and {folder} has only pickles: convert the model folder with "
             "`python -m weights_convert safetensors FOLDER OUT` and give OUT"
         )
-    raise FileNotFoundError(f"{file} is missing: download it again")
+    tensors = [other for other in others if other.suffix == ".safetensors"]
+    if any("-of-" in other.name for other in tensors):
+        return f"{folder / (STEMS[name] + INDEX + '.json')} is missing, without which shards are of no use"
+    if tensors:
+        return f"{file} is missing, but {tensors[0]} is there: if it is the {name}, rename it"
+    if foreign := [other for other in others if other.suffix in FORMATS]:
+        return f"{file} is missing and {foreign[0]} is {FORMATS[foreign[0].suffix]}: {LAYOUT}"
+    return f"{file} is missing: download it again"
 
 
 def vae_part(source: str | Path, dtype: torch.dtype) -> Part:
     """Find a VAE in a file, in a folder of its own or in a model folder."""
     path = local_path(source) or fetch(str(source), ["config.json"], [STEMS["vae"]], infixes(dtype))
-    if path.is_file():
-        return find_part("vae", path, SINGLE_FILE["vae"])
-    return folder_part(path / "vae" if (path / "vae").is_dir() else path, "vae", dtype)
+    if path.is_dir():
+        return folder_part(path / "vae" if (path / "vae").is_dir() else path, "vae", dtype)
+    return find_part("vae", path, SINGLE_FILE["vae"])
+
+
+def find_tokenizer(path: Path, given: str | Path | None, parts: dict[str, Part]) -> Tokenizer:
+    """Load the tokenizer given or a model's; raises ValueError for one that does not fit its text encoder."""
+    folder = tokenizer_folder(path, given)
+    tokenizer, config = load_tokenizer(folder), config_of(parts["text_encoder"])
+    if tokenizer.size != config.vocab_size:
+        raise ValueError(
+            f"the tokenizer in {folder} has {tokenizer.size} tokens, but the text encoder of {path} has "
+            f"{config.vocab_size}: give the tokenizer that belongs to it, with its added_tokens.json"
+        )
+    if tokenizer.context > config.max_position_embeddings:
+        raise ValueError(
+            f"the tokenizer in {folder} has model_max_length = {tokenizer.context}, but the text encoder of "
+            f"{path} has only {config.max_position_embeddings} positions"
+        )
+    return tokenizer
 
 
 def tokenizer_folder(path: Path, given: str | Path | None) -> Path:
-    """The folder with vocab.json: in the folder given or the model's, beside a single file, or on the hub."""
+    """The folder with the vocabulary: the one given or the model's, beside a single file, or on the hub."""
     place = Path(os.path.expanduser(given)) if given is not None else path if path.is_dir() else path.parent
     if folder := find_vocabulary(place):
         return folder
@@ -233,10 +364,15 @@ def tokenizer_folder(path: Path, given: str | Path | None) -> Path:
         raise FileNotFoundError(
             f"neither {place} nor {place / 'tokenizer'} has a vocab.json: copy a tokenizer there"
         )
-    return fetch(DEFAULT, VOCABULARY, [], ("",)) / "tokenizer"
+    try:
+        return fetch(DEFAULT, VOCABULARY, [], ("",)) / "tokenizer"
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} has no tokenizer beside it: give a folder with one as --tokenizer ({error})"
+        ) from error
 
 
 def find_vocabulary(place: Path) -> Path | None:
-    """The folder `tokenizer` in `place` or `place` itself, whichever has a vocab.json."""
-    folders = (place / "tokenizer", place)
-    return next((folder for folder in folders if (folder / "vocab.json").is_file()), None)
+    """The folder `tokenizer` in `place` or `place` itself, whichever has a vocabulary."""
+    names, folders = ("vocab.json", "tokenizer.json"), (place / "tokenizer", place)
+    return next((folder for folder in folders for name in names if (folder / name).exists()), None)

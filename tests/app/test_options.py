@@ -180,7 +180,7 @@ def test_a_changed_file_is_refused_unless_named_again() -> None:
     Path("mask.png").unlink()
     assert parse("photo.png", "--from", "run.json").mask == Path("mask.png").resolve()
     with pytest.raises(ValueError, match="there is no file .*mask.png"):
-        open_input(parse("photo.png", "--from", "run.json"), Path("photo.png"))
+        open_input(parse("photo.png", "--from", "run.json"))
 
 
 # JSON of version 0.1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import AddedToken, pre_tokenizers
 from transformers import CLIPTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
 from minidrag.networks.tokenizer import BOS, EOS
@@ -207,3 +207,121 @@ def test_training_ignores_order_and_stops_without_pairs(tmp_path: Path) -> None:
     assert_same(tmp_path / "few")
     with pytest.raises(ValueError, match="513"):
         train(CAPTIONS, 513, tmp_path / "none")
+
+
+# --- added tokens, and tokenizer.json ---
+
+
+def next_id(folder: Path) -> int:
+    return len(json.loads((folder / "vocab.json").read_text()))
+
+
+MENTIONS = [
+    "a <cat-toy> on the grass",
+    "<cat-toy><cat-toy>x<cat-toy>",
+    "A <Big> one, a <big> one",
+    "my sks dog, asks",
+    "<Special> and <special>",
+    "an <|endoftext|> <cat-toy>!",
+]
+
+
+def assert_added(folder: Path) -> None:
+    """Assert that prompts with added tokens, hard ones, and random ones get the ids of transformers."""
+    ours, theirs = load_tokenizer(folder), CLIPTokenizerFast.from_pretrained(folder)
+    prompts = MENTIONS + HARD + random_prompts(200)
+    options = {"padding": "max_length", "truncation": True, "max_length": 77, "return_tensors": "pt"}
+    want = theirs(prompts, **options).input_ids
+    different = [
+        prompt for prompt, a, b in zip(prompts, ours(prompts), want, strict=True) if not torch.equal(a, b)
+    ]
+    assert not different, different[:3]
+
+
+def test_added_tokens_json(small: Path) -> None:
+    first = next_id(small)
+    (small / "added_tokens.json").write_text(json.dumps({"<cat-toy>": first, "<Big>": first + 1}))
+    assert load_tokenizer(small)("<cat-toy>")[0, 1] == first and load_tokenizer(small).size == first + 2
+    assert_added(small)
+
+
+def save_with_added(small: Path, folder: Path) -> Path:
+    tokenizer = CLIPTokenizerFast.from_pretrained(small)
+    tokenizer.add_tokens(["<cat-toy>", "<Big>", AddedToken("sks", single_word=True)])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<Special>"]})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_what_transformers_saves(small: Path, tmp_path: Path) -> None:
+    """transformers 5 saves tokenizer.json and tokenizer_config.json alone."""
+    saved = save_with_added(small, tmp_path / "saved")
+    assert (saved / "tokenizer.json").is_file()
+    assert_added(saved)
+    assert load_tokenizer(saved)("sks")[0, 1] == next_id(small) + 2
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_merges_in_tokenizer_json_are_pairs_or_texts(small: Path, tmp_path: Path, pairs: bool) -> None:
+    plain = load_tokenizer(small)(HARD)
+    saved = save_with_added(small, tmp_path / "saved")
+    for name in ("vocab.json", "merges.txt"):
+        (saved / name).unlink(missing_ok=True)
+    whole = json.loads((saved / "tokenizer.json").read_text())
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in whole["model"]["merges"]]
+    whole["model"]["merges"] = merges if pairs else [" ".join(pair) for pair in merges]
+    whole["added_tokens"] = whole["added_tokens"][:2]
+    (saved / "tokenizer.json").write_text(json.dumps(whole))
+    assert merges and torch.equal(load_tokenizer(saved)(HARD), plain)
+
+
+def test_the_added_tokens_of_a_resaved_tokenizer_with_a_vocabulary(small: Path, tmp_path: Path) -> None:
+    """transformers 4 saved the vocabulary, tokenizer.json, added_tokens.json, and the same in its config."""
+    saved = save_with_added(small, tmp_path / "saved")
+    whole = json.loads((saved / "tokenizer.json").read_text())
+    for name in ("vocab.json", "merges.txt"):
+        (saved / name).write_bytes((small / name).read_bytes())
+    expected = load_tokenizer(saved)(MENTIONS)
+    added = {entry["id"]: entry for entry in whole["added_tokens"]}
+    config = json.loads((saved / "tokenizer_config.json").read_text())
+    config["added_tokens_decoder"] = {str(number): entry for number, entry in added.items()}
+    (saved / "tokenizer_config.json").write_text(json.dumps(config))
+    numbers = {entry["content"]: number for number, entry in added.items() if number >= next_id(small)}
+    (saved / "added_tokens.json").write_text(json.dumps(numbers))
+    assert torch.equal(load_tokenizer(saved)(MENTIONS), expected)
+    (saved / "tokenizer.json").unlink()
+    assert torch.equal(load_tokenizer(saved)(MENTIONS), expected)
+
+
+def test_a_concept_of_several_vectors_is_named_by_its_first(small: Path) -> None:
+    """As in the pipelines of diffusers, which write <toy> <toy>_1 <toy>_2 for <toy>."""
+    first = next_id(small)
+    names = {"<toy>": first, "<toy>_1": first + 1, "<toy>_2": first + 2, "<one>": first + 3}
+    (small / "added_tokens.json").write_text(json.dumps(names))
+    tokenizer = load_tokenizer(small)
+    a, end = tokenizer("a")[0, 1].item(), tokenizer.eos
+    assert tokenizer("a <toy> a <one>")[0, 1:8].tolist() == [
+        a,
+        first,
+        first + 1,
+        first + 2,
+        a,
+        first + 3,
+        end,
+    ]
+    assert torch.equal(tokenizer("a <toy> <toy>_1 <toy>_2"), tokenizer("a <toy>"))
+    assert tokenizer.length("<toy>") == 5
+
+
+@pytest.mark.parametrize("pad", ["!", {"content": "!"}, "<|endoftext|>", None])
+def test_the_pad_token_of_a_config_without_a_map(small: Path, pad: object) -> None:
+    (small / "special_tokens_map.json").unlink()
+    config = {"pad_token": pad, "model_max_length": None}
+    (small / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load_tokenizer(small)("a")[0, 3:].eq(0 if pad and "!" in str(pad) else next_id(small) - 1).all()
+
+
+def test_an_added_token_without_a_vector_of_its_own_keeps_its_id(small: Path) -> None:
+    """Ids need not follow on the vocabulary's."""
+    (small / "added_tokens.json").write_text(json.dumps({"<far>": 5000}))
+    assert load_tokenizer(small)("a <far>")[0, 2] == 5000 and load_tokenizer(small).size == 5001

@@ -19,6 +19,7 @@ from minidrag.networks.clip import CLIPConfig
 from minidrag.networks.unet import UNetConfig
 from minidrag.networks.vae import VAEConfig
 from minidrag.tiny.vocabulary import train
+from minidrag.weights import configs
 from minidrag.weights.configs import (
     READERS,
     load_tokenizer,
@@ -124,6 +125,98 @@ def test_down_blocks_that_do_not_mirror_the_up_blocks_are_refused() -> None:
         read_unet(SD15_UNET | {"down_block_types": ["DownBlock2D"] * 4})
 
 
+KINDS = (configs.Number, configs.Numbers)
+
+
+def numeric(table: str) -> list[tuple[str, str]]:
+    """Keys of a table that have numbers; read from the table so that a new key is tried too."""
+    kinds = (configs.Number, configs.Numbers)
+    keys = [
+        key for key, known in configs.SUPPORTED[table].items() if any(isinstance(x, kinds) for x in known)
+    ]
+    return [(table, key) for key in keys]
+
+
+READ = {
+    "config.json of the UNet": read_unet,
+    "config.json of the VAE": read_vae,
+    "config.json of the text encoder": read_text_encoder,
+    "scheduler_config.json": read_schedule,
+}
+deep: list[Any] = []
+for _ in range(500):
+    deep = [deep]
+WRONG = [
+    True,
+    "4",
+    -1,
+    0,
+    -0.5,
+    10**12,
+    1e12,
+    float("nan"),
+    float("inf"),
+    [],
+    [0],
+    [1.5],
+    [[4]],
+    {},
+    {"a": 1},
+]
+WRONG += [deep, [4] * 1000, ["4"], [True] * 4, [None] * 4]
+
+
+@pytest.mark.parametrize(("table", "key"), [pair for table in READ for pair in numeric(table)])
+def test_numbers_of_the_wrong_type_or_size_are_refused(table: str, key: str) -> None:
+    """Only zero as an offset, and a list of one number of the size of a head, mean something."""
+    for value in [*WRONG, *([] if key == "num_attention_heads" else [None])]:
+        if (key, value) == ("steps_offset", 0):
+            continue
+        with pytest.raises(ValueError) as caught:
+            READ[table]({key: value})
+        message = str(caught.value)
+        assert message.startswith(f"{table} has {key} = ") and len(message) < 400, message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize("table", READ)
+def test_no_other_key_takes_any_value(table: str) -> None:
+    for key, known in configs.SUPPORTED[table].items():
+        if any(isinstance(x, KINDS) for x in known):
+            continue
+        for value in [0.5, "x", deep, [], {}, float("nan"), 10**4000, [known[0]]]:
+            with pytest.raises(ValueError, match=f"has {key} = "):
+                READ[table]({key: value})
+
+
+def test_a_flag_is_no_number_and_a_number_no_flag() -> None:
+    for key, value in {"flip_sin_to_cos": 1, "downsample_padding": True, "use_linear_projection": 0}.items():
+        with pytest.raises(ValueError, match=f"{key} = {value}"):
+            read_unet({key: value})
+    assert read_unet({"mid_block_scale_factor": 1.0, "freq_shift": 0.0}) == UNetConfig()
+
+
+@pytest.mark.parametrize(
+    ("read", "values", "message"),
+    [
+        (read_unet, {"block_out_channels": [320, 640, 1280, 1284]}, "attention_head_dim = 8 does not divide"),
+        (
+            read_unet,
+            {"attention_head_dim": [8, 8, 8, 7]},
+            r"attention_head_dim = \[8, 8, 8, 7\] does not divide",
+        ),
+        (read_unet, {"norm_num_groups": 3}, "norm_num_groups = 3 does not divide"),
+        (read_vae, {"norm_num_groups": 7}, "norm_num_groups = 7 does not divide"),
+        (read_text_encoder, {"num_attention_heads": 7}, "hidden_size = 768, which num_attention_heads = 7"),
+        (read_schedule, {"num_train_timesteps": 10, "steps_offset": 10}, "steps_offset = 10"),
+        (read_vae, {"scaling_factor": 0.13025}, "that is SDXL's VAE"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused(read: Any, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(values)
+
+
 # --- schedule ---
 
 
@@ -194,7 +287,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("limit", [16, 77, 512, 10**30])
+@pytest.mark.parametrize("limit", [16, 77, 512, 10**30, 1e30])
 def test_length_of_a_tokenizer(folder: Path, limit: int) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
     assert load_tokenizer(folder)("a " * 100).shape == (1, min(limit, 77))
@@ -227,6 +320,37 @@ def test_missing_file_of_a_tokenizer(folder: Path, name: str) -> None:
         ("merges.txt", b"#version: 0.2\nqqq zzz\n", "do not fit together"),
         ("special_tokens_map.json", b"{", "special_tokens_map.json is not valid JSON"),
         ("special_tokens_map.json", b'{"pad_token": "<pad>"}', "lacks <pad>"),
+        ("special_tokens_map.json", b'{"pad_token": 3}', "pad_token"),
+        ("special_tokens_map.json", b'{"pad_token": {"x": 3}}', "pad_token"),
+        ("vocab.json", b'{"a": "0"}', "the token 'a' has '0' in place of an id"),
+        ("vocab.json", b'{"a": -1}', "the token 'a' has -1"),
+        ("vocab.json", b'{"a": true}', "the token 'a' has True"),
+        ("vocab.json", b'{"a": 1e3}', "the token 'a' has 1000.0"),
+        ("vocab.json", b'{"a": 99999999999}', "the token 'a' has 99999999999"),
+        ("vocab.json", b"[" * 100_000, "nested too deep"),
+        ("merges.txt", b"", "merges.txt is not a list of pairs"),
+        ("merges.txt", b"#version: 0.2\n", "the merges make only 0 of"),
+        ("merges.txt", b"abc\n", "a line is 'abc'"),
+        ("tokenizer_config.json", b'{"model_max_length": 0}', "model_max_length = 0: only"),
+        ("tokenizer_config.json", b'{"model_max_length": NaN}', "model_max_length = nan: only"),
+        ("tokenizer_config.json", b'{"model_max_length": true}', "model_max_length = True: only"),
+        ("tokenizer_config.json", b'{"model_max_length": "77"}', "model_max_length = '77': only"),
+        ("tokenizer_config.json", b'{"model_max_length": [77]}', r"model_max_length = \[77\]: only"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": [1]}', "added tokens are not a list"),
+        (
+            "tokenizer_config.json",
+            b'{"added_tokens_decoder": {"x": {"content": "y"}}}',
+            "'y' with the id 'x'",
+        ),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"9": 3}}', "None with the id 9"),
+        ("added_tokens.json", b'{"<x>": "y"}', "'<x>' with the id 'y'"),
+        ("added_tokens.json", b'{"<x>": -3}', "'<x>' with the id -3"),
+        ("added_tokens.json", b'{"<x>": 3}', "two tokens have the same id"),
+        ("added_tokens.json", b'{"a": 600}', "'a' has the ids"),
+        ("added_tokens.json", b"[1]", "added_tokens.json is not a JSON object"),
+        ("tokenizer.json", b'{"added_tokens": 3}', "added tokens are not a list"),
+        ("tokenizer.json", b'{"added_tokens": [3]}', "None with the id None"),
+        ("tokenizer.json", b"{", "tokenizer.json is not valid JSON"),
     ],
 )
 def test_broken_file_of_a_tokenizer(folder: Path, name: str, content: bytes, message: str) -> None:

@@ -21,10 +21,22 @@ SMALL_FILES = {
     "text_encoder/config.json",
     "tokenizer/vocab.json",
     "tokenizer/merges.txt",
+    "tokenizer/tokenizer.json",
+    "tokenizer/added_tokens.json",
     "tokenizer/special_tokens_map.json",
     "tokenizer/tokenizer_config.json",
     "scheduler/scheduler_config.json",
 }
+
+
+def files(infix: str) -> set[str]:
+    """Weight files and indices of shards of a variant."""
+    stems = [file.removesuffix(".safetensors") for file in checkpoints.FILES.values()]
+    return {
+        f"{stem}{end}"
+        for stem in stems
+        for end in (f"{infix}.safetensors", f".safetensors.index{infix}.json")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +89,14 @@ def test_only_needed_files_are_downloaded_and_only_once(hub: Hub, expected: Tens
     for source in (None, "sd15", weights.DEFAULT):
         model = load_model(source, device="cpu")
         assert checkpoints.same(checkpoints.outputs(model), expected)
-    assert hub.requests == [(weights.DEFAULT, SMALL_FILES | set(checkpoints.FILES.values()))]
+    assert hub.requests == [(weights.DEFAULT, SMALL_FILES | files(""))]
     assert model.source == weights.DEFAULT
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bit_dtypes_download_the_fp16_files(hub: Hub, dtype: torch.dtype) -> None:
     assert load_model("owner/name", device="cpu", dtype=dtype).dtype == dtype
-    halves = {file.replace(".safetensors", ".fp16.safetensors") for file in checkpoints.FILES.values()}
-    assert hub.requests == [("owner/name", SMALL_FILES | halves)]
+    assert hub.requests == [("owner/name", SMALL_FILES | files(".fp16"))]
 
 
 def test_a_repository_with_one_variant_of_each_network(hub: Hub) -> None:

@@ -1,5 +1,6 @@
 """LoRA files against diffusers and peft: keys in every style, files that are written or refused."""
 
+import copy
 import json
 import resource
 from collections.abc import Callable, Iterator
@@ -8,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+import transformers
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
+from support.checkpoints import write_zeros
 from support.loras import (
     ATTENTION,
     KOHYA,
@@ -18,19 +21,23 @@ from support.loras import (
     Models,
     build_models,
     merged_reference_noise,
+    merged_weights,
     outputs,
     random_factors,
     read_notes,
     reference_outputs,
     tiny_unet,
+    unet_inputs,
 )
-from support.references import SD15_TEXT, SD15_UNET, our_text, our_unet
+from support.references import SD15_TEXT, SD15_UNET, our_text, our_unet, prompt_tokens
 from torch import Tensor
+from torch.func import functional_call
 
 from minidrag.method.lora import Factors, LoRA, target_layers
 from minidrag.weights import lora_file
-from minidrag.weights.lora_file import FILE_NAME
+from minidrag.weights.lora_file import ADAPTER, FILE_NAME
 
+TRANSFORMERS = tuple(map(int, transformers.__version__.split(".")[:2]))
 Compare = Callable[..., None]
 NO_LORA = LoRA({}, {})
 
@@ -155,6 +162,167 @@ def test_alpha_given_only_in_the_metadata_of_peft(
         compare("LoRA, alpha in peft's metadata", outputs(models, found)[0], reference_outputs(models)[0])
 
 
+def test_no_layer_is_special(models: Models, tmp_path: Path, compare: Compare) -> None:
+    """LyCORIS also has conv_in, conv_out, the timestep embedding, and every layer of the text encoder."""
+    entries, text_entries = (
+        random_factors(models.unet, ("",), 31),
+        random_factors(models.text_encoder, ("",), 32),
+    )
+    assert {"conv_in", "conv_out", "time_embedding.linear_1"} < entries.keys()
+    save_file(lora_file.to_keys(LoRA(entries, text_entries), "kohya"), tmp_path / "lora.safetensors")
+    found = lora_file.read(tmp_path / "lora.safetensors", models.unet, models.text_encoder)
+    assert (len(found.unet), len(found.text_encoder)) == (len(entries), len(text_entries))
+    noise, text = outputs(models, found)
+    compare("LoRA on every layer: UNet", noise, merged_reference_noise(models, entries))
+    merged = merged_weights(models.text_encoder, text_entries)
+    with torch.no_grad():
+        compare(
+            "LoRA on every layer: text",
+            text,
+            functional_call(models.text_encoder, merged, prompt_tokens(120)),
+        )
+
+
+@torch.no_grad()
+def randomize_adapter(model: Any, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            weight.requires_grad_(False).normal_(0, 0.2, generator=generator)
+
+
+def test_a_file_with_a_text_encoder_by_diffusers_today(
+    models: Models, tmp_path: Path, compare: Compare
+) -> None:
+    """transformers 5.6 dropped text_model. from the names of the text encoder's layers."""
+    layers, adapted, targets = {}, {}, {"unet": [*ATTENTION], "text_encoder": ["q_proj", "fc1"]}
+    for name, ends in targets.items():
+        config = LoraConfig(r=3, lora_alpha=3, target_modules=ends)
+        model: Any = inject_adapter_in_model(config, copy.deepcopy(getattr(models.pipeline, name)))
+        model.peft_config = {"default": config}
+        randomize_adapter(model, 33)
+        layers[f"{name}_lora_layers"], adapted[name] = get_peft_model_state_dict(model), model
+    type(models.pipeline).save_lora_weights(tmp_path, **layers)
+    keys = [key for key in load_file(tmp_path / FILE_NAME) if key.startswith("text_encoder.")]
+    assert len(keys) == 12 and (not any("text_model" in key for key in keys) or TRANSFORMERS < (5, 6))
+    found = lora_file.read(tmp_path, models.unet, models.text_encoder)
+    assert len(found.text_encoder) == 6
+    noise, text = outputs(models, found)
+    with torch.no_grad():
+        compare("LoRA, saved by diffusers today: UNet", noise, adapted["unet"](*unet_inputs()).sample)
+        expected = adapted["text_encoder"](prompt_tokens(120)).last_hidden_state
+    compare("LoRA, saved by diffusers today: text", text, expected)
+
+
+ADAPTERS: dict[str, Any] = {
+    "plain": {"lora_alpha": 5},
+    "default alpha": {},
+    "rslora": {"lora_alpha": 5, "use_rslora": True},
+    "patterns": {
+        "rank_pattern": {"attn2.to_k": 2},
+        "alpha_pattern": {"attn2.to_k": 11, "^down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("network", ["unet", "text_encoder"])
+def test_adapters_of_peft(network: str, kind: str, models: Models, tmp_path: Path, compare: Compare) -> None:
+    """adapter_model.safetensors, with alpha in adapter_config.json beside it, by peft itself."""
+    reference = copy.deepcopy(getattr(models.pipeline, network))
+    targets = list(ATTENTION if network == "unet" else ("q_proj", "fc2"))
+    options = ADAPTERS[kind] if network == "unet" or kind != "patterns" else {"alpha_pattern": {"fc2": 3}}
+    adapted: Any = get_peft_model(reference, LoraConfig(**{"r": 4, "target_modules": targets, **options}))
+    randomize_adapter(adapted, 34)
+    adapted.save_pretrained(tmp_path)
+    assert all(key.startswith("base_model.model.") for key in load_file(tmp_path / ADAPTER))
+    with torch.no_grad():
+        inputs = unet_inputs() if network == "unet" else (prompt_tokens(120),)
+        expected = adapted(*inputs)[0]
+    for path in (tmp_path, tmp_path / ADAPTER):
+        found = lora_file.read(path, models.unet, models.text_encoder)
+        ours = outputs(models, found)[network == "text_encoder"]
+        compare(f"LoRA, adapter of peft: {network}", ours, expected)
+        assert not (found.text_encoder if network == "unet" else found.unet)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"use_dora": True}, "use_dora = True"),
+        ({"peft_type": "LOHA"}, "peft_type = 'LOHA'"),
+        ({"bias": "all"}, "bias = 'all'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'"),
+        ({"modules_to_save": ["conv_in"]}, "modules_to_save"),
+        ({"lora_alpha": None}, "lora_alpha = None"),
+        ({"lora_alpha": float("nan")}, "lora_alpha = nan"),
+        ({"lora_alpha": 1e30}, r"lora_alpha = 1e\+30"),
+        ({"lora_alpha": True}, "lora_alpha = True"),
+        ({"lora_alpha": [1, 2]}, r"lora_alpha = \[1, 2\]"),
+        ({"alpha_pattern": {"(a+)+$": 3}}, "alpha_pattern has"),
+        ({"alpha_pattern": {"to_q": "3"}}, "alpha_pattern has"),
+        ({"alpha_pattern": [1]}, "alpha_pattern is not a table"),
+        (None, "adapter_config.json is missing"),
+        ("[" * 100_000, "nested too deep"),
+        ("[1]", "is not a JSON object"),
+        ("{", "is not valid JSON"),
+    ],
+)
+def test_adapters_that_are_not_plain_are_refused(values: Any, message: str, tmp_path: Path) -> None:
+    unet, layer = tiny_unet(), "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file(
+        {f"{layer}.lora_A.weight": torch.ones(2, 16), f"{layer}.lora_B.weight": torch.ones(16, 2)},
+        tmp_path / ADAPTER,
+    )
+    config, tensors = tmp_path / "adapter_config.json", tmp_path / ADAPTER
+    config.write_text(
+        json.dumps({"lora_alpha": 2, "rank_pattern": {"[": 3, "(x+x+)+y": 2}, "alpha_pattern": {"to_q": 4}})
+    )
+    assert [factors.alpha for factors in lora_file.read(tmp_path, unet, None).unet.values()] == [4]
+    config.write_text(values if isinstance(values, str) else json.dumps(values))
+    if values is None:
+        config.unlink()
+    with pytest.raises(ValueError, match=message) as caught:
+        lora_file.read(tmp_path, unet, None)
+    assert str(caught.value).startswith(str(tensors)) and "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_lora_says_what_it_has(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match="has neither pytorch_lora_weights.safetensors nor adapter_model"
+    ):
+        lora_file.read(tmp_path, tiny_unet(), None)
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / ADAPTER).touch()
+    with pytest.raises(FileNotFoundError, match=f"give {tmp_path / 'unet'}"):
+        lora_file.read(tmp_path, tiny_unet(), None)
+
+
+def test_a_bundled_embedding_is_left_out(tmp_path: Path) -> None:
+    unet = tiny_unet()
+    lora = LoRA(random_factors(unet, ATTENTION, 35), {})
+    bundle = {f"bundle_emb.word{i}.string_to_param.*": torch.ones(2, 12) for i in range(2)}
+    save_file(lora_file.to_keys(lora, "kohya") | bundle, tmp_path / "lora.safetensors")
+    found = lora_file.read(tmp_path / "lora.safetensors", unet, None)
+    assert found.unet.keys() == lora.unet.keys()
+    (note,) = lora_file.left_out(tmp_path / "lora.safetensors")
+    assert "word0, word1" in note and "not used" in note
+    save_file(lora_file.to_keys(lora, "kohya"), tmp_path / "lora.safetensors")
+    assert lora_file.left_out(tmp_path / "lora.safetensors") == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float64])
+def test_every_kind_of_floats_is_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = {
+        f"{FIRST}.lora_{name}.weight": torch.tensor([[0.5] * 16] * 16).to(dtype) for name in ("down", "up")
+    }
+    tensors[f"{FIRST}.alpha"] = torch.tensor(3)  # LyCORIS: an integer
+    save_file(tensors, tmp_path / "lora.safetensors")
+    ((down, up, alpha),) = lora_file.read(tmp_path / "lora.safetensors", tiny_unet(), None).unet.values()
+    assert alpha == 3 and down.eq(0.5).all() and up.eq(0.5).all()
+    assert down.dtype == (dtype if dtype.itemsize > 1 else torch.float32)
+
+
 def test_layer_paths_of_stable_diffusion_stay_unique_without_their_dots() -> None:
     for model in (our_unet(SD15_UNET), our_text(SD15_TEXT)):
         paths = list(target_layers(model))
@@ -264,10 +432,9 @@ REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {  # shapes by key,
         "is incomplete",
     ),
     "scalars": ({f"{FIRST}.lora_down.weight": (), f"{FIRST}.lora_up.weight": ()}, "is incomplete"),
-    "SDXL": (
-        {f"lora_te1_x{i}.lora_{factor}.weight": (2, 2) for i in range(5) for factor in ("down", "up")},
-        "UNet: layer lora_te1_x0 does not exist, layer lora_te1_x1 does not exist, "
-        "layer lora_te1_x2 does not exist, and 2 more",
+    "layers of another model": (
+        {f"unet.x{i}.lora_{factor}.weight": (2, 2) for i in range(5) for factor in ("A", "B")},
+        "UNet: layer x0 does not exist, layer x1 does not exist, layer x2 does not exist, and 2 more",
     ),
     "wrong width": (
         {f"{FIRST}.lora_down.weight": (2, 20), f"{FIRST}.lora_up.weight": (16, 2)},
@@ -291,9 +458,75 @@ def test_files_other_than_a_plain_lora_for_this_model_are_refused(kind: str, tmp
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda x: x[:-9], lambda x: x[:20], lambda x: b"", lambda x: b"PK\3\4" + x]
-)
+PLAIN = {f"{FIRST}.lora_down.weight": torch.ones(2, 16), f"{FIRST}.lora_up.weight": torch.ones(16, 2)}
+MALFORMED: dict[str, tuple[dict[str, Tensor], str | None, str]] = {  # tensors, metadata of peft, message
+    "no tensors": ({}, None, "there is no LoRA in the file"),
+    "embedding alone": ({"bundle_emb.x.y": torch.ones(2)}, None, "there is no LoRA in the file"),
+    "two alphas": (PLAIN | {f"{FIRST}.alpha": torch.ones(2)}, None, r"alpha is F32 \[2\]"),
+    "no alpha": (PLAIN | {f"{FIRST}.alpha": torch.ones(0)}, None, r"alpha is F32 \[0\]"),
+    "complex alpha": (PLAIN | {f"{FIRST}.alpha": torch.tensor(1j)}, None, "alpha is C64"),
+    "alpha that is no number": (PLAIN | {f"{FIRST}.alpha": torch.tensor(torch.nan)}, None, "alpha is nan"),
+    "infinite alpha": (PLAIN | {f"{FIRST}.alpha": torch.tensor(torch.inf)}, None, "alpha is inf"),
+    "huge alpha": (PLAIN | {f"{FIRST}.alpha": torch.tensor(1e30)}, None, r"alpha is 1e\+30"),
+    "integers": ({key: x.to(torch.int8) for key, x in PLAIN.items()}, None, "is I8: only floating point"),
+    "complex": ({key: x * 1j for key, x in PLAIN.items()}, None, "is C64: only floating point"),
+    "packed": (
+        {key: x.to(torch.uint8).view(torch.float4_e2m1fn_x2) for key, x in PLAIN.items()},
+        None,
+        "is F4: only floating point",
+    ),
+    "metadata: a list": (PLAIN, "[1, 2]", "is not a JSON object"),
+    "metadata: a number": (PLAIN, "3", "is not a JSON object"),
+    "metadata: deep": (PLAIN, "[" * 100_000, "nested too deep"),
+    "metadata: broken": (PLAIN, "{", "is not valid JSON"),
+    "metadata: alpha": (PLAIN, '{"unet.lora_alpha": "x"}', "lora_alpha = 'x'"),
+    "metadata: DoRA": (PLAIN, '{"unet.use_dora": true}', "use_dora = True"),
+    "SDXL, text encoders": ({f"lora_te2_x.{name}": x for name, x in PLAIN.items()}, None, "a LoRA for SDXL"),
+    "SDXL, keys of LDM": (
+        {"lora_unet_input_blocks_4_1_proj_in.alpha": torch.ones(())},
+        None,
+        "a LoRA for SDXL",
+    ),
+    "SDXL, diffusers": (
+        {
+            "unet.down_blocks.2.attentions.0.transformer_blocks.9.attn1.to_q.lora_A.weight": torch.ones(
+                2, 1280
+            )
+        },
+        None,
+        "a LoRA for SDXL",
+    ),
+    "Flux": (
+        {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(2, 2)},
+        None,
+        "for Flux",
+    ),
+    "VAE": ({"lora_vae_encoder_conv_in.lora_down.weight": torch.ones(2, 3)}, None, "a LoRA of a VAE"),
+}
+for width, model in {2048: "SDXL", 1024: "Stable Diffusion 2.x"}.items():
+    key = FIRST.replace("attn1_to_q", "attn2_to_k")
+    pair = {f"{key}.lora_down.weight": torch.ones(2, width), f"{key}.lora_up.weight": torch.ones(16, 2)}
+    MALFORMED[f"{model} by its width"] = (pair, None, f"this is a LoRA for {model}")
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_malformed_files_are_refused(kind: str, tmp_path: Path) -> None:
+    tensors, metadata, message = MALFORMED[kind]
+    path, unet = tmp_path / "lora.safetensors", tiny_unet()
+    save_file(tensors, path, {"lora_adapter_metadata": metadata} if metadata else None)
+    with pytest.raises(ValueError, match=message) as caught:
+        lora_file.read(path, unet, None)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_a_rank_that_no_model_needs_is_refused_unread(tmp_path: Path) -> None:
+    shapes = {f"{FIRST}.lora_down.weight": [10**9, 16], f"{FIRST}.lora_up.weight": [16, 10**9]}
+    file = write_zeros(tmp_path / "lora.safetensors", shapes)  # 128 GB, but a hole
+    with pytest.raises(ValueError, match="a LoRA of 32,000,000,000 numbers does not belong"):
+        lora_file.read(file, tiny_unet(), None)
+
+
+@pytest.mark.parametrize("damage", [lambda x: x[:-9], lambda x: x[:20], lambda x: b""])
 def test_damaged_files_are_refused(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     unet, path = tiny_unet(), tmp_path / "lora.safetensors"
     lora_file.write(LoRA(random_factors(unet, ATTENTION, 16), {}), path)
