@@ -24,7 +24,7 @@ from minidrag.weights.model import load_model
 MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # in PyTorch's errors, any device
 
 
-def run(options: Options, out: Path | None) -> None:
+def run(options: Options, out: Path | None, report: bool = False) -> None:
     """Edit the image and write the results to a folder; None: a new one."""
     image, mask = open_input(options)
     prompt, config, seed = options.prompt, options.config, options.seed
@@ -63,6 +63,10 @@ def run(options: Options, out: Path | None) -> None:
         f"seconds: {parts}, total {sum(progress.seconds.values()):.1f}",
         f"files: {names} in {folder.parent.resolve()}",
     )
+    if report:
+        from minidrag.course.report import attempt  # not needed otherwise
+
+        say(attempt(folder.parent, model, image, mask, options, edit))
 
 
 def say(*lines: str) -> None:
@@ -78,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "image" not in given:
             given.setdefault("base", tiny.DEMO / "drag.json")
         options = read_options(given)
-        run(options, given.get("out"))
+        run(options, given.get("out"), given.get("report", False))
     except KeyboardInterrupt as stop:
         return fail(f"stopped: {str(stop) or 'nothing was finished'}", 130)
     except FloatingPointError as error:

@@ -1,0 +1,1 @@
+"""A course on dragging: a report of one edit, lessons, and exercises."""
