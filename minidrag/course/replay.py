@@ -171,8 +171,7 @@ def block_colors(model: Model, edit: Edit, text: Tensor) -> list[list[Image.Imag
 
 
 def warped(model: Model, edit: Edit, text: Tensor) -> tuple[Tensor, bool]:
-    """Cells of the latent that are the first handle's thing, (H, W), and whether a warped start moved "
-    "them."""
+    """Cells of the first handle's thing in the latent, (H, W), and whether a warped start moved them."""
     top = edit.path[-1]
     features = origin_of(model, edit, text, len(edit.path) - 1).view.features
     cells = thing(features, edit.task.handles[0], list(top.shape[2:]))

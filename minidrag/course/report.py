@@ -87,8 +87,7 @@ def page(subject: Subject) -> str:
 def write(
     folder: Path, model: Model, image: Image.Image, mask: Tensor | None, options: Options, edit: Edit
 ) -> Path:
-    """Write the report of an edit into a folder. Raises ValueError if it would replace a file of another "
-    "kind."""
+    """Write the report of an edit into a folder. Raises ValueError for a file there that is not a report."""
     file = folder / NAME
     if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(f"{file} is not a report: move it away")

@@ -439,7 +439,7 @@ def asked(subject: Subject) -> str:
     edit, replay = subject.edit, subject.replay
     size, at = size_of(replay.attention), Pixel(replay.query.column, replay.query.row)
     return row(
-        picture(images.resize(edit.raw, size), "the cell that asks", box(at, at, size, "ahead"), cells=True),
+        picture(images.resize(edit.raw, size), "the cell that asks", box(at, at, size, "asks"), cells=True),
         picture(heat(replay.attention, 0), "weights over the original", cells=True),
         picture(images.resize(subject.image, size), "the original at that size", cells=True),
     )
