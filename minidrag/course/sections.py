@@ -139,9 +139,12 @@ def lora(subject: Subject) -> Section:
         "average. A model that knew such images before has little to learn; on photos others measured "
         "hardly any movement without a LoRA."
     )
+    curve = [
+        Curve("loss removed by the LoRA; 0: none, or it rose", [(t, max(gain, 0.0)) for t, gain in gains])
+    ]
+    plot = chart(curve, "timestep t", "percent")
     if not trained:
-        answer = "This run has no trained LoRA, so both samples and both losses are the same."
-    curve = [Curve("loss removed by the LoRA", [(time, max(gain, 0.0)) for time, gain in gains])]
+        answer, plot = "This run has no trained LoRA, so both samples and both losses are the same.", ""
     return Section(
         "lora",
         "LoRA: learn this one image",
@@ -151,7 +154,7 @@ def lora(subject: Subject) -> Section:
         [excerpt(LoRALayer.forward, "output, x, up", "return"), excerpt(noise_loss, "noisy =", "return")],
         "Both samples below start from the same fresh noise. Which will look more like the image, and how "
         "much?",
-        row(picture(subject.shown, "the image"), *shown) + chart(curve, "timestep t", "percent"),
+        row(picture(subject.shown, "the image"), *shown) + plot,
         answer,
         r"L_{\text{ft}}(z, \Delta\theta) = \E_{\epsilon, t} \| \epsilon - "
         r"\epsilon_{\theta + \Delta\theta}(\alpha_t z + \sigma_t \epsilon) \|_2^2",
@@ -369,7 +372,7 @@ def update(subject: Subject) -> Section:
     if edit.task.mask is not None:
         found = (
             f"At the end the mean change is {inside[-1]:.3f} inside the mask and {outside[-1]:.3f} outside, "
-            "where the mask term pulls it back."
+            "where only the mask term holds it."
         )
     return Section(
         "update",

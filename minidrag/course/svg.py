@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minidrag.points import Pixel
 
-SMALL = 256  # pixels: up to this side an image is stored without loss
+SMALL = 160  # pixels: up to this shorter side an image is stored without loss
 # Dark to bright; read off no published color map.
 HEAT = np.array(
     [(20, 18, 52), (46, 58, 130), (38, 124, 150), (72, 184, 128), (188, 220, 80), (255, 246, 168)]
@@ -51,7 +51,7 @@ def data_uri(image: Image.Image) -> str:
     """The image itself as a link: PNG if small, else JPEG."""
     kind = "PNG" if min(image.size) <= SMALL else "JPEG"
     buffer = io.BytesIO()
-    image.save(buffer, kind, optimize=True, **({"quality": 90} if kind == "JPEG" else {}))
+    image.save(buffer, kind, optimize=True, **({"quality": 85} if kind == "JPEG" else {}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
