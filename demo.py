@@ -26,7 +26,7 @@ from minidrag.weights.model import Model, load_model
 LESS_MEMORY = "try --dtype float16, --checkpointing, --lora-batch 1, or a smaller --size"
 
 
-def run(options: Options, out: Path | None) -> None:
+def run(options: Options, out: Path | None, report: bool = False) -> None:
     """Edit the image and write the results to a folder; None: a new one."""
     image, mask = open_input(options) if options.image else (None, None)
     prompt, config, seed, clean = options.prompt, options.config, options.seed, None
@@ -64,6 +64,10 @@ def run(options: Options, out: Path | None) -> None:
         f"seconds: {parts}, total {sum(progress.seconds.values()):.1f}",
         f"files: {names} in {folder.parent.resolve()}",
     )
+    if report and not missing:
+        from minidrag.course.report import attempt  # not needed otherwise
+
+        say(attempt(folder.parent, model, image, mask, options, edit))
     if any(isinstance(error, KeyboardInterrupt) for error in missing.values()):
         raise KeyboardInterrupt(f"the edit is in {folder.parent}")
 
@@ -90,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.setdefault("base", tiny.DEMO / "drag.json")
         options = read_options(given)
         try:
-            run(options, given.get("out"))
+            run(options, given.get("out"), given.get("report", False))
         except FloatingPointError as error:
             half = options.dtype in ("float16", "bfloat16")
             remedy = "--dtype float32" if half else "a smaller --drag-lr or --lora-lr"

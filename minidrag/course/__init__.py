@@ -1,1 +1,1 @@
-"""Material for a class: exercises that check themselves, and what mistakes look like."""
+"""A course on dragging: a report of one edit, lessons, and exercises that check themselves."""

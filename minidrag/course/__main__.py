@@ -1,4 +1,4 @@
-"""`python -m minidrag.course SUBCOMMAND`: one subcommand per thing to do in class.
+"""`python -m minidrag.course SUBCOMMAND`: the commands of the course.
 
 A subcommand is a module with `add_arguments(parser)` and `run(args) -> int`, the exit status; the first line
 of its docstring is its help.
@@ -8,15 +8,19 @@ import argparse
 import importlib
 import sys
 
+from minidrag import console
+
 SUBCOMMANDS = {
+    "report": "minidrag.course.report",
+    "figures": "minidrag.course.figures",
     "new": "minidrag.course.new",
     "check": "minidrag.course.check",
     "slips": "minidrag.course.slips",
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m minidrag.course", description="Learn minidrag.")
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m minidrag.course", description="Teach minidrag.")
     chosen = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
     for name, path in SUBCOMMANDS.items():
         module = importlib.import_module(path)
@@ -24,15 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
         command = chosen.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    args = parser.parse_args(arguments)
-    try:
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    def job() -> int:
+        args = build_parser().parse_args(arguments)
         return args.run(args)
-    except (ValueError, OSError) as error:
-        print(f"minidrag: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("minidrag: stopped", file=sys.stderr)
-        return 130
+
+    return console.command(job, "close other programs")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,152 @@
+"""Explain one edit: its equations, the lines of code that computed them, and its figures, in one HTML file.
+
+    python demo.py --report
+    python -m minidrag.course report runs/picture-1
+
+The file opens without a network and prints as slides.
+"""
+
+import argparse
+import json
+import sys
+import time
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from minidrag import images
+from minidrag.app import lora_cache
+from minidrag.app.options import Options, open_input, read_options
+from minidrag.app.progress import Progress
+from minidrag.course.excerpt import to_html
+from minidrag.course.mathml import mathml
+from minidrag.course.replay import replay
+from minidrag.course.sections import Section, Subject, sections
+from minidrag.course.svg import picture, row
+from minidrag.edit import Edit, drag_edit
+from minidrag.weights import lora_file
+from minidrag.weights.model import Model, load_model
+
+NAME = "report.html"
+MARK = '<meta name="generator" content="minidrag">'  # a file without it was not written here
+HERE = Path(__file__).parent
+INTRODUCTION = (
+    "DragDiffusion (arXiv 2306.14435) on one image, step by step. Each page has an equation, the lines of "
+    "code "
+    "that computed it, and what they did here. Answer the question before you unfold the figure."
+)
+NUMBERS = ("arrived", "distances", "remaining", "paths", "losses")  # as in run.json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a finished run of demo.py")
+    parser.add_argument("--device", help="cpu, cuda, or mps (default: that of the run)")
+
+
+def to_section(section: Section, number: int) -> str:
+    formula = "".join(map(mathml, section.formula.splitlines()))
+    code = "".join(map(to_html, section.code))
+    opening = f'<div class="opening">{section.opening}</div>' if section.opening else ""
+    fold = f'<div class="fold">{section.figure}<p class="answer">{section.answer}</p></div>'
+    return (
+        f'<section id="{section.name}"><h2><span class="number">{number}</span>{section.title}</h2>'
+        f'<div><p class="lead">{section.lead}</p>{formula}{code}</div>'
+        f"<div>{opening}<details><summary>{section.question}</summary>{fold}</details></div></section>"
+    )
+
+
+def page(subject: Subject) -> str:
+    """The whole file."""
+    parts = sections(subject)
+    links = "".join(f'<a href="#{part.name}">{n}. {part.title}</a>' for n, part in enumerate(parts, 1))
+    body = "".join(to_section(part, number) for number, part in enumerate(parts, 1))
+    numbers = {name: getattr(subject.edit, name) for name in NUMBERS}
+    data = json.dumps(numbers).replace("<", "\\u003c")
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    edit = images.resize(subject.edit.image, subject.size)
+    hero = picture(subject.shown, "before"), picture(edit, "after")
+    title = " ".join(["How this image was dragged:", escape(subject.prompt)]).rstrip(": ")
+    made = ", ".join(f"{name} {version}" for name, version in lora_cache.versions().items())
+    about = f'<p class="made">Model {escape(subject.model)}; {escape(made)}.</p>'
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{MARK}'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{style}</style></head><body>"
+        f"<header><h1>How this image was dragged</h1><p>{INTRODUCTION}</p>"
+        f'<div class="hero">{row(*hero)}</div>{about}<nav>{links}</nav>'
+        f"<p><button>Show all figures</button></p></header><main>{body}</main>"
+        f'<script type="application/json" id="numbers">{data}</script>'
+        f"<script>{script}</script></body></html>\n"
+    )
+
+
+def write(
+    folder: Path, model: Model, image: Image.Image, mask: Tensor | None, options: Options, edit: Edit
+) -> Path:
+    """Write the report of an edit into a folder. Raises ValueError for a file there that is not a report."""
+    file = folder / NAME
+    if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(f"{file} is not a report: move it away")
+    made = replay(model, edit, options.prompt)
+    text = page(Subject(image, mask, options.prompt, options.model, edit, made))
+    images.write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
+    return file
+
+
+def attempt(
+    folder: Path, model: Model, image: Image.Image, mask: Tensor | None, options: Options, edit: Edit
+) -> str:
+    """Write the report of an edit whose results are written; return a sentence on how that went."""
+    began = time.perf_counter()
+    try:
+        file = write(folder, model, image, mask, options, edit)
+        size = file.stat().st_size / 1e6
+    except KeyboardInterrupt:
+        return "note: the report was stopped; the results are complete"
+    except Exception as error:  # whatever it is, the edit is done
+        return f"note: there is no report: {' '.join(str(error).split()) or type(error).__name__}"
+    return f"report: {file.resolve()}, {size:.1f} MB in {time.perf_counter() - began:.1f} s"
+
+
+def repeat(folder: Path, device: str | None) -> str:
+    """Repeat a finished run with its own LoRA and write its report; return a sentence on both."""
+    file = folder / "lora.safetensors"
+    given: dict[str, Any] = {"base": folder / "run.json", "lora": file}
+    options = read_options(given | ({"device": device} if device else {}))
+    image, mask = open_input(options)
+    dtype = getattr(torch, str(options.dtype))
+    model = load_model(options.model, vae=options.vae, device=options.device, dtype=dtype)
+    lora = lora_file.read(file, model.unet, model.text_encoder)
+    edit = drag_edit(
+        model,
+        image,
+        options.handles,
+        options.targets,
+        mask=mask,
+        prompt=options.prompt,
+        config=options.config,
+        lora=lora,
+        progress=Progress(),
+    )
+    made = write(folder, model, image, mask, options, edit)
+    before = json.loads(given["base"].read_text(encoding="utf-8")).get("result", {})
+    same = before.get("paths") == json.loads(json.dumps(edit.paths))
+    return f"wrote {made}" + (
+        "" if same else "; the handles' paths differ from run.json: other versions or device"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        print(repeat(args.folder, args.device))
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"minidrag: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("minidrag: stopped, nothing written", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,274 @@
+"""The report: complete, valid, self-contained, true to run.json and to the source, and never in the way."""
+
+import json
+import re
+import shutil
+import subprocess
+import textwrap
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from support.command import PHOTO, ROOT, WRITTEN, complaint, demo, raising
+
+from minidrag.app.runs import RESULTS
+from minidrag.config import EditConfig
+from minidrag.course import report
+from minidrag.course.__main__ import main
+from minidrag.course.excerpt import excerpt, highlight
+from minidrag.course.mathml import mathml
+from minidrag.course.replay import replay, spread
+from minidrag.course.svg import heat, picture, ticks
+from minidrag.edit import drag_edit
+from minidrag.method.drag import track
+from minidrag.weights.model import load_model
+
+SECTIONS = ["task", "lora", "inversion", "features", "start", "supervision", "tracking", "update", "steps"]
+SECTIONS += ["control", "result"]
+ALONE = [name for name in SECTIONS if name != "start"]
+VOID = {"meta", "input", "br", "link", "img"}  # elements without an end tag
+TWO = ["--drag", "60,60:50,60"]
+MASK = ["--mask", "mask.png"]
+RUNS = {  # options, sections
+    "one level": ([*MASK], ALONE),
+    "in turn and warped": ([*MASK, "--warp-start", "--drag-levels", "2", "--prompt", "a <b>"], SECTIONS),
+    "two handles, no mask": ([*TWO, "--motion-reference", "start", "--control-blocks", "0"], ALONE),
+    "nothing to do": (["--drag-steps", "0", "--lora-steps", "0", "--inversion-steps", "1"], ALONE),
+}
+
+
+class Page(HTMLParser):
+    """What a report consists of; AssertionError for a tag that does not match."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.sections: list[str] = []
+        self.details = 0
+        self.links: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "section":
+            self.sections.append(values["id"] or "")
+        self.details += tag == "details"
+        self.links += [values[name] or "" for name in ("href", "src", "xlink:href") if name in values]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for name, value in attrs if name in ("href", "src")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+@pytest.fixture
+def made(start: Callable[..., int]) -> Callable[..., str]:
+    """made(option, ...): the report of a run into the folder out."""
+
+    def made(*options: str) -> str:
+        assert start(*PHOTO, *options, "--report", "--out", "out") == 0
+        return Path("out/report.html").read_text(encoding="utf-8")
+
+    return made
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_report_is_complete_valid_and_agrees_with_run_json(made: Callable[..., str], name: str) -> None:
+    options, expected = RUNS[name]
+    text = made(*options)
+    page = Page(text)
+    assert page.sections == expected and page.details == len(expected)
+    assert all(link.startswith(("data:image/", "#")) for link in page.links)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"base64,[\w+/=]+", "", text))
+    result = json.loads(Path("out/run.json").read_text())["result"]
+    numbers = json.loads(re.findall(r'id="numbers">(.*?)</script>', text)[0])
+    assert numbers == {key: result[key] for key in numbers} and len(numbers) == 5
+    shown = " ".join(page.texts)
+    for number, (left, distance) in enumerate(zip(result["remaining"], result["distances"], strict=True), 1):
+        assert f"handle {number} has {left:.1f} of {distance:.1f} pixels left" in shown
+    assert f"{len(result['losses'])} update" in shown
+    assert "a <b>" in shown or "--prompt" not in options
+    assert ("comes from" in shown, "nan" in shown) == (False, False)
+
+
+def test_quoted_lines_are_those_of_the_source(made: Callable[..., str]) -> None:
+    text = made(*MASK, "--warp-start")
+    found = re.findall(
+        r"<figcaption>(minidrag/[\w/]+\.py):(\d+)</figcaption><pre>(.*?)</pre>", text, re.DOTALL
+    )
+    assert len(found) >= len(SECTIONS)
+    for file, number, code in found:
+        quoted = Page(f"<pre>{code}</pre>")
+        lines = "".join(quoted.texts).splitlines()
+        first = int(number) - 1
+        source = (ROOT / file).read_text(encoding="utf-8").splitlines()[first : first + len(lines)]
+        assert lines == textwrap.dedent("\n".join(source)).splitlines(), file
+
+
+def test_the_replayed_losses_are_those_of_the_run(untrained: Path, workdir: Path) -> None:
+    image, mask = Image.open("photo.png").convert("RGB"), torch.zeros(80, 96)
+    mask[20:66, 10:80] = 1
+    config = EditConfig(steps=6, inversion_steps=4, lora_steps=1, drag_levels=2, drag_steps=3, size=64)
+    model = load_model(untrained, device="cpu")
+    points = [(30, 40), (60, 50)], [(48, 42), (50, 50)]
+    edit = drag_edit(model, image, *points, mask=mask, config=config)
+    found = replay(model, edit, "")
+    compared = 0
+    for moment in found.moments:
+        following = edit.steps[moment.index + 1 : moment.index + 2]
+        if moment.index and following and following[0].loss is not None:
+            total = sum(moment.losses) + moment.background
+            assert total == pytest.approx(following[0].loss, rel=1e-4)
+            compared += 1
+        at, start = moment.step.handles[0], edit.task.handles[0]
+        least = moment.maps[0][int(at.row), int(at.column)]
+        assert moment.index or (at == start and least == 0)
+    assert compared >= 4
+    assert found.attention.sum() == pytest.approx(1) and found.attention.min() >= 0
+    assert not any(module._forward_hooks for module in model.unet.modules())
+
+
+def test_a_report_of_a_finished_run(
+    start: Callable[..., int], made: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = made(*MASK)
+    capsys.readouterr()
+    assert main(["report", "out"]) == 0
+    assert capsys.readouterr().out == "wrote out/report.html\n"
+    again = Path("out/report.html").read_text(encoding="utf-8")
+    assert re.findall(r'id="numbers">.*?</script>', again) == re.findall(r'id="numbers">.*?</script>', text)
+    assert sorted(path.name for path in Path("out").iterdir()) == sorted([*WRITTEN, "report.html"])
+
+
+def test_a_file_of_the_same_name_is_kept(
+    start: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").mkdir()
+    Path("out/report.html").write_text("my own")
+    assert start(*PHOTO, "--report", "--out", "out") == 0
+    assert "note: there is no report: out/report.html is not a report" in capsys.readouterr().out
+    assert main(["report", "out"]) == 2
+    assert "is not a report: move it away" in complaint(capsys)
+    assert Path("out/report.html").read_text() == "my own"
+
+
+@pytest.mark.usefixtures("workdir")
+def test_a_folder_without_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "nowhere"]) == 2
+    assert "nowhere/run.json cannot be read" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (RuntimeError("out of\nmemory"), "note: there is no report: out of memory"),
+        (AssertionError(), "note: there is no report: AssertionError"),
+        (KeyboardInterrupt(), "note: the report was stopped; the results are complete"),
+    ],
+)
+def test_a_report_that_fails_is_a_note(
+    start: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    note: str,
+) -> None:
+    monkeypatch.setattr(report, "replay", raising(error))
+    assert start(*PHOTO, "--report", "--out", "out") == 0
+    assert note in capsys.readouterr().out
+    assert sorted(path.name for path in Path("out").iterdir()) == sorted(RESULTS)
+
+
+def test_no_report_is_written_unasked(start: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "replay", raising(AssertionError("asked")))
+    assert start(*PHOTO, "--out", "out") == 0
+    assert demo.main(["--from", "out/run.json", "--out", "again"]) == 0
+
+
+def test_a_browser_runs_it_without_an_error(made: Callable[..., str], tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium")
+    watching = "<script>onerror = (message) => { document.title = 'ERROR ' + message; };</script>"
+    file = tmp_path / "watched.html"
+    file.write_text(made(*MASK, "--warp-start").replace("<body>", f"<body>{watching}"), encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run"
+    flags += " --disable-background-networking --disable-component-update --disable-sync"
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [browser, *flags.split(), profile, "--dump-dom", f"{file.as_uri()}#all"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        pytest.skip(f"chromium does not start here: {done.stderr[-200:]}")
+    assert "<title>How this image was dragged" in done.stdout
+    assert done.stdout.count('<details open="">') == len(SECTIONS)
+    assert done.stdout.count('class="frame now"') == 1 and 'class="slider live"' in done.stdout
+
+
+# Its parts
+
+
+def test_a_formula_in_mathml() -> None:
+    root = "<mrow><msqrt><mrow><mn>2</mn></mrow></msqrt></mrow>"
+    wanted = (
+        '<math display="block"><mrow><msubsup><mrow><mover accent="true"><mi>z</mi><mo>ˆ</mo></mover></mrow>'
+        "<mi>t</mi><mrow><mi>k</mi><mo>+</mo><mn>1</mn></mrow></msubsup><mo>=</mo>"
+        f"<mfrac><mrow><mi>α</mi></mrow>{root}</mfrac></mrow></math>"
+    )
+    assert mathml(r"{\hat z}_t^{k+1} = \frac{\alpha}{\sqrt{2}}") == wanted
+    assert "<munder><mo>∑</mo><mi>i</mi></munder>" in mathml(r"\sum_i a")
+    assert "<mtext>a\u00a0&lt;\u00a0b\u00a0</mtext>" in mathml(r"\text{a < b }")
+    with pytest.raises(ValueError, match="unknown command .nonsense in a formula"):
+        mathml(r"\nonsense")
+
+
+def test_an_excerpt_fails_where_the_code_has_changed() -> None:
+    found = excerpt(track, "for handle", "found.append")
+    assert found.file == "minidrag/method/drag.py" and found.lines[0].startswith("    for handle")
+    with pytest.raises(ValueError, match="has no lines from 'no such line'"):
+        excerpt(track, "no such line", "return")
+
+
+def test_code_is_escaped_and_marked() -> None:
+    wanted = '<span class="word">if</span> a &lt; <span class="string">"&amp;"</span>: '
+    assert highlight('if a < "&": # why') == wanted + '<span class="comment"># why</span>'
+
+
+def test_a_map_is_dark_where_it_is_small() -> None:
+    image = heat(torch.tensor([[0.0, 0.5, 1.0]]))
+    levels = [sum(image.getpixel((column, 0))) for column in range(3)]  # type: ignore[arg-type]
+    assert image.size == (3, 1) and levels == sorted(levels) and levels[0] < 120 < 600 < levels[2]
+
+
+def test_a_picture_is_inside_the_file() -> None:
+    text = picture(Image.new("RGB", (20, 10)), "a & b", view=(5, 0, 10, 10))
+    assert 'viewBox="5 0 10 10"' in text and "data:image/png;base64," in text and "a &amp; b</fig" in text
+    assert "data:image/jpeg" in picture(Image.new("RGB", (300, 300)), "")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 10, [0, 2, 4, 6, 8, 10]),
+        (0, 0.42, [0, 0.1, 0.2, 0.3, 0.4]),
+        (3, 3, [3]),
+        (-1, 1, [-1, -0.5, 0, 0.5, 1]),
+    ],
+)
+def test_ticks_are_round_numbers(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_spread_has_both_ends() -> None:
+    assert spread(20, 5) == [0, 5, 10, 14, 19] and spread(3, 12) == [0, 1, 2] and spread(1, 5) == [0]
