@@ -15,7 +15,6 @@ from support.command import ROOT
 
 from minidrag.app.options import build_parser as demo_parser
 from minidrag.app.options import configured, read_options
-from minidrag.bench.__main__ import SUBCOMMANDS as BENCH
 from minidrag.bench.harness import read_config, value_of
 from minidrag.course import experiments
 from minidrag.course.__main__ import SUBCOMMANDS, build_parser, main
@@ -73,7 +72,7 @@ def test_commands_parse(name: str) -> None:
                 build_parser().parse_args(words[3:])
         else:
             assert words[1:3] == ["-m", "minidrag.bench"]
-            parser, module = argparse.ArgumentParser(), importlib.import_module(BENCH[words[3]])
+            parser, module = argparse.ArgumentParser(), importlib.import_module(f"minidrag.bench.{words[3]}")
             module.add_arguments(parser)
             check_ablation(parser.parse_args(words[4:])) if words[3] == "ablate" else None
 
@@ -186,6 +185,8 @@ def test_long_experiments_run_with_fewer_steps(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         experiments, "edit_case", lambda bench, case, config: whole(bench, case, replace(config, **few))
     )
+    draw = experiments.make_cases
+    monkeypatch.setattr(experiments, "make_cases", lambda count, kinds, seed: draw(2, kinds, seed))
     monkeypatch.setattr(experiments, "LORA", replace(experiments.LORA, lora_steps=41, lora_batch=1))
     found = EXPERIMENTS[name](Bench())
     assert found.figure.size == Image.open(FOLDER / f"{name}.png").size and len(found.lines) >= 4
