@@ -132,6 +132,7 @@ def build_parser(description: str | None = None) -> Parser:
     add("--prompt", help="description of the image")
     add("--from", dest="base", type=path, metavar="run.json", help="repeat a run; other options override it")
     add("--out", type=path, metavar="DIR", help="folder for the results (default: a new one in runs)")
+    add("--page", action="store_true", help="edit with a mouse, in the browser (--page --help: its options)")
     add = parser.add_argument_group("model").add_argument
     add("--model", help="sd15, tiny, a folder, a .safetensors file, or a hub id (default for a PHOTO: sd15)")
     add("--vae", help="folder, file, or hub id of another VAE; none: the model's own")
