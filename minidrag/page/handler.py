@@ -159,6 +159,11 @@ class Handler(BaseHTTPRequestHandler):
         """Keep the terminal quiet."""
 
 
+def start(server: "Server", asked: dict[str, str]) -> dict[str, Any]:
+    store = server.store
+    return {"options": server.start, "draft": store.draft, "runs": str(store.place.parent)}
+
+
 def state(server: "Server", asked: dict[str, str]) -> dict[str, Any]:
     return server.queue.report() if server.queue else {"model": "", "jobs": [], "ahead": None}
 
@@ -190,7 +195,7 @@ def submit(server: "Server", values: dict[str, Any]) -> dict[str, Any]:
 
 
 ANSWERS: dict[str, Callable[["Server", dict[str, str]], Any]] = {
-    "/start": lambda server, asked: {"options": server.start, "draft": server.store.draft},
+    "/start": start,
     "/settings": settings,
     "/state": state,
     "/history": lambda server, asked: server.store.history(),

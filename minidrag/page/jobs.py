@@ -19,7 +19,7 @@ from minidrag.page.store import Store, read_json
 from minidrag.points import to_task
 
 MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # in PyTorch's errors, any device
-PRESETS = {"default": EditConfig(), **CONFIGS}
+PRESETS = {"default": EditConfig()} | {name: CONFIGS[name] for name in sorted(CONFIGS)}
 DEFAULT_HELP = "things moved, then dragged; with a LoRA"
 NOWHERE = {"handle": [0, 0], "target": [0, 0]}  # a drag, for options that need one
 KEPT = 20  # jobs that are over and still shown
