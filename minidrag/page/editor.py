@@ -48,7 +48,7 @@ class Editor:
         if self.model is None or self.name != options.model:
             dtype = getattr(torch, str(options.dtype))
             model = load_model(options.model, vae=options.vae, device=options.device, dtype=dtype)
-            self.foresight, self.model, self.name = Foresight(model), model, options.model
+            self.model, self.name = model, options.model
         return self.model
 
     def learn(self, model: Model, job: Job) -> None:
@@ -76,6 +76,7 @@ class Editor:
             lora, _ = lora_cache.find_lora(model, image, seed=options.seed, **told)
             self.ready.add(key(options))
             job.paths = [[] for _ in options.drags]
+            self.foresight = Foresight(model, image, options.config)
             job.see = lambda step: self.see(job, step, image.size, grid)
             try:
                 edit = drag_edit(model, image, *drags, mask=mask, lora=lora, **told)

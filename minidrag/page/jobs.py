@@ -201,7 +201,8 @@ def settings(queue: Queue) -> dict[str, Any]:
         about = {"name": entry.name, "help": HELP[entry.name], "kind": kind, "least": least, "most": most}
         found.append(about | {"choices": CHOICES.get(entry.name), "optional": entry.default is None})
     presets = {name: asdict(config) for name, config in PRESETS.items()}
-    abouts = {"default": DEFAULT_HELP} | dict(part.split(": ") for part in CONFIG_HELP.split("; "))
+    parts = [part.partition(": ") for part in CONFIG_HELP.split("; ")]
+    abouts = {"default": DEFAULT_HELP} | {name: text for name, _, text in parts}
     names = {"models": queue.models, "fixed": queue.fixed}
     return {"fields": found, "presets": presets, "abouts": abouts, **names}
 

@@ -299,60 +299,48 @@ function freeCells(w, h, seeds) {  // cells that a thing may have: the mask's, o
 }
 
 function grow(w, h, colors, free, seeds) {
-  // Shortest paths over color differences, from the handles and from the border of the free cells: a cell
-  // belongs to whichever it is nearer to.
-  const cost = new Float32Array(w * h).fill(Infinity), label = new Uint8Array(w * h);
-  const heap = [];
-  const push = (at, value) => {
-    let i = heap.length;
-    heap.push([value, at]);
-    while (i && heap[(i - 1) >> 1][0] > value) { heap[i] = heap[(i - 1) >> 1]; i = (i - 1) >> 1; }
-    heap[i] = [value, at];
-  };
-  const pop = () => {
-    const top = heap[0], last = heap.pop();
-    if (heap.length) {
-      let i = 0;
-      for (let c = 1; c < heap.length; c = 2 * i + 1) {
-        if (c + 1 < heap.length && heap[c + 1][0] < heap[c][0]) c++;
-        if (heap[c][0] >= last[0]) break;
-        heap[i] = heap[c];
-        i = c;
-      }
-      heap[i] = last;
-    }
-    return top;
-  };
-  const sow = (cell, value) => { if (free[cell] && cost[cell] > 0) { cost[cell] = 0; label[cell] = value; push(cell, 0); } };
-  seeds.forEach(([x, y], i) => {
-    for (let dy = -1; dy <= 1; dy++) for (let dx = -1; dx <= 1; dx++) if (x + dx >= 0 && x + dx < w && y + dy >= 0 && y + dy < h) sow((y + dy) * w + x + dx, i + 1);
-  });
-  const inner = free.includes(0);
+  // A thing: free cells that are unlike those along the border of the free ones, as far as they connect to its
+  // handle. If that is next to nothing, all that is nearer to the handle than to the border.
+  const inner = free.includes(0), border = new Uint8Array(w * h), samples = [];
   for (let y = 0; y < h; y++) {
     for (let x = 0; x < w; x++) {
       const edge = x === 0 || y === 0 || x === w - 1 || y === h - 1, at = y * w + x;
-      if (inner ? !edge && !(free[at - 1] && free[at + 1] && free[at - w] && free[at + w]) : edge) sow(at, 0);
+      border[at] = free[at] && (inner ? !edge && !(free[at - 1] && free[at + 1] && free[at - w] && free[at + w]) : edge) ? 1 : 0;
+      if (border[at]) samples.push(4 * at);
     }
   }
-  const difference = (a, b) => Math.max(Math.abs(colors[4 * a] - colors[4 * b]), Math.abs(colors[4 * a + 1] - colors[4 * b + 1]), Math.abs(colors[4 * a + 2] - colors[4 * b + 2]));
-  while (heap.length) {
-    const [value, at] = pop();
-    if (value > cost[at]) continue;
-    const x = at % w;
-    for (const next of [x > 0 ? at - 1 : -1, x < w - 1 ? at + 1 : -1, at - w, at + w]) {
-      if (next < 0 || next >= w * h || !free[next]) continue;
-      const reached = value + 0.01 + difference(at, next) ** 2 / 1000;
-      if (reached < cost[next]) { cost[next] = reached; label[next] = label[at]; push(next, reached); }
-    }
+  const unlike = (cell) => {
+    const i = 4 * cell;
+    return samples.every((j) => Math.abs(colors[i] - colors[j]) > 26 || Math.abs(colors[i + 1] - colors[j + 1]) > 26 || Math.abs(colors[i + 2] - colors[j + 2]) > 26);
+  };
+  const may = Uint8Array.from(free, (value, cell) => (value && !border[cell] && unlike(cell) ? 1 : 0));
+  const found = spread(w, h, seeds, [], may);
+  if (found.reduce((sum, label) => sum + (label ? 1 : 0), 0) > 0.03 * free.reduce((sum, value) => sum + value, 0)) return found;
+  return spread(w, h, seeds, samples.map((i) => i / 4), free);
+}
+
+function spread(w, h, seeds, others, may) {  // labels 1, 2, ... of the seed that is nearest by way of cells that may be taken
+  const label = new Uint8Array(w * h).fill(255), list = [];
+  const take = (x, y, value, always) => {
+    const cell = y * w + x;
+    if (x < 0 || y < 0 || x >= w || y >= h || label[cell] !== 255 || !(always || may[cell])) return;
+    label[cell] = value;
+    list.push(cell);
+  };
+  seeds.forEach(([x, y], i) => { for (let dy = -1; dy <= 1; dy++) for (let dx = -1; dx <= 1; dx++) take(x + dx, y + dy, i + 1, true); });
+  for (const cell of others) take(cell % w, Math.floor(cell / w), 0, true);
+  for (let next = 0; next < list.length; next++) {
+    const x = list[next] % w, y = Math.floor(list[next] / w);
+    for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) take(x + dx, y + dy, label[list[next]], false);
   }
-  return label;
+  return label.map((value) => (value === 255 ? 0 : value));
 }
 
 function fillHoles(w, h, colors, labels) {  // colors of the cells around, from coarse to fine
   const hole = new Uint8Array(w * h);
   for (let y = 0; y < h; y++) {
     for (let x = 0; x < w; x++) {
-      for (let dy = -1; dy <= 1; dy++) for (let dx = -1; dx <= 1; dx++) if (labels[Math.min(h - 1, Math.max(0, y + dy)) * w + Math.min(w - 1, Math.max(0, x + dx))]) hole[y * w + x] = 1;
+      for (let dy = -2; dy <= 2; dy++) for (let dx = -2; dx <= 2; dx++) if (labels[Math.min(h - 1, Math.max(0, y + dy)) * w + Math.min(w - 1, Math.max(0, x + dx))]) hole[y * w + x] = 1;
     }
   }
   let level = { w, h, data: Float32Array.from({ length: w * h * 4 }, (_, i) => (hole[i >> 2] ? 0 : i % 4 === 3 ? 1 : colors[i])) };
@@ -366,18 +354,28 @@ function fillHoles(w, h, colors, labels) {  // colors of the cells around, from 
     }
     levels.push((level = small));
   }
-  for (let i = levels.length - 2; i >= 0; i--) {
-    const fine = levels[i], coarse = levels[i + 1];
-    for (let y = 0; y < fine.h; y++) for (let x = 0; x < fine.w; x++) {
-      const to = 4 * (y * fine.w + x), from = 4 * ((y >> 1) * coarse.w + (x >> 1)), weight = coarse.data[from + 3] || 1;
-      if (!fine.data[to + 3]) { for (let c = 0; c < 3; c++) fine.data[to + c] = coarse.data[from + c] / weight; fine.data[to + 3] = 1; }
-    }
-  }
+  for (let i = levels.length - 1; i >= 0; i--) smooth(levels[i], levels[i + 1]);
   const sheet = document.createElement("canvas"), image = new ImageData(w, h);
   [sheet.width, sheet.height] = [w, h];
-  for (let i = 0; i < w * h * 4; i++) image.data[i] = i % 4 === 3 ? 255 * hole[i >> 2] : levels[0].data[i] / (levels[0].data[i | 3] || 1);
+  for (let i = 0; i < w * h * 4; i++) image.data[i] = i % 4 === 3 ? 255 * hole[i >> 2] : levels[0].data[i];
   sheet.getContext("2d").putImageData(image, 0, 0);
   return sheet;
+}
+
+function smooth({ w, h, data }, coarse) {  // fill the cells of a level that have no color from the coarser one
+  const empty = [];
+  for (let cell = 0; cell < w * h; cell++) {
+    const at = 4 * cell, weight = data[at + 3], from = coarse && 4 * ((Math.floor(cell / w) >> 1) * coarse.w + ((cell % w) >> 1));
+    for (let c = 0; c < 3; c++) data[at + c] = weight ? data[at + c] / weight : coarse.data[from + c];
+    data[at + 3] = 1;
+    if (!weight) empty.push(cell);
+  }
+  for (let turn = 0; turn < 12; turn++) {
+    for (const cell of empty) {
+      const x = cell % w, around = [x ? cell - 1 : cell, x < w - 1 ? cell + 1 : cell, cell >= w ? cell - w : cell, cell < w * (h - 1) ? cell + w : cell];
+      for (let c = 0; c < 3; c++) data[4 * cell + c] = around.reduce((sum, other) => sum + data[4 * other + c], 0) / 4;
+    }
+  }
 }
 
 function drawPreview(drags) {
@@ -408,7 +406,7 @@ function place(image) { context.drawImage(image, view.x, view.y, size[0] * view.
 const onScreen = ([x, y]) => [view.x + (x + 0.5) * view.scale, view.y + (y + 0.5) * view.scale];
 
 function fit() {
-  const room = showing === "edit" ? [32, 28, 28] : [64, 28, 72];  // top, sides, bottom
+  const room = [$("views").hidden ? 24 : 62, 28, showing === "result" ? 72 : 56];  // top, sides, bottom
   view.scale = Math.min((width - 2 * room[1]) / size[0], (height - room[0] - room[2]) / size[1]);
   view.x = (width - size[0] * view.scale) / 2;
   view.y = room[0] + (height - room[0] - room[2] - size[1] * view.scale) / 2;
@@ -493,8 +491,9 @@ function renderMask() {
 
 function renderWatch() {
   const job = watchedJob();
-  place(foreseen.image && job && foreseen.key.startsWith(`${job.number}-`) ? foreseen.image : picture);
+  place(picture);
   if (!job) return;
+  if (foreseen.image && foreseen.key.startsWith(`${job.number}-`)) place(foreseen.image);
   const { drags } = job.values;
   drags.forEach((drag, i) => drawTrail(job.paths[i] || [], drag));
   if (!job.paths.length) drags.forEach((drag, i) => { drawArrow(onScreen(drag.handle), onScreen(drag.target)); drawPoint(drag.target, BLUE, i + 1); drawPoint(drag.handle, RED, i + 1); });
@@ -822,7 +821,7 @@ function show(to) {
   if (to === "result" && !result) to = "edit";
   const before = showing;
   showing = to;
-  if ((before === "edit") !== (to === "edit")) view.fit = true;
+  if (before !== to && (before === "edit" || to === "edit")) view.fit = true;
   if (to === "result" && size.join() !== [result.original.naturalWidth, result.original.naturalHeight].join()) showing = "edit";
   for (const name of ["edit", "watch", "result"]) $(`view-${name}`).setAttribute("aria-checked", name === showing);
   $("view-watch").hidden = !watchedJob();
@@ -959,7 +958,7 @@ function markPreset() {
   }
   for (const input of document.querySelectorAll("[data-setting]")) input.closest(".field").classList.toggle("changed", differing.includes(input.dataset.setting));
   $("changed").textContent = differing.length ? `${differing.length} of its settings changed: ${differing.slice(0, 3).map(words).join(", ")}${differing.length > 3 ? " ..." : ""}` : "";
-  $("reset").hidden = !differing.length;
+  $("changes").hidden = !differing.length;
 }
 
 const duration = (seconds) => (seconds < 100 ? `${Math.max(1, Math.round(seconds))} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`);
@@ -1064,7 +1063,22 @@ async function follow(before) {
 async function lookAhead() {
   const job = watchedJob(), key = job && job.pictures ? `${job.number}-${job.pictures}` : "";
   if (!key || key === foreseen.key || document.hidden) return;
-  try { foreseen = { key, image: await loadImage(query("/preview", { job: job.number, key })) }; } catch { /* the next one will do */ }
+  try {
+    const image = await loadImage(query("/preview", { job: job.number, key }));
+    foreseen = { key, image: job.values.mask && job.values.config.keep_background ? await within(image, job.values.mask) : image };
+  } catch { /* the next one will do */ }
+}
+
+async function within(image, path) {  // what the edit will keep of a picture: the part in the mask
+  const stencil = await loadImage(query("/picture", { image: path, v: 1 })), sheet = document.createElement("canvas"), pen = sheet.getContext("2d");
+  [sheet.width, sheet.height] = [stencil.naturalWidth, stencil.naturalHeight];
+  pen.drawImage(stencil, 0, 0);
+  const sight = pen.getImageData(0, 0, sheet.width, sheet.height);
+  for (let i = 0; i < sight.data.length; i += 4) sight.data[i + 3] = sight.data[i];
+  pen.putImageData(sight, 0, 0);
+  pen.globalCompositeOperation = "source-in";
+  pen.drawImage(image, 0, 0, sheet.width, sheet.height);
+  return sheet;
 }
 
 async function finished(job) {
@@ -1081,7 +1095,6 @@ async function finished(job) {
 function showJobs() {
   const job = watchedJob(), stages = ["model", ...STAGES];
   $("progress-card").hidden = !job;
-  $("stop").hidden = !job;
   $("stop").disabled = Boolean(job && job.stopping);
   $("stop").textContent = job && job.stopping ? "Stopping" : "Stop";
   $("run").textContent = state.jobs.some(active) ? "Add to the queue" : "Run";
