@@ -184,7 +184,7 @@ def settings(server: "Server", asked: dict[str, str]) -> dict[str, Any]:
 
 
 def stop(server: "Server", values: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(values.get("number"), int):
+    if type(values.get("number")) is not int:
         raise ValueError("number must be that of a job")
     server.working().stop(values["number"])
     return {}

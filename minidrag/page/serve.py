@@ -35,6 +35,7 @@ class Server(ThreadingHTTPServer):
     """The page's server; its queue comes once PyTorch is imported."""
 
     daemon_threads = True
+    request_queue_size = 128  # a page asks for its pictures all at once
     allow_reuse_address = os.name != "nt"  # on Windows it would share the port with another program
 
     def __init__(self, host: str, port: int, store: Store, start: dict[str, Any]):

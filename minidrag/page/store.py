@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import tempfile
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Store:
         self.place = RUNS.resolve() / ".page"
         self.inputs = [path.resolve() for path in inputs]
         self.cache: dict[Path, tuple[int, dict[str, Any]]] = {}  # run.json by its time of writing
+        self.writing = threading.Lock()  # two tabs may write the same file
         self.draft: Any = read_json(self.place / "draft.json")
 
     def known(self) -> dict[str, Path]:
@@ -73,9 +75,10 @@ class Store:
         from minidrag import images
 
         path = self.place / hashlib.sha256(content).hexdigest()[:16] / name
-        if not path.is_file():
+        with self.writing:
             path.parent.mkdir(parents=True, exist_ok=True)
-            images.write_whole(path, lambda temporary: image.save(temporary, compress_level=1))
+            if not path.is_file():
+                images.write_whole(path, lambda temporary: image.save(temporary, compress_level=1))
         return path
 
     def picture(self, name: str) -> tuple[str, bytes]:
@@ -162,9 +165,10 @@ class Store:
         from minidrag import images
 
         path = self.place / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(values, indent=1)
-        images.write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        with self.writing:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images.write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return path
 
 
