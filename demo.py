@@ -4,9 +4,16 @@ python demo.py                                          # the small model and an
 python demo.py photo.jpg --drag 120,200:180,190         # Stable Diffusion 1.5
 python demo.py --model tiny --generate --prompt "a red ball in the middle, on grass, by day"
 python demo.py --from runs/photo-1/run.json --seed 1    # an earlier run again, with another seed
+python demo.py --page                                   # the same with a mouse, in the browser
 """
 
 import sys
+
+if __name__ == "__main__" and "--page" in sys.argv[1:]:  # before PyTorch is imported: the page opens at once
+    from minidrag.page.serve import main as serve
+
+    sys.exit(serve(sys.argv[1:]))
+
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,0 +1,71 @@
+"""How long an edit takes, from the last one on this machine and the work that a setting makes."""
+
+import math
+import time
+from typing import Any
+
+from minidrag.config import EditConfig
+
+STAGES = ("model", "LoRA", "inversion", "drag", "denoising", "animation")
+FRAME_EVERY = 5  # updates, as in runs.py
+
+
+def work(config: EditConfig, updates: int | None = None) -> dict[str, float]:
+    """UNet evaluations by stage, at most; a backward pass counts as one. The animation counts pictures.
+
+    updates: of the drag; None: as many as the settings allow.
+    """
+    several = config.warp_start or config.drag_levels > 1
+    levels = min(config.drag_levels, config.inversion_steps) if several else 1
+    updates = levels * config.drag_steps if updates is None else updates
+    levels = min(levels, max(1, math.ceil(updates / max(1, config.drag_steps))))
+    return {
+        "LoRA": 2 * config.lora_steps * config.lora_batch,
+        "inversion": config.inversion_steps,
+        "drag": 2 * (updates + levels) + levels,
+        "denoising": 2 * (config.inversion_steps - (levels if several else 0)),
+        "animation": 1 + updates / FRAME_EVERY,
+    }
+
+
+def rates(history: list[dict[str, Any]], model: str, device: str) -> dict[str, float]:
+    """Seconds per unit of work by stage, of the last run with a model; empty if there was none.
+
+    history: what run.json has, in the order of writing.
+    """
+    for values in reversed(history):
+        result = values.get("result", {})
+        seconds, losses = result.get("seconds"), result.get("losses")
+        if values.get("model") == model and values.get("device") == device and seconds and losses is not None:
+            settings = {name: value for name, value in values.get("config", {}).items() if name in KNOWN}
+            units = work(EditConfig(**settings), len(losses))
+            return {name: seconds[name] / units[name] for name in units if name in seconds and units[name]}
+    return {}
+
+
+KNOWN = EditConfig.__dataclass_fields__.keys()
+
+
+def expected(config: EditConfig, rates: dict[str, float], skip: tuple[str, ...] = ()) -> float | None:
+    """Seconds that an edit takes at most; None if nothing was measured. skip: stages that are done."""
+    usual = rates.get("inversion")
+    if usual is None:
+        return None
+    return sum(units * rates.get(name, usual) for name, units in work(config).items() if name not in skip)
+
+
+def left(
+    config: EditConfig, stage: str, done: int, total: int, began: float, rates: dict[str, float]
+) -> float | None:
+    """Seconds left of an edit that is `done` of `total` steps into a stage since `began`; None: not known."""
+    units, spent = work(config), time.perf_counter() - began
+    if stage not in units:
+        return expected(config, rates)
+    own = rates.get(stage)
+    if done and total and units[stage]:
+        own = spent / (units[stage] * done / total)
+    if own is None:
+        return None
+    later = STAGES[STAGES.index(stage) + 1 :]
+    rest = sum(units[name] * rates.get(name, own) for name in later)
+    return max(0.0, units[stage] * own * (1 - done / total if done else 1) + rest)

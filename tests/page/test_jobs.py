@@ -1,0 +1,371 @@
+"""Edits through the page: what they write, Stop and reload in every stage, and what a crash leaves."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from support.command import ROOT, WRITTEN, demo, listing, raising
+from support.page import QUICK, Client, serving, until
+
+from minidrag import images
+from minidrag.config import EditConfig
+from minidrag.page import times
+from minidrag.page.editor import in_words
+from minidrag.page.foresee import Foresight
+from minidrag.page.job import Job
+from minidrag.weights.model import load_model
+
+STAGES = ["LoRA", "inversion", "drag", "denoising", "animation"]
+
+
+@pytest.fixture
+def client(workdir: Path, untrained: Path) -> Iterator[Client]:
+    with serving(workdir / "photo.png", untrained) as client:
+        yield client
+
+
+@pytest.fixture
+def at_stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
+    """at_stage(stage, act) lets `act` happen after the first step of a stage, while the step is under way."""
+
+    def at_stage(stage: str, act: Callable[[], object]) -> None:
+        check = Job.check
+
+        def acting(job: Job) -> None:
+            if job.stage == stage and job.done == (0 if stage == "model" else 1) and job.kind == "edit":
+                act()
+            check(job)
+
+        monkeypatch.setattr(Job, "check", acting)
+
+    return at_stage
+
+
+def start(client: Client, **values: Any) -> int:
+    return client.post("/submit", client.options(**values))["number"]
+
+
+# What an edit writes
+
+
+def test_an_edit_of_the_page_is_that_of_the_command_byte_for_byte(client: Client, workdir: Path) -> None:
+    mask = client.upload("/mask", workdir / "mask.png")["mask"]
+    asked = client.options(mask=mask, prompt="a red ball", seed=3)
+    job = client.wait(client.post("/submit", asked)["number"])
+    assert (job["state"], job["run"]) == ("done", "photo-1"), job
+    made = sorted(path.name for path in Path("runs/photo-1").iterdir())
+    assert made == sorted([*WRITTEN, "raw.png"])
+    Path("asked.json").write_text(json.dumps(asked))
+    for source, out in (("asked.json", "again"), ("runs/photo-1/run.json", "again2")):
+        assert demo.main(["--from", source, "--out", out]) == 0
+        for name in WRITTEN[:-1]:
+            assert Path(out, name).read_bytes() == Path("runs/photo-1", name).read_bytes(), (source, name)
+        ours, theirs = (json.loads(Path(place, "run.json").read_text()) for place in ("runs/photo-1", out))
+        for values in (ours, theirs):
+            del values["result"]["seconds"]
+        assert ours == theirs
+
+
+def test_the_page_sees_where_an_edit_is_and_what_came_of_it(
+    client: Client, at_stage: Callable[[str, Callable[[], object]], None]
+) -> None:
+    seen: list[dict[str, Any]] = []
+    at_stage("drag", lambda: seen.append(client.job(1)))
+    job = client.wait(start(client))
+    (during,) = seen
+    assert (during["stage"], during["done"], during["total"], during["state"]) == ("drag", 1, 3, "running")
+    assert during["left"] > 0 and during["pictures"] == 1 and len(during["paths"][0]) == 1
+    assert job["notes"][0].startswith("handle 1 moved ") and "--" not in " ".join(job["notes"])
+    result = client.get("/run?name=photo-1")
+    assert result["result"]["paths"] == job["paths"] and result["options"]["drags"] == job["values"]["drags"]
+    status, headers, content = client.ask("GET", f"/preview?job={job['number']}")
+    assert status == 200 and headers["Content-Type"] == "image/png" and content.startswith(b"\x89PNG")
+    (entry,) = client.get("/history")
+    assert entry["name"] == "photo-1" and set(entry["files"]) == set(WRITTEN)
+    for file in entry["files"]:
+        assert (
+            client.ask("GET", f"/file?name=photo-1&file={file}")[2] == Path("runs/photo-1", file).read_bytes()
+        )
+    assert client.ask("GET", "/thumb?name=photo-1")[0] == 200
+    assert client.post("/check", client.options())["seconds"]["now"] > 0, "measured by now"
+
+
+def test_notes_come_before_an_edit_and_name_no_options(client: Client) -> None:
+    until(lambda: client.get("/state")["model"])
+    found = client.post("/check", client.options())
+    assert found["error"] is None and found["ready"] is False
+    assert "there is no prompt: describing the image usually helps" in found["notes"]
+    assert found["seconds"] == dict.fromkeys(["default", "fast", "official", "paper", "now"])
+    assert (
+        "outside the image"
+        in client.post("/check", client.options(drags=[{"handle": [0, 0], "target": [99, 0]}]))["error"]
+    )
+    assert (
+        in_words("try --lora-lr, or mark more in --mask (--mask FILE)")
+        == "try lora lr, or mark more in the mask"
+    )
+
+
+# Stop and reload
+
+
+@pytest.mark.parametrize("stage", ["model", *STAGES])
+def test_stop_ends_within_a_step_and_keeps_what_there_is(
+    client: Client, at_stage: Callable[[str, Callable[[], object]], None], stage: str, workdir: Path
+) -> None:
+    before = listing(workdir)
+    at_stage(stage, lambda: client.post("/stop", {"number": 1}))
+    job = client.wait(start(client))
+    assert (job["state"], job["stage"]) == ("stopped", stage)
+    assert job["done"] == (0 if stage == "model" else 1)
+    kept = stage in STAGES[2:]
+    assert bool(job["run"]) == kept == bool(client.get("/history"))
+    if kept:
+        (entry,) = client.get("/history")
+        assert entry["stopped"].startswith(f"stopped at {stage} 1 of ")
+        assert {"edited.png", "run.json", "lora.safetensors"} <= set(entry["files"])
+        with Image.open(f"runs/{job['run']}/edited.png") as image:
+            assert image.size == (96, 80)
+        assert demo.main(["--from", f"runs/{job['run']}/run.json", "--out", "whole"]) == 0
+    else:
+        left = {path for path in listing(workdir) - before if path.parts[:2] != ("runs", ".page")}
+        assert left <= {Path("runs")}
+    assert client.wait(start(client))["state"] == "done", "the next edit is not concerned"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_reload_in_any_stage_finds_the_edit_and_the_draft(
+    client: Client, at_stage: Callable[[str, Callable[[], object]], None], stage: str
+) -> None:
+    draft, found = {"edit": {"prompt": stage}}, []
+    client.post("/draft", draft)
+    again = Client(client.server)  # another connection, with the token only
+    at_stage(stage, lambda: found.append((again.get("/start"), again.get("/state"), again.get("/history"))))
+    assert client.wait(start(client))["state"] == "done"
+    begun, state, history = found[0]
+    (job,) = state["jobs"]
+    assert begun["draft"] == draft and (job["stage"], job["state"]) == (stage, "running") and history == []
+    assert job["values"]["drags"] == client.options()["drags"]
+
+
+def test_edits_wait_for_each_other_and_can_be_cancelled(
+    client: Client, at_stage: Callable[[str, Callable[[], object]], None]
+) -> None:
+    go = threading.Event()
+    at_stage("inversion", go.wait)
+    first, second, third = (start(client, seed=seed) for seed in (1, 2, 3))
+    until(lambda: client.job(first)["stage"] == "inversion")
+    assert [client.job(number)["state"] for number in (second, third)] == ["waiting"] * 2
+    client.post("/stop", {"number": second})
+    assert client.job(second)["message"] == "cancelled"
+    for wrong in (99, -1, "1", None, [], True):
+        assert client.ask("POST", "/stop", json.dumps({"number": wrong}).encode())[0] in (400, 404)
+    go.set()
+    assert [client.wait(number)["state"] for number in (third, second)] == ["done", "stopped"]
+    assert [entry["name"] for entry in client.get("/history")] == ["photo-2", "photo-1"]
+
+
+# The LoRA that is trained ahead
+
+
+def test_the_lora_is_trained_ahead_and_used(client: Client) -> None:
+    asked = client.options(drags=[], prompt="a ball")
+    client.post("/prepare", asked)
+    until(lambda: client.get("/state")["ahead"]["state"] == "done")
+    assert client.post("/check", asked)["ready"] is True
+    client.post("/prepare", asked)
+    assert client.get("/state")["ahead"]["state"] == "done", "nothing to be done again"
+    client.wait(start(client, prompt="a ball"))
+    values = json.loads(Path("runs/photo-1/run.json").read_text())
+    assert "LoRA" not in values["result"]["seconds"], "it was in the cache"
+
+
+def test_a_lora_makes_way_for_an_edit_that_does_not_need_it(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going, go, check = threading.Event(), threading.Event(), Job.check
+
+    def slow(job: Job) -> None:
+        if job.kind == "learn" and job.stage == "LoRA":
+            going.set()
+            go.wait(30)
+        check(job)
+
+    monkeypatch.setattr(Job, "check", slow)
+    client.post("/prepare", client.options(prompt="one"))
+    assert going.wait(30)
+    number = start(client, prompt="another")
+    ahead = client.get("/state")["ahead"]
+    assert ahead["stopping"] and client.job(number)["state"] == "waiting"
+    go.set()
+    assert client.wait(number)["state"] == "done"
+    assert client.get("/state")["ahead"]["state"] == "stopped"
+
+
+# Times and pictures
+
+
+def test_the_time_left_is_that_of_a_steady_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(times.time, "perf_counter", lambda: 110.0)
+    settings: dict[str, Any] = {"warp_start": False, "drag_levels": 1, "drag_steps": 4, "lora_steps": 0}
+    settings |= {"steps": 20, "inversion_steps": 10}
+    config = EditConfig(**settings)
+    # Ten seconds for 5 of 10 evaluations; then 2 (4 + 1) + 1 of the drag, 20 of denoising, 1.8 pictures.
+    assert times.left(config, "inversion", 5, 10, 100.0, {}) == pytest.approx(2 * (5 + 11 + 20 + 1.8))
+    assert times.left(config, "inversion", 0, 10, 100.0, {}) is None, "nothing measured yet"
+    seconds = {"inversion": 20.0, "drag": 33.0, "denoising": 20.0, "animation": 18.0}
+    run: dict[str, Any] = {"model": "tiny", "device": "cpu", "config": settings}
+    run["result"] = {"seconds": seconds, "losses": [0.0] * 4}
+    measured = times.rates([run], "tiny", "cpu")
+    assert measured == pytest.approx({"inversion": 2, "drag": 3, "denoising": 1, "animation": 10})
+    assert times.expected(config, measured) == pytest.approx(20 + 33 + 20 + 18)
+    assert times.rates([run], "sd15", "cpu") == {} and times.expected(config, {}) is None
+
+
+def test_what_is_foreseen_is_near_the_truth() -> None:
+    model = load_model("tiny")
+    image = Image.open(ROOT / "minidrag/tiny/demo/picture.png").convert("RGB")
+    other = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    with torch.no_grad():
+        first, second = (model.vae.encode(images.to_tensor(one))[0] for one in (image, other))
+    foresight = Foresight(model, image, EditConfig())
+    assert foresight.look(first, 0.0).tobytes() == image.tobytes(), "nothing has changed yet"
+
+    def error(shown: Image.Image) -> float:
+        return (images.to_tensor(shown) - images.to_tensor(other)).square().mean().item()
+
+    assert error(foresight.look(second, 0.0)) < 0.5 * error(image)
+    assert error(foresight.look(second, 1e6)) < 0.02, "decoded, as there is time"
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("CUDA out of memory. Tried"), "out of memory: try checkpointing"),
+        (MemoryError(), "out of memory"),
+        (FloatingPointError("drag: a number is not finite"), "try a smaller drag lr"),
+        (OSError(28, "No space left on device", "edited.png"), "edited.png: No space left on device"),
+        (ZeroDivisionError("x"), "a mistake in the program, ZeroDivisionError: x"),
+    ],
+)
+def test_a_failed_edit_says_why_and_the_next_one_runs(
+    client: Client, workdir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    monkeypatch.setattr("minidrag.page.editor.drag_edit", raising(error))
+    job = client.wait(start(client))
+    assert job["state"] == "failed" and words in job["message"]
+    assert {path.name for path in Path("runs").iterdir()} == {".page"}
+    monkeypatch.undo()
+    monkeypatch.chdir(workdir)
+    assert client.wait(start(client))["state"] == "done"
+
+
+def test_a_removed_folder_of_runs_ends_one_edit_only(
+    client: Client, at_stage: Callable[[str, Callable[[], object]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_stage("animation", lambda: shutil.rmtree("runs", ignore_errors=True))
+    job = client.wait(start(client))
+    assert job["state"] == "failed" and "No such file or directory" in job["message"]
+    assert client.get("/history") == []
+
+
+def test_a_picture_that_is_gone_is_said(client: Client, workdir: Path) -> None:
+    upload = client.upload("/picture", workdir / "photo.png")
+    assert (
+        upload["width"] == 96
+        and client.post("/check", client.options(image=upload["image"]))["error"] is None
+    )
+    shutil.rmtree("runs/.page")
+    answer = client.post("/submit", client.options(image=upload["image"]), status=400)
+    assert answer["error"] == "the image is not here any more: open it again"
+    client.wait(start(client))
+    (workdir / "photo.png").write_bytes(b"other")
+    assert client.ask("GET", "/run?name=photo-1")[0] == 400
+
+
+def test_uploads_are_upright_and_the_same_pixels(client: Client, workdir: Path) -> None:
+    image = Image.open("photo.png")
+    image.save("turned.jpg", exif=turned(), quality=95)
+    path = client.upload("/picture", workdir / "turned.jpg")["image"]
+    kept = images.load_image(Path(path))
+    assert kept.size == (80, 96) and kept.tobytes() == images.load_image(Path("turned.jpg")).tobytes()
+    status, headers, content = client.ask("GET", f"/picture?image={path}")
+    assert status == 200 and content == Path(path).read_bytes()
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def test_a_run_of_another_place_is_matched_by_checksum(client: Client, workdir: Path) -> None:
+    client.wait(start(client))
+    values = json.loads(Path("runs/photo-1/run.json").read_text())
+    moved = values | {"image": "/elsewhere/photo.png"}
+    assert client.post("/match", moved)["image"] == str(workdir / "photo.png")
+    unknown = moved | {"sha256": {"image": "0" * 64}}
+    assert client.post("/match", unknown)["image"] is None
+    old = {"picture": "/x.png", "drags": [], "config": {"drag_rate": 0.02}, "versions": {}}
+    found = client.post("/match", old)
+    assert found["config"]["drag_lr"] == 0.02 and found["config"]["drag_levels"] == 1
+    for wrong in ({"sha256": 3}, {"config": []}, {"unknown": 1}):
+        client.post("/match", wrong, status=400)
+
+
+def test_a_killed_program_loses_no_run(workdir: Path, untrained: Path) -> None:
+    with serving(workdir / "photo.png", untrained) as client:
+        client.wait(start(client))
+        history = client.get("/history")
+        asked = client.options(config=QUICK | {"drag_steps": 10**5, "tolerance": 0})
+    process, other = outside(untrained)
+    number = other.post("/submit", asked)["number"]
+    until(lambda: other.job(number)["stage"] == "drag")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with serving(workdir / "photo.png", untrained) as client:
+        assert client.get("/history") == history
+        job = client.job(number)
+        assert job["state"] == "interrupted" and job["values"] == asked
+        client.post("/stop", {"number": number})
+        assert client.wait(start(client))["state"] == "done"
+    assert not [*Path("runs/.page").glob("job-*")]
+
+
+def test_ctrl_c_ends_the_program_cleanly(workdir: Path, untrained: Path) -> None:
+    process, other = outside(untrained)
+    assert other.get("/settings")["models"] == [str(untrained), "sd15", "tiny"]
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and said == ""
+
+
+def outside(model: Path) -> tuple[subprocess.Popen[str], Client]:
+    """The program in a process of its own, and a client of it."""
+    command = [sys.executable, str(ROOT / "demo.py"), "--page", "photo.png", "--no-browser", "--port", "0"]
+    command += ["--model", str(model), "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return process, Outside(process)
+
+
+class Outside(Client):
+    """A client of a server in another process."""
+
+    def __init__(self, process: subprocess.Popen[str]):
+        assert process.stdout
+        address = process.stdout.readline().split()[-1]
+        place, _, token = address.partition("/?token=")
+        self.port = int(place.rpartition(":")[2])
+        self.server: Any = type("Named", (), {"cookie": f"minidrag-{self.port}", "token": token})
