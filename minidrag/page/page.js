@@ -12,7 +12,8 @@ let settings = null;  // of the server: fields, presets, models, what the comman
 let edit = { image: "", drags: [], prompt: "", model: "tiny", config: {}, seed: 0 };
 let picture = null;  // the image, drawable
 let size = [1, 1];
-let mask = { bits: new Uint8Array(1), marked: 0, version: 0, canvas: document.createElement("canvas"), path: null, sent: 0 };
+let mask = { bits: new Uint8Array(1), marked: 0, version: 0, canvas: document.createElement("canvas"), pen: null, path: null, sent: 0 };
+mask.pen = mask.canvas.getContext("2d", { willReadFrequently: true });
 let past = [], now = -1;  // snapshots for undo
 let view = { x: 0, y: 0, scale: 1, fit: true };
 let mode = "points", tool = "brush", showing = "edit";
@@ -146,12 +147,12 @@ function paintMask() {
   const image = new ImageData(size[0], size[1]);
   const pixels = new Uint32Array(image.data.buffer);
   for (let i = 0; i < pixels.length; i++) pixels[i] = mask.bits[i] ? 0xffffffff : 0;
-  mask.canvas.getContext("2d").putImageData(image, 0, 0);
+  mask.pen.putImageData(image, 0, 0);
   things = null;
 }
 
 function readMask() {  // what was painted, as bits; then shown as it will be used
-  const { data } = mask.canvas.getContext("2d").getImageData(0, 0, size[0], size[1]);
+  const { data } = mask.pen.getImageData(0, 0, size[0], size[1]);
   const bits = new Uint8Array(mask.bits.length);
   for (let i = 0; i < bits.length; i++) bits[i] = data[4 * i + 3] >> 7;
   setMask(bits);
@@ -612,7 +613,7 @@ function hit(at, reach) {
 const brushWidth = () => Math.max(1, Math.round((Number($("brush-size").value) / 100) ** 2 * Math.min(...size)));
 
 function stroke(from, to) {
-  const pen = mask.canvas.getContext("2d");
+  const pen = mask.pen;
   pen.globalCompositeOperation = action.erase ? "destination-out" : "source-over";
   pen.strokeStyle = "#fff";
   pen.lineWidth = brushWidth();
@@ -1244,7 +1245,7 @@ function bind() {
   $("mask-clear").onclick = () => { setMask(new Uint8Array(mask.bits.length)); commit(); };
   $("mask-drags").onclick = () => {
     if (!edit.drags.length) return say("make a drag first");
-    const pen = mask.canvas.getContext("2d");
+    const pen = mask.pen;
     for (const { handle, target } of edit.drags) {
       pen.strokeStyle = "#fff";
       pen.lineCap = "round";

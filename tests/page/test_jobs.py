@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from support.command import ROOT, WRITTEN, demo, listing, raising
 from support.page import QUICK, Client, serving, until
 
 from minidrag import images
+from minidrag.config import EditConfig
+from minidrag.page import times
 from minidrag.page.editor import in_words
+from minidrag.page.foresee import Foresight
 from minidrag.page.job import Job
+from minidrag.weights.model import load_model
 
 STAGES = ["LoRA", "inversion", "drag", "denoising", "animation"]
 
@@ -211,10 +216,10 @@ def test_a_lora_makes_way_for_an_edit_that_does_not_need_it(
 
 def test_the_time_left_is_that_of_a_steady_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(times.time, "perf_counter", lambda: 110.0)
-    settings = {"warp_start": False, "drag_levels": 1, "drag_steps": 4, "lora_steps": 0}
+    settings: dict[str, Any] = {"warp_start": False, "drag_levels": 1, "drag_steps": 4, "lora_steps": 0}
     settings |= {"steps": 20, "inversion_steps": 10}
     config = EditConfig(**settings)
-    # Ten seconds for 5 of 10 evaluations; then 2 (4 + 1) + 1 = 11 for the drag, 20 for denoising, 1.8 pictures.
+    # Ten seconds for 5 of 10 evaluations; then 2 (4 + 1) + 1 of the drag, 20 of denoising, 1.8 pictures.
     assert times.left(config, "inversion", 5, 10, 100.0, {}) == pytest.approx(2 * (5 + 11 + 20 + 1.8))
     assert times.left(config, "inversion", 0, 10, 100.0, {}) is None, "nothing measured yet"
     seconds = {"inversion": 20.0, "drag": 33.0, "denoising": 20.0, "animation": 18.0}

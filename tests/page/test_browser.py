@@ -1,0 +1,266 @@
+"""The page in a real browser: a whole session by mouse, wide and tall pictures, sharp screens, a phone."""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.browser import Browser, Point, opened
+from support.page import Client, serving, until
+
+from minidrag import tiny
+from minidrag.app.options import read_options
+
+pytestmark = pytest.mark.slow
+NAMELESS = """
+    const named = (one) => one.getAttribute("aria-label")
+        || (one.tagName === "BUTTON" && one.textContent.trim())
+        || [...(one.labels || [])].some((label) => label.textContent.trim());
+    const controls = [...document.querySelectorAll("button, input, select, textarea, canvas")];
+    return controls.filter((one) => !one.closest("[aria-hidden=true]") && !(named(one) && one.tabIndex >= 0))
+        .map((one) => one.outerHTML);
+"""  # controls that a screen reader cannot name or a key cannot reach
+DRAG = read_options({"base": tiny.DEMO / "drag.json"})
+RIGHT, DELETE, ESCAPE, CONTROL, SHIFT = "\ue014", "\ue017", "\ue00c", "\ue009", "\ue008"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with opened(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def client(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A server that begins with the demo's picture and drag, in an empty folder."""
+    place = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("MINIDRAG_CACHE", str(place / "cache"))
+        told = {"mask": str(DRAG.mask), "prompt": DRAG.prompt, "config": {}}
+        told["drags"] = [{"handle": handle, "target": target} for handle, target in DRAG.drags]
+        with serving(DRAG.image, "tiny", **told) as client:
+            yield client
+
+
+# A whole session: these tests follow each other
+
+
+def test_pairs_are_made_moved_deleted_and_undone(browser: Browser, client: Client) -> None:
+    browser.open(client.server.address)
+    assert "token" not in browser.driver.current_url, "it is in a cookie now"
+    first = [43, 90, 56, 90]
+    assert browser.drags() == [first] and browser.value("prompt") == DRAG.prompt
+    x, y = upper(browser)
+    browser.mouse((x, y), (x + 40, y - 20), (x + 90, y - 50))
+    ((left, top, right, bottom),) = browser.drags()[1:]
+    assert left < right and top > bottom
+    browser.keys(RIGHT)  # the new target is selected
+    assert browser.drags()[1] == [left, top, right + 1, bottom]
+    browser.keys(DELETE)
+    assert browser.drags() == [first]
+    for keys, wanted in (
+        ((CONTROL, "z"), right + 1),
+        ((CONTROL, "z"), right),
+        ((CONTROL, SHIFT, "z"), right + 1),
+        ((CONTROL, "z"), right),
+    ):
+        browser.keys(*keys)
+        assert until(lambda: browser.drags()[1:]) == [[left, top, wanted, bottom]]
+    browser.keys(CONTROL, "z")
+    assert until(lambda: len(browser.drags()) == 1)
+    browser.mouse((x, y))  # half a pair
+    browser.keys(ESCAPE)
+    browser.mouse((x, y))
+    browser.mouse((x + 60, y))  # click, click
+    assert browser.drags()[1][:2] == [left, top]
+    browser.click("#drags li:last-child button")
+    assert browser.drags() == [first]
+
+
+def test_a_mask_is_painted_and_taken_back(browser: Browser, client: Client) -> None:
+    browser.click("mode-mask")
+    before = np.asarray(Image.open(str(DRAG.mask)).convert("L")) >= 128
+    x, y = upper(browser)
+    browser.mouse((x, y), (x + 60, y))
+    until(lambda: not np.array_equal(painted(client), before))
+    mask = painted(client)
+    assert (mask & before).sum() == before.sum() and 100 < (mask & ~before).sum() < 2000
+    browser.click("mask-invert")
+    until(lambda: np.array_equal(painted(client), ~mask))
+    browser.click("mask-clear")
+    browser.click("mask-drags")
+    until(lambda: not np.array_equal(painted(client), ~mask))
+    capsule = painted(client)
+    assert capsule[90, 43] and capsule[90, 56] and not capsule[20, 20]
+    for _ in range(4):
+        browser.keys(CONTROL, "z")
+    browser.keys("]")
+    browser.click("mode-points")
+    until(lambda: marked(client) == before.sum())
+
+
+def test_one_run_is_stopped_and_another_finishes(browser: Browser, client: Client) -> None:
+    browser.open(client.server.address)
+    browser.click("[data-preset=fast]")
+    browser.click("run")
+    until(lambda: browser.text("progress-title").startswith("drag, ") and browser.shown("plot"))
+    assert browser.element("view-watch").get_attribute("aria-checked") == "true"
+    browser.click("stop")
+    until(lambda: browser.shown("result-card"))
+    assert "stopped" in browser.text("result-title") and "stopped at drag" in browser.text("result-notes")
+    browser.click("result-close")
+    browser.click("run")
+    until(lambda: browser.shown("progress-card"))
+    until(lambda: not browser.shown("progress-card") and browser.shown("result-card"))
+    assert browser.text("result-title") == "picture-2" and "handle 1 moved" in browser.text("result-notes")
+    made = client.get("/run?name=picture-2")["options"]
+    assert made["drags"] == [{"handle": [43, 90], "target": [56, 90]}] and made["mask"]
+    assert "≤" in browser.text("[data-preset=default] em"), "measured by now"
+    links = {link.text for link in browser.driver.find_elements("css selector", "#downloads a")}
+    assert links == {"edit", "animation", "comparison", "run.json", "LoRA"}
+
+
+def test_the_slider_shows_the_original_and_the_edit(browser: Browser) -> None:
+    browser.click("show-paths")
+    shown = []
+    for at in (0, 1000):
+        move = "arguments[0].value = arguments[1]; arguments[0].oninput()"
+        browser.driver.execute_script(move, browser.element("compare"), at)
+        shown.append(browser.screenshot().astype(int))
+    changed = np.abs(shown[0] - shown[1]).max(-1) > 40
+    assert 500 < changed.sum() < 0.1 * changed.size, "where the ball was and is"
+
+
+def test_a_reload_and_the_history_bring_all_back(browser: Browser, client: Client) -> None:
+    browser.click("view-edit")
+    browser.open(client.server.address)
+    assert browser.drags() == [[43, 90, 56, 90]]
+    assert len(browser.driver.find_elements("css selector", "#history button")) == 2
+    browser.click("#drags button")
+    browser.click("[data-run=picture-2]")
+    until(lambda: browser.shown("result-card"))
+    assert browser.drags() == [[43, 90, 56, 90]]
+    browser.click("continue")
+    until(lambda: browser.drags() == [] and not browser.shown("result-card"))
+    until(lambda: client.get("/start")["draft"]["edit"]["image"].endswith("picture-2/edited.png"))
+    browser.keys(CONTROL, "z")
+    until(lambda: browser.drags() == [[43, 90, 56, 90]])
+    assert browser.complaints() == []
+
+
+# Pixels and sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "sharp"), [((210, 70), 1.0), ((70, 210), 1.0), ((210, 70), 2.0), ((96, 80), 1.5)]
+)
+def test_the_pixel_that_is_clicked_is_the_one_in_the_json(
+    browser: Browser, client: Client, tmp_path: Path, size: tuple[int, int], sharp: float
+) -> None:
+    colored(*size).save(tmp_path / "colored.png")
+    image = client.upload("/picture", tmp_path / "colored.png")["image"]
+    client.server.start |= {"image": image, "mask": None, "drags": [], "config": {"lora_steps": 0}}
+    browser.open(client.server.address, sharp=sharp)
+    assert browser.drags() == [] and browser.text("size") == f"{size[0]} × {size[1]}"
+    for zoom in ("zoom-fit", "zoom-in", "wheel", "zoom-out"):
+        x, y, u, v = middle_and_size(browser)
+        browser.click(zoom) if zoom != "wheel" else browser.wheel((x + 40, y + 30), -12)
+        shown = browser.screenshot()
+        blended = int(browser.text("zoom").split()[0]) < 1200  # the browser shows borders a pixel off
+        left, top, right, bottom = visible(shown, (x, y), (u, v), sharp)
+        for ends in (((left, top), (right, bottom)), ((right, top), (left, bottom))):
+            start, end = ends if zoom == "zoom-fit" else (steady(shown, at, (x, y), sharp) for at in ends)
+            expected = [*seen_at(shown, start, sharp), *seen_at(shown, end, sharp)]
+            browser.mouse(start, (x, y), end)
+            (found,) = browser.drags()
+            assert found == pytest.approx(expected, abs=1 if blended and zoom != "zoom-fit" else 0), zoom
+            if zoom == "zoom-fit":
+                assert ({*found[::2]}, {*found[1::2]}) == ({0, size[0] - 1}, {0, size[1] - 1}), "the corners"
+            sent = [{"handle": found[:2], "target": found[2:]}]
+            until(lambda: client.get("/start")["draft"]["edit"]["drags"] == sent)  # noqa: B023, called at once
+            browser.click("#drags button")
+    assert not blended
+    assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("size", [(900, 700), (390, 844)])
+def test_nothing_is_out_of_reach_on_a_small_screen(
+    browser: Browser, client: Client, size: tuple[int, int]
+) -> None:
+    browser.open(client.server.address, size)
+    wide = browser.driver.execute_script("return document.documentElement.scrollWidth")
+    assert wide <= size[0], "no sideways scrolling"
+    for name in ("open", "mode-mask", "undo", "run", "prompt", "zoom-fit", "help"):
+        box = browser.element(name).rect
+        assert box["x"] >= 0 and box["x"] + box["width"] <= size[0], name
+
+
+def test_every_control_has_a_name_and_can_be_reached_by_keys(browser: Browser, client: Client) -> None:
+    browser.open(client.server.address)
+    nameless = browser.driver.execute_script(NAMELESS)
+    assert nameless == []
+
+
+def upper(browser: Browser) -> Point:
+    """A point of the window in the sky of the demo's picture."""
+    x, y, _, height = middle_and_size(browser)
+    return x, y - height / 4
+
+
+def middle_and_size(browser: Browser) -> tuple[float, float, float, float]:
+    box = browser.element("canvas").rect
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, box["width"], box["height"]
+
+
+def painted(client: Client) -> np.ndarray:
+    """The mask that the page has sent last; none is sent that was sent before."""
+    sent = max(client.server.store.place.glob("*/mask.png"), key=os.path.getmtime, default=DRAG.mask)
+    return np.asarray(Image.open(str(sent)).convert("L")) >= 128
+
+
+def marked(client: Client) -> int:
+    """Pixels of the mask in the draft, which has the lengths of its runs."""
+    return sum(client.get("/start")["draft"]["mask"][1::2])
+
+
+def colored(width: int, height: int) -> Image.Image:
+    """A picture whose colors say where they are: x + 20 red, y + 20 green, 60 blue."""
+    rows, columns = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([columns + 20, rows + 20, 60 + 0 * rows], -1).astype(np.uint8))
+
+
+def seen_at(shown: np.ndarray, point: Point, sharp: float) -> list[int]:
+    """The pixel of a `colored` picture that is shown at a point of the window."""
+    red, green, _ = shown[int(point[1] * sharp), int(point[0] * sharp)]
+    return [int(red) - 20, int(green) - 20]
+
+
+def steady(shown: np.ndarray, point: Point, middle: Point, sharp: float) -> Point:
+    """The point, or the nearest one toward the middle that is clear of the border of two pixels.
+
+    The browser blends neighboring pixels, so that their border is shown within a pixel of the screen.
+    """
+    while True:
+        x, y = point
+        around = [seen_at(shown, (x + a / sharp, y + b / sharp), sharp) for a in (-2, 1) for b in (-2, 1)]
+        if all(at == around[-1] for at in around):
+            return point
+        point = x + math.copysign(1, middle[0] - x), y + math.copysign(1, middle[1] - y)
+
+
+def visible(shown: np.ndarray, middle: Point, size: Point, sharp: float) -> tuple[int, int, int, int]:
+    """Left, top, right, and bottom of a `colored` picture as shown, clear of the edges and controls."""
+    x, y = (int(at * sharp) for at in middle)
+    outside = abs(shown[..., 2].astype(int) - 60) > 2
+    across, down = np.nonzero(outside[y])[0], np.nonzero(outside[:, x])[0]
+    left, top = (math.ceil((at[at < here].max() + 1) / sharp) for at, here in ((across, x), (down, y)))
+    right, bottom = (int((at[at > here].min() - 1) / sharp) for at, here in ((across, x), (down, y)))
+    if right - left < size[0] - 10 and bottom - top < size[1] - 10:
+        return left, top, right, bottom
+    (x, y), (width, height) = middle, size  # zoomed in: away from the controls
+    left, top = max(left, round(x - width / 2 + 20)), max(top, round(y - height / 2 + 70))
+    return left, top, min(right, round(x + width / 2 - 190)), min(bottom, round(y + height / 2 - 60))
