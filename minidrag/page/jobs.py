@@ -153,7 +153,8 @@ class Queue(threading.Thread):
             try:
                 return options.read_options({"base": file})
             except ValueError as error:
-                raise ValueError(str(error).replace(f"{file}: ", "")) from None
+                said = str(error).replace(f"{file}: ", "").replace(str(file), "the request")
+                raise ValueError(said) from None
 
     def check(self, values: Any) -> dict[str, Any]:
         """What to say about an edit before it runs, its seconds by preset, and whether its LoRA is there."""

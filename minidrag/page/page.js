@@ -12,8 +12,9 @@ let settings = null;  // of the server: fields, presets, models, what the comman
 let edit = { image: "", drags: [], prompt: "", model: "tiny", config: {}, seed: 0 };
 let picture = null;  // the image, drawable
 let size = [1, 1];
-let mask = { bits: new Uint8Array(1), marked: 0, version: 0, canvas: document.createElement("canvas"), pen: null, path: null, sent: 0 };
+let mask = { bits: new Uint8Array(1), marked: 0, version: 0, canvas: document.createElement("canvas"), small: document.createElement("canvas"), factor: 1, path: null, sent: 0 };
 mask.pen = mask.canvas.getContext("2d", { willReadFrequently: true });
+mask.smallPen = mask.small.getContext("2d");  // for the screen: a large mask is slow to draw
 let past = [], now = -1;  // snapshots for undo
 let view = { x: 0, y: 0, scale: 1, fit: true };
 let mode = "points", tool = "brush", showing = "edit";
@@ -134,30 +135,72 @@ function changed() {
 // ---- the picture and the mask
 
 function setMask(bits, version) {
-  mask.bits = bits;
-  mask.version = version ?? Math.max(mask.version, ...past.map((one) => one.version), 0) + 1;
-  mask.marked = 0;
-  for (let i = 0; i < bits.length; i++) mask.marked += bits[i];
   mask.canvas.width = size[0];
   mask.canvas.height = size[1];
-  paintMask();
+  mask.factor = Math.min(1, 1280 / Math.max(...size));
+  mask.small.width = Math.ceil(size[0] * mask.factor);
+  mask.small.height = Math.ceil(size[1] * mask.factor);
+  mask.marked = 0;
+  for (let i = 0; i < bits.length; i++) mask.marked += bits[i];
+  mask.bits = bits;
+  mask.version = version ?? newVersion();
+  paintMask(0, 0, ...size);
 }
 
-function paintMask() {
-  const image = new ImageData(size[0], size[1]);
-  const pixels = new Uint32Array(image.data.buffer);
-  for (let i = 0; i < pixels.length; i++) pixels[i] = mask.bits[i] ? 0xffffffff : 0;
-  mask.pen.putImageData(image, 0, 0);
+const newVersion = () => Math.max(mask.version, ...past.map((one) => one.version), 0) + 1;
+
+function paintMask(left, top, wide, high) {  // a rectangle of it as it will be used
+  const image = new ImageData(wide, high), pixels = new Uint32Array(image.data.buffer);
+  for (let y = 0; y < high; y++) {
+    const from = (top + y) * size[0] + left;
+    for (let x = 0; x < wide; x++) pixels[y * wide + x] = mask.bits[from + x] ? 0xffffffff : 0;
+  }
+  mask.pen.putImageData(image, left, top);
+  mask.smallPen.setTransform(mask.factor, 0, 0, mask.factor, 0, 0);
+  mask.smallPen.clearRect(left, top, wide, high);
+  mask.smallPen.drawImage(mask.canvas, left, top, wide, high, left, top, wide, high);
   things = null;
 }
 
-function readMask() {  // what was painted, as bits; then shown as it will be used
-  const { data } = mask.pen.getImageData(0, 0, size[0], size[1]);
-  const bits = new Uint8Array(mask.bits.length);
-  for (let i = 0; i < bits.length; i++) bits[i] = data[4 * i + 3] >> 7;
-  setMask(bits);
+function readMask([left, top, right, bottom]) {  // what was painted there, as bits
+  left = Math.max(0, Math.floor(left));
+  top = Math.max(0, Math.floor(top));
+  const wide = Math.min(size[0], Math.ceil(right)) - left, high = Math.min(size[1], Math.ceil(bottom)) - top;
+  if (wide <= 0 || high <= 0) return;
+  const { data } = mask.pen.getImageData(left, top, wide, high), bits = mask.bits.slice();
+  for (let y = 0; y < high; y++) {
+    const to = (top + y) * size[0] + left;
+    for (let x = 0; x < wide; x++) {
+      const bit = data[4 * (y * wide + x) + 3] >> 7;
+      mask.marked += bit - bits[to + x];
+      bits[to + x] = bit;
+    }
+  }
+  mask.bits = bits;
+  mask.version = newVersion();
+  paintMask(left, top, wide, high);
   commit();
 }
+
+function paintLine(from, to, wide, erase = false) {  // in pixels of the picture; returns the rectangle it is in
+  for (const [pen, factor] of [[mask.pen, 1], [mask.smallPen, mask.factor]]) {
+    pen.setTransform(factor, 0, 0, factor, 0, 0);
+    pen.globalCompositeOperation = erase ? "destination-out" : "source-over";
+    pen.strokeStyle = "#fff";
+    pen.lineWidth = wide;
+    pen.lineCap = "round";
+    pen.beginPath();
+    pen.moveTo(...from);
+    pen.lineTo(to[0] + 0.01, to[1]);
+    pen.stroke();
+    pen.globalCompositeOperation = "source-over";
+  }
+  mask.pen.setTransform(1, 0, 0, 1, 0, 0);
+  const reach = wide / 2 + 2;
+  return [Math.min(from[0], to[0]) - reach, Math.min(from[1], to[1]) - reach, Math.max(from[0], to[0]) + reach, Math.max(from[1], to[1]) + reach];
+}
+
+const joined = (a, b) => (a ? [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[2], b[2]), Math.max(a[3], b[3])] : b);
 
 async function bitsOf(image) {  // white of an image, as load_mask sees it
   if (image.naturalWidth !== size[0] || image.naturalHeight !== size[1]) {
@@ -263,7 +306,7 @@ function findThings(handles) {
   const sheet = document.createElement("canvas");
   [sheet.width, sheet.height] = [w, h];
   const pen = sheet.getContext("2d", { willReadFrequently: true });
-  pen.drawImage(picture, 0, 0, w, h);
+  pen.drawImage(reduced(picture, 2 * w), 0, 0, w, h);
   const colors = pen.getImageData(0, 0, w, h).data;
   const seeds = handles.map(([x, y]) => [Math.min(w - 1, Math.floor((x + 0.5) / size[0] * w)), Math.min(h - 1, Math.floor((y + 0.5) / size[1] * h))]);
   const free = freeCells(w, h, seeds), labels = grow(w, h, colors, free, seeds);
@@ -278,7 +321,7 @@ function findThings(handles) {
     const ink = piece.getContext("2d");
     ink.drawImage(sheet, 0, 0, bw, bh);
     ink.globalCompositeOperation = "source-in";
-    ink.drawImage(picture, 0, 0, bw, bh);
+    ink.drawImage(reduced(picture, bw), 0, 0, bw, bh);
     return piece;
   });
   const moved = document.createElement("canvas");
@@ -387,7 +430,7 @@ function drawPreview(drags) {
   drags.forEach(({ handle, target }, i) => pen.drawImage(cut[i], (target[0] - handle[0]) * big, (target[1] - handle[1]) * big));
   if (mask.marked) {
     pen.globalCompositeOperation = "destination-in";
-    pen.drawImage(mask.canvas, 0, 0, moved.width, moved.height);
+    pen.drawImage(mask.small, 0, 0, moved.width, moved.height);
   }
   place(fill);
   place(moved);
@@ -396,18 +439,35 @@ function drawPreview(drags) {
 // ---- drawing
 
 let width = 1, height = 1, waiting = false;
+let overlayKey = "";
 const overlay = document.createElement("canvas");
 
 function draw() {
   if (!waiting) { waiting = true; requestAnimationFrame(() => { waiting = false; render(); }); }
 }
 
+const halves = new WeakMap();  // an image and its halves, quarters, ...
+
+function reduced(image, wide) {  // the smallest of them that is at least so wide: large images are slow to draw
+  const list = halves.get(image) || [image], widthOf = (one) => one.naturalWidth || one.width, heightOf = (one) => one.naturalHeight || one.height;
+  halves.set(image, list);
+  for (let last = list[list.length - 1]; widthOf(last) >= 2 * wide && widthOf(last) > 256; last = list[list.length - 1]) {
+    const half = document.createElement("canvas");
+    [half.width, half.height] = [Math.round(widthOf(last) / 2), Math.round(heightOf(last) / 2)];
+    half.getContext("2d").drawImage(last, 0, 0, half.width, half.height);
+    list.push(half);
+  }
+  return list.filter((one) => widthOf(one) >= wide).pop() || image;
+}
+
+function placeImage(image) { place(reduced(image, size[0] * view.scale * (window.devicePixelRatio || 1))); }
+
 function place(image) { context.drawImage(image, view.x, view.y, size[0] * view.scale, size[1] * view.scale); }
 
 const onScreen = ([x, y]) => [view.x + (x + 0.5) * view.scale, view.y + (y + 0.5) * view.scale];
 
 function fit() {
-  const room = [$("views").hidden ? 24 : 62, 28, showing === "result" ? 72 : 56];  // top, sides, bottom
+  const room = [$("views").hidden ? 24 : 62, 28, showing !== "result" ? 56 : width < 760 ? 112 : 72];  // top, sides, bottom
   view.scale = Math.min((width - 2 * room[1]) / size[0], (height - room[0] - room[2]) / size[1]);
   view.x = (width - size[0] * view.scale) / 2;
   view.y = room[0] + (height - room[0] - room[2] - size[1] * view.scale) / 2;
@@ -425,7 +485,7 @@ function render() {
   if (view.fit) fit();
   $("zoom").textContent = `${Math.round(100 * view.scale * sharp)} %`;
   context.imageSmoothingEnabled = view.scale * sharp < 12;
-  context.imageSmoothingQuality = "high";
+  context.imageSmoothingQuality = "medium";
   context.save();
   context.shadowColor = "rgb(0 0 0 / 22%)";
   context.shadowBlur = 18;
@@ -438,7 +498,7 @@ function render() {
 }
 
 function renderEdit() {
-  place(picture);
+  placeImage(picture);
   const drags = current();
   const dragged = action && ["pair", "move"].includes(action.kind) && action.moved;
   const ghost = half && half.target && !action;
@@ -470,18 +530,22 @@ function renderMask() {
   const painting = action && action.kind === "paint";
   if (!mask.marked && !painting) return;
   const sharp = window.devicePixelRatio || 1, pen = overlay.getContext("2d");
-  overlay.width = canvas.width;
-  overlay.height = canvas.height;
-  pen.setTransform(sharp, 0, 0, sharp, 0, 0);
-  pen.imageSmoothingEnabled = context.imageSmoothingEnabled;
   const area = [view.x, view.y, size[0] * view.scale, size[1] * view.scale];
-  const stamp = (dx, dy) => pen.drawImage(mask.canvas, area[0] + dx, area[1] + dy, area[2], area[3]);
-  for (let turn = 0; turn < 8; turn++) stamp(1.6 * Math.cos(turn * Math.PI / 4), 1.6 * Math.sin(turn * Math.PI / 4));
-  pen.globalCompositeOperation = "destination-over";
-  pen.fillStyle = mode === "mask" ? "rgb(8 10 16 / 58%)" : "rgb(8 10 16 / 42%)";
-  pen.fillRect(...area);
-  pen.globalCompositeOperation = "destination-out";
-  stamp(0, 0);
+  const key = [mask.version, painting ? action.strokes : 0, mode, sharp, width, height, ...area].join();
+  if (key !== overlayKey) {
+    overlayKey = key;
+    overlay.width = canvas.width;
+    overlay.height = canvas.height;
+    pen.setTransform(sharp, 0, 0, sharp, 0, 0);
+    pen.imageSmoothingEnabled = context.imageSmoothingEnabled;
+    const stamp = (dx, dy) => pen.drawImage(mask.small, area[0] + dx, area[1] + dy, area[2], area[3]);
+    for (let turn = 0; turn < 8; turn++) stamp(1.6 * Math.cos(turn * Math.PI / 4), 1.6 * Math.sin(turn * Math.PI / 4));
+    pen.globalCompositeOperation = "destination-over";
+    pen.fillStyle = mode === "mask" ? "rgb(8 10 16 / 58%)" : "rgb(8 10 16 / 42%)";
+    pen.fillRect(...area);
+    pen.globalCompositeOperation = "destination-out";
+    stamp(0, 0);
+  }
   context.save();
   context.beginPath();
   context.rect(...area);
@@ -492,7 +556,7 @@ function renderMask() {
 
 function renderWatch() {
   const job = watchedJob();
-  place(picture);
+  placeImage(picture);
   if (!job) return;
   if (foreseen.image && foreseen.key.startsWith(`${job.number}-`)) place(foreseen.image);
   const { drags } = job.values;
@@ -517,12 +581,12 @@ function drawTrail(path, drag) {
 function renderResult() {
   const edited = $("show-raw").checked && result.raw ? result.raw : result.edited;
   const border = view.x + split * size[0] * view.scale;
-  place(result.original);
+  placeImage(result.original);
   context.save();
   context.beginPath();
   context.rect(border, 0, width, height);
   context.clip();
-  place(edited);
+  placeImage(edited);
   context.restore();
   if ($("show-paths").checked) result.options.drags.forEach((drag, i) => drawTrail((result.result.paths || [])[i] || [], drag));
   const top = view.y, bottom = view.y + size[1] * view.scale, middle = (top + bottom) / 2;
@@ -613,17 +677,9 @@ function hit(at, reach) {
 const brushWidth = () => Math.max(1, Math.round((Number($("brush-size").value) / 100) ** 2 * Math.min(...size)));
 
 function stroke(from, to) {
-  const pen = mask.pen;
-  pen.globalCompositeOperation = action.erase ? "destination-out" : "source-over";
-  pen.strokeStyle = "#fff";
-  pen.lineWidth = brushWidth();
-  pen.lineCap = "round";
   const at = (point) => [(point.x - view.x) / view.scale, (point.y - view.y) / view.scale];
-  pen.beginPath();
-  pen.moveTo(...at(from));
-  pen.lineTo(at(to)[0] + 0.01, at(to)[1]);
-  pen.stroke();
-  pen.globalCompositeOperation = "source-over";
+  action.dirty = joined(action.dirty, paintLine(at(from), at(to), brushWidth(), action.erase));
+  action.strokes = (action.strokes || 0) + 1;
 }
 
 const fingers = new Map();
@@ -687,7 +743,7 @@ function release(event) {
   const done = action;
   action = null;
   if (done.kind === "pinch") return;
-  if (done.kind === "paint") readMask();
+  if (done.kind === "paint") readMask(done.dirty);
   if (done.kind === "move" && done.moved) commit();
   if (done.kind === "pair" && half && half.target && done.moved) finishPair();
   if (half && !half.target) announce("handle set: now its target");
@@ -708,7 +764,7 @@ function finishPair() {
 }
 
 function pinch() {
-  if (action && action.kind === "paint") paintMask();  // the first finger's dot was not meant
+  if (action && action.kind === "paint") paintMask(0, 0, ...size);  // the first finger's dot was not meant
   if (action && action.kind === "pair") half = null;
   const [a, b] = [...fingers.values()];
   action = { kind: "pinch", apart: Math.hypot(a.x - b.x, a.y - b.y), x: (a.x + b.x) / 2, y: (a.y + b.y) / 2, view: { ...view } };
@@ -1245,17 +1301,12 @@ function bind() {
   $("mask-clear").onclick = () => { setMask(new Uint8Array(mask.bits.length)); commit(); };
   $("mask-drags").onclick = () => {
     if (!edit.drags.length) return say("make a drag first");
-    const pen = mask.pen;
+    let dirty = null;
     for (const { handle, target } of edit.drags) {
-      pen.strokeStyle = "#fff";
-      pen.lineCap = "round";
-      pen.lineWidth = Math.max(0.36 * Math.min(...size), Math.hypot(handle[0] - target[0], handle[1] - target[1]));
-      pen.beginPath();
-      pen.moveTo(handle[0] + 0.5, handle[1] + 0.5);
-      pen.lineTo(target[0] + 0.51, target[1] + 0.5);
-      pen.stroke();
+      const wide = Math.max(0.36 * Math.min(...size), Math.hypot(handle[0] - target[0], handle[1] - target[1]));
+      dirty = joined(dirty, paintLine([handle[0] + 0.5, handle[1] + 0.5], [target[0] + 0.5, target[1] + 0.5], wide));
     }
-    readMask();
+    readMask(dirty);
   };
   $("mask-load").onclick = () => $("mask-file").click();
   $("mask-file").onchange = attempt(async () => {
