@@ -186,6 +186,7 @@ def text_quirks(keys: list[str], header: Header) -> Iterator[str]:
 
 def read_lora(file: Path) -> LoRA:
     """Read a LoRA for networks of SD 1.5's sizes; its file does not record the model it is for."""
+    read_header(lora_file.find_file(file))  # raises for one that cannot be read, before networks are built
     with torch.device("meta"):
         unet = NETWORKS["unet"](weights.SINGLE_FILE["unet"])
         text_encoder = NETWORKS["text_encoder"](weights.SINGLE_FILE["text_encoder"])

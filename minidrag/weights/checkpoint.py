@@ -75,7 +75,10 @@ def refuse_absent(source: str, absent: list[str]) -> None:
 
 def find_part(name: str, file: Path, config: Any) -> Part:
     """Match a network with the tensors in a file or an index; raises ValueError if they do not fit."""
-    header = read_header(file)
+    return match_part(name, read_header(file), config)
+
+
+def match_part(name: str, header: Header, config: Any) -> Part:
     keys = KEYS[name](header.shapes)
     with torch.device("meta"):
         network = NETWORKS[name](config)

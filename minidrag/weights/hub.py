@@ -27,24 +27,24 @@ def fetch(repository: str, needed: list[str], stems: list[str], infixes: tuple[s
     Raises ValueError for an unknown repository, FileNotFoundError, with their names, for missing files.
     """
     every = [*needed, *(f"{stem}{infixes[0]}.safetensors" for stem in stems)]
-    missing: list[str] = []
+    missing: list[str] = every
     problem: Exception | None = None
     for infix in infixes:
         for cached in (True, False):
             files = [f"{stem}{infix}.safetensors" for stem in stems]
             indices = [f"{stem}{INDEX}{infix}.json" for stem in stems]
             folder = download(repository, [*needed, *files, *indices, *OPTIONAL], cached)
-            shards = shards_in(folder, stems, infix) if isinstance(folder, Path) else []
-            if shards:
+            if isinstance(folder, Path) and (shards := shards_in(folder, stems, infix)):
                 folder = download(repository, shards, cached)
             if isinstance(folder, Exception):
-                problem, missing = folder, missing or needed + files
+                problem = folder
                 continue
             problem = None
-            missing = lacking(folder, [*needed, *shards], stems, infix)
-            if not missing:
+            lacks = lacking(folder, needed, stems, infix)
+            if not lacks:
                 return folder
-            stems = [stem for stem in stems if f"{stem}{infix}.safetensors" in missing]
+            missing = lacks if infix == infixes[0] else missing  # the variant that is preferred
+            stems = [stem for stem in stems if lacking(folder, [], [stem], infix)]
     raise failure(repository, missing, every, problem)
 
 
@@ -68,7 +68,8 @@ def lacking(folder: Path, needed: list[str], stems: list[str], infix: str) -> li
     if (folder / WHOLE).is_file():
         missing = [name for name in missing if name not in VOCABULARY]
     absent = [stem for stem in stems if not weight_file(folder / stem, infix)]
-    return missing + [f"{stem}{infix}.safetensors" for stem in absent]
+    missing += [f"{stem}{infix}.safetensors" for stem in absent]
+    return missing + [name for name in shards_in(folder, stems, infix) if not (folder / name).is_file()]
 
 
 def failure(repository: str, missing: list[str], every: list[str], problem: Exception | None) -> Exception:

@@ -21,7 +21,15 @@ from minidrag.networks.tokenizer import Tokenizer
 from minidrag.networks.unet import UNet, UNetConfig
 from minidrag.networks.vae import VAE, VAEConfig
 from minidrag.watch import watch
-from minidrag.weights.checkpoint import NETWORKS, Part, fill, find_part, refuse_absent, refuse_incomplete
+from minidrag.weights.checkpoint import (
+    NETWORKS,
+    Part,
+    fill,
+    find_part,
+    match_part,
+    refuse_absent,
+    refuse_incomplete,
+)
 from minidrag.weights.configs import READERS, load_tokenizer, read_schedule
 from minidrag.weights.files import (
     FORMATS,
@@ -118,19 +126,17 @@ def find_model(path: Path, vae: str | Path | None, dtype: torch.dtype) -> tuple[
     Raises FileNotFoundError or ValueError, with the remedy.
     """
     names = [name for name in NETWORKS if name != "vae" or vae is None]
-    if path.is_dir():
-        parts, file = folder_parts(path, names, dtype), path / "scheduler/scheduler_config.json"
-        scheduler = read_json(file, {})
-    else:
-        parts, file = single_file_parts(path, names), path
-        scheduler = single_file_schedule(parts["unet"].header)
-    if vae is not None:
-        parts["vae"] = vae_part(vae, dtype)
-        check_scale(path, parts["vae"])
+    other = vae_part(vae, dtype) if vae is not None else None
+    file = path / "scheduler/scheduler_config.json" if path.is_dir() else path
+    scheduler = read_json(file, {}) if path.is_dir() else single_file_schedule(read_header(path))
     try:
         read_schedule(scheduler)
     except ValueError as error:
         raise ValueError(f"{file} is not usable: {error}") from error
+    parts = folder_parts(path, names, dtype) if path.is_dir() else single_file_parts(path, names)
+    if other is not None:
+        parts["vae"] = other
+        check_scale(path, other)
     check_widths(path, parts)
     return parts, scheduler
 
@@ -289,10 +295,11 @@ def folder_parts(folder: Path, names: list[str], dtype: torch.dtype) -> dict[str
     absent = [name for name in names if not (folder / name).is_dir()]
     if absent != names:
         refuse_absent(str(folder), absent)
-    return {name: folder_part(folder / name, name, dtype) for name in names}
+    found = {name: folder_header(folder / name, name, dtype) for name in names}  # all, before one is built
+    return {name: match_part(name, *pair) for name, pair in found.items()}
 
 
-def folder_part(folder: Path, name: str, dtype: torch.dtype) -> Part:
+def folder_header(folder: Path, name: str, dtype: torch.dtype) -> tuple[Header, Any]:
     """Find a network in its own folder, which has config.json and a weight file or shards."""
     file = folder / "config.json"
     if not file.exists():
@@ -300,7 +307,7 @@ def folder_part(folder: Path, name: str, dtype: torch.dtype) -> Part:
     config = read_config(file, name)
     for infix in infixes(dtype):
         if weights := weight_file(folder / STEMS[name], infix):
-            return find_part(name, weights, config)
+            return read_header(weights), config
     raise FileNotFoundError(absence(folder, name))
 
 
@@ -334,7 +341,8 @@ def vae_part(source: str | Path, dtype: torch.dtype) -> Part:
     """Find a VAE in a file, in a folder of its own or in a model folder."""
     path = local_path(source) or fetch(str(source), ["config.json"], [STEMS["vae"]], infixes(dtype))
     if path.is_dir():
-        return folder_part(path / "vae" if (path / "vae").is_dir() else path, "vae", dtype)
+        folder = path / "vae" if (path / "vae").is_dir() else path
+        return match_part("vae", *folder_header(folder, "vae", dtype))
     return find_part("vae", path, SINGLE_FILE["vae"])
 
 

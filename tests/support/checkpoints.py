@@ -13,6 +13,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.references import TEXTS, UNETS, VAES, without_labels
 from tokenizers import pre_tokenizers
@@ -248,6 +249,26 @@ def write(file: Path, tensors: Tensors) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file)
     return file
+
+
+def split(file: Path, infix: str = "", suffix: str = ".safetensors") -> Path:
+    """Replace a weight file by three shards and an index; return the index."""
+    with safe_open(file, "pt") as opened:
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    stem = file.stem if suffix == ".safetensors" or file.stem != "model" else "pytorch_model"
+    names = [f"{stem}{infix}-{i:05}-of-00003{suffix}" for i in (1, 2, 3)]
+    keys = sorted(tensors)
+    for i, name in enumerate(names):
+        part = {key: tensors[key] for key in keys[i::3]}
+        if suffix == ".safetensors":
+            save_file(part, file.with_name(name), {"format": "pt"})
+        else:
+            torch.save(part, file.with_name(name))
+    index = file.with_name(f"{stem}{suffix}.index{infix}.json")
+    weight_map = {key: names[i % 3] for i, key in enumerate(keys)}
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    file.unlink()
+    return index
 
 
 def write_zeros(file: Path, shapes: dict[str, list[int]], dtype: str = "F32", aligned: bool = True) -> Path:

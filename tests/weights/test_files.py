@@ -13,7 +13,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from support import checkpoints
-from support.checkpoints import Tensors
+from support.checkpoints import Tensors, split
 from torch import Tensor
 from transformers import CLIPTextModel
 
@@ -40,26 +40,6 @@ def folder(clean: Path, tmp_path: Path) -> Path:
 
 
 # --- shards ---
-
-
-def split(file: Path, infix: str = "", suffix: str = ".safetensors") -> Path:
-    """Replace a weight file by three shards and an index; return the index."""
-    with safe_open(file, "pt") as opened:
-        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-    stem = file.stem if suffix == ".safetensors" or file.stem != "model" else "pytorch_model"
-    names = [f"{stem}{infix}-{i:05}-of-00003{suffix}" for i in (1, 2, 3)]
-    keys = sorted(tensors)
-    for i, name in enumerate(names):
-        part = {key: tensors[key] for key in keys[i::3]}
-        if suffix == ".safetensors":
-            save_file(part, file.with_name(name), {"format": "pt"})
-        else:
-            torch.save(part, file.with_name(name))
-    index = file.with_name(f"{stem}{suffix}.index{infix}.json")
-    weight_map = {key: names[i % 3] for i, key in enumerate(keys)}
-    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
-    file.unlink()
-    return index
 
 
 def shard(folder: Path) -> list[Path]:

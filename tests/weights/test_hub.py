@@ -1,7 +1,9 @@
 """The hub: only needed files are downloaded, the cache comes first, and missing files are named."""
 
+import re
 import shutil
 import socket
+from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub
@@ -10,7 +12,8 @@ import torch
 from huggingface_hub.utils import RepositoryNotFoundError
 from safetensors.torch import load_file
 from support import checkpoints
-from support.checkpoints import Tensors
+from support.checkpoints import Tensors, split
+from transformers import CLIPTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
 from minidrag.weights import model as weights
 from minidrag.weights.model import load_model
@@ -56,6 +59,9 @@ class Hub:
         self.repository, self.cache = repository, cache
         self.online = True
         self.requests: list[tuple[str, set[str]]] = []
+
+    def name(self, file: Path) -> str:
+        return file.relative_to(self.repository).as_posix()
 
     def snapshot_download(self, name: str, allow_patterns: list[str], local_files_only: bool) -> str:
         if not local_files_only:
@@ -139,6 +145,72 @@ def test_no_network_and_a_file_missing_from_the_cache(hub: Hub) -> None:
     (hub.cache / "tokenizer/merges.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"^tokenizer/merges\.txt of .* not in the cache"):
         load_model(device="cpu")
+
+
+def test_the_suggested_command_downloads_only_what_is_needed(hub: Hub) -> None:
+    hub.online = False
+    with pytest.raises(FileNotFoundError) as caught:
+        load_model("owner/name", device="cpu")
+    command = str(caught.value).split("`")[1]
+    patterns = re.findall(r"--include '([^']+)'", command)
+    files = [file for file in hub.repository.rglob("*") if file.is_file()]
+    chosen = {file for file in files for pattern in patterns if fnmatch(hub.name(file), pattern)}
+    copy = hub.cache.with_name("copy")
+    for file in chosen:
+        target = copy / file.relative_to(hub.repository)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    assert {file.name for file in chosen if file.suffix not in (".json", ".txt")} == {
+        "diffusion_pytorch_model.safetensors",
+        "model.safetensors",
+    }
+    assert command.startswith("hf download owner/name --include ") and load_model(copy, device="cpu")
+
+
+def test_shards_on_the_hub(hub: Hub, expected: Tensors) -> None:
+    """The index says which files to download."""
+    for file in checkpoints.FILES.values():
+        split(hub.repository / file)
+    assert checkpoints.same(checkpoints.outputs(load_model("owner/name", device="cpu")), expected)
+    assert {name for name in hub.requests[1][1] if "vae" in name} == {
+        f"vae/diffusion_pytorch_model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)
+    }
+    hub.online = False
+    load_model("owner/name", device="cpu")
+    (hub.cache / "vae/diffusion_pytorch_model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="^vae/diffusion_pytorch_model-00002-of-00003"):
+        load_model("owner/name", device="cpu")
+    hub.online = True
+    load_model("owner/name", device="cpu")
+
+
+def test_an_index_on_the_hub_that_leads_elsewhere(hub: Hub) -> None:
+    index = split(hub.repository / checkpoints.FILES["unet"])
+    index.write_text('{"weight_map": {"conv_in.weight": "../../x.safetensors"}}')
+    with pytest.raises(ValueError, match="names a shard"):
+        load_model("owner/name", device="cpu")
+
+
+def test_a_tokenizer_on_the_hub_as_saved_today(hub: Hub, expected: Tensors) -> None:
+    tokenizer = CLIPTokenizerFast.from_pretrained(hub.repository / "tokenizer")
+    shutil.rmtree(hub.repository / "tokenizer")
+    tokenizer.save_pretrained(hub.repository / "tokenizer")
+    for name in ("vocab.json", "merges.txt"):
+        (hub.repository / "tokenizer" / name).unlink(missing_ok=True)
+    assert checkpoints.same(checkpoints.outputs(load_model("owner/name", device="cpu")), expected)
+
+
+def test_a_single_file_without_a_tokenizer_and_without_a_network(
+    hub: Hub, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "SINGLE_FILE", checkpoints.SMALL)
+    hub.online = False
+    file = checkpoints.write(tmp_path / "alone/x.safetensors", checkpoints.emaonly(checkpoints.read(clean)))
+    with pytest.raises(FileNotFoundError) as caught:
+        load_model(file, device="cpu")
+    message = str(caught.value)
+    assert "give a folder with one as --tokenizer" in message and "--include 'tokenizer/*'" in message
+    assert load_model(file, tokenizer=clean, device="cpu").tokenizer("a").shape == (1, 77)
 
 
 def test_a_repository_of_pickles(hub: Hub) -> None:

@@ -17,14 +17,17 @@ from safetensors.torch import load_file, save_file
 from support import checkpoints
 from support.checkpoints import Tensors
 from torch import Tensor
-from transformers import CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
+from minidrag.config import EditConfig
 from minidrag.networks.vae import VAEConfig
+from minidrag.points import Pixel, to_task
 from minidrag.weights import model as weights
 from minidrag.weights.checkpoint import find_part
 from minidrag.weights.keys import text_keys, unet_keys, vae_keys
 from minidrag.weights.model import Model, load_model
 
+ROWS = "text_model.embeddings.token_embedding.weight"
 TEXT_PREFIX = "cond_stage_model.transformer.text_model."
 
 
@@ -303,6 +306,132 @@ def test_search_for_the_tokenizer_of_a_single_file(
         load_model(file, tokenizer=tmp_path, device="cpu")
 
 
+V_PREDICTION: dict[str, Callable[[Path, Tensors], None]] = {
+    "tensor": lambda file, _: None,
+    "yaml": lambda file, _: said(file, 'model:\n  params:\n    parameterization: "v"\n'),
+    "yml": lambda file, _: said(file, "parameterization : 'v'  # as trained\n", ".yml"),
+    "flow": lambda file, _: said(file, "model: {target: x, parameterization: v}\n"),
+    "metadata": lambda file, tensors: save_file(tensors, file, {"modelspec.prediction_type": "v"}),
+}
+
+
+def said(file: Path, text: str, suffix: str = ".yaml") -> None:
+    file.with_suffix(suffix).write_text(text)
+
+
+@pytest.mark.parametrize("kind", V_PREDICTION)
+@pytest.mark.usefixtures("small")
+def test_single_files_that_predict_v(folder: Path, tensors: dict[str, Tensors], kind: str) -> None:
+    """As in a folder, the model loads, with its prediction named, and cannot be dragged with."""
+    content = checkpoints.emaonly(tensors) | ({"v_pred": torch.zeros(0)} if kind == "tensor" else {})
+    content = {key: tensor.contiguous() for key, tensor in content.items()}
+    file = checkpoints.write(folder / "model.safetensors", content)
+    V_PREDICTION[kind](file, content)
+    model = load(file)
+    assert model.prediction == "v_prediction"
+    with pytest.raises(ValueError, match="that predicts the noise, not v_prediction"):
+        to_task(model, (64, 64), [Pixel(9, 9)], [Pixel(20, 9)], None, EditConfig())
+
+
+@pytest.mark.usefixtures("small")
+def test_single_files_that_predict_the_noise(folder: Path, tensors: dict[str, Tensors]) -> None:
+    file = checkpoints.write(folder / "model.safetensors", checkpoints.emaonly(tensors))
+    for text in ('parameterization: "eps"\n', '# parameterization: "v"\nscale: 1\n', "\xff\n", ""):
+        file.with_suffix(".yaml").write_text(text, encoding="latin-1")
+        assert load(file).prediction == "epsilon"
+    checkpoints.write(file, checkpoints.emaonly(tensors) | {"ztsnr": torch.zeros(0)})
+    assert "rescale_betas_zero_snr = True" in error(ValueError, file)
+
+
+@pytest.mark.usefixtures("small")
+def test_single_files_without_a_part(folder: Path, tensors: dict[str, Tensors], expected: Tensors) -> None:
+    whole, file = checkpoints.emaonly(tensors), folder / "model.safetensors"
+    starts = {"VAE": "first_stage_model.", "text encoder": "cond_stage_model."}
+
+    def write_without(*parts: str) -> None:
+        absent = tuple(starts[part] for part in parts)
+        checkpoints.write(file, {key: t for key, t in whole.items() if not key.startswith(absent)})
+
+    write_without("VAE")
+    assert error(ValueError, file).endswith("it has no VAE: give one with --vae")
+    assert checkpoints.same(checkpoints.outputs(load(file, vae=folder)), expected)
+    write_without("text encoder")
+    assert "has no text encoder, so it is not a complete model" in error(ValueError, file)
+    write_without("VAE", "text encoder")
+    assert "has no VAE and no text encoder" in error(ValueError, file)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_single_file_with_added_tokens(folder: Path, tensors: dict[str, Tensors]) -> None:
+    """Its embedding is longer; without the tokens' names it is refused."""
+    rows = torch.cat([tensors["text_encoder"][ROWS], torch.ones(2, 20)])
+    more = tensors | {"text_encoder": tensors["text_encoder"] | {ROWS: rows}}
+    file = checkpoints.write(folder / "model.safetensors", checkpoints.emaonly(more))
+    assert "has 514 tokens, but the text encoder of" in error(ValueError, file)
+    (folder / "tokenizer/added_tokens.json").write_text('{"<toy>": 514, "<toy>_1": 515}')
+    model = load(file)
+    assert model.tokenizer("<toy>")[0, 1:3].tolist() == [514, 515]
+    assert model.encode_text("<toy>").shape == (1, 77, 20)
+
+
+# --- networks that do not belong together ---
+
+
+def test_added_tokens_of_a_folder_need_rows_and_rows_need_names(folder: Path) -> None:
+    (folder / "tokenizer/added_tokens.json").write_text('{"<toy>": 514}')
+    assert "has 515 tokens, but the text encoder of" in error(ValueError, folder)
+    encoder: Any = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    encoder.resize_token_embeddings(515)
+    encoder.save_pretrained(folder / "text_encoder")
+    assert load(folder).tokenizer("<toy>")[0, 1] == 514
+    (folder / "tokenizer/added_tokens.json").unlink()
+    assert "has 514 tokens, but the text encoder of" in error(ValueError, folder)
+
+
+def test_a_vae_of_another_scale_is_refused(folder: Path, clean: Path) -> None:
+    config = folder / "vae/config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"scaling_factor": 0.13025}))
+    for vae in (folder, folder / "vae"):
+        assert "scaling_factor = 0.13025: that is SDXL's VAE" in error(ValueError, clean, vae)
+    assert "SDXL's VAE" in error(ValueError, folder)
+    load(folder, vae=clean)  # instead of its own
+    config.write_text(json.dumps(values | {"scaling_factor": 0.5}))
+    assert "scaling_factor = 0.5, but" in error(ValueError, clean, folder)
+
+
+def test_networks_of_two_models_are_refused(folder: Path) -> None:
+    encoder = CLIPTextModel(CLIPTextConfig(**checkpoints.TEXT | {"hidden_size": 24}))
+    encoder.save_pretrained(folder / "text_encoder")
+    assert "the text encoder's vectors have 24 channels and the UNet takes 20" in error(ValueError, folder)
+
+
+def test_a_folder_of_a_training_has_the_unet_alone(folder: Path) -> None:
+    shutil.rmtree(folder / "vae")
+    assert error(ValueError, folder).endswith("it has no VAE: give one with --vae")
+    shutil.rmtree(folder / "text_encoder")
+    assert "has no VAE and no text encoder" in error(ValueError, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "diffusion_pytorch_model.non_ema.safetensors",
+            "non_ema.safetensors is there: if it is",
+        ),
+        ("my_unet.safetensors", "my_unet.safetensors is there: if it is the unet, rename it"),
+        ("model.onnx", "model.onnx is an ONNX file"),
+        ("diffusion_flax_model.msgpack", "is a Flax file"),
+        ("unet.gguf", "is a GGUF file"),
+        ("diffusion_pytorch_model.ckpt", "has only pickles"),
+    ],
+)
+def test_other_weight_files_in_a_folder_are_named(folder: Path, name: str, message: str) -> None:
+    (folder / checkpoints.FILES["unet"]).rename(folder / "unet" / name)
+    assert message in error(FileNotFoundError, folder)
+
+
 # --- another VAE ---
 
 
@@ -386,13 +515,22 @@ def test_full_size_ema_keys_are_unique() -> None:
     assert not set(unet_keys(almost).values()) & flat
 
 
+def official_size(folder: Path) -> Path:
+    """Write a tokenizer with as many tokens as the official one."""
+    checkpoints.write_tokenizer(folder / "tokenizer")
+    vocabulary = json.loads((folder / "tokenizer/vocab.json").read_text())
+    vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"] = 49406, 49407
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(vocabulary))
+    return folder
+
+
 @pytest.mark.slow
-def test_full_size_single_file(tmp_path: Path, clean: Path) -> None:
+def test_full_size_single_file(tmp_path: Path) -> None:
     """A sparse file of 4.27 GB, loaded as fp16 in 2.1 GB of memory."""
     shapes = checkpoints.shapes_of(full_size())
     file = checkpoints.write_zeros(tmp_path / "v1-5.safetensors", shapes)
     assert abs(file.stat().st_size - 4_265_146_304) < 2000
-    model = load_model(file, tokenizer=clean, device="cpu", dtype=torch.float16)
+    model = load_model(file, tokenizer=official_size(tmp_path), device="cpu", dtype=torch.float16)
     parts = (model.unet, model.vae, model.text_encoder)
     counts = [sum(p.numel() for p in part.parameters()) for part in parts]
     assert counts == [859_520_964, 83_653_863, 123_060_480]
