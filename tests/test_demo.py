@@ -29,7 +29,7 @@ from minidrag.config import EditConfig
 from minidrag.method.lora import Factors, LoRA
 from minidrag.tiny.picture import Scene, render
 from minidrag.tiny.things import Object
-from minidrag.weights import lora_file
+from minidrag.weights import files, lora_file
 
 T = TypeVar("T")
 
@@ -494,6 +494,28 @@ def test_a_number_that_is_not_finite_stops_with_stage_and_step(
     assert not Path("runs").exists() and not (workdir.parent / "cache").exists()
 
 
+def test_a_lora_in_a_folder_and_a_tokenizer(
+    start: Callable[..., int], workdir: Path, untrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--lora takes a folder as diffusers and peft write it; --tokenizer is in run.json and read from it."""
+    assert start(*PHOTO, "--out", "first") == 0
+    (workdir / "lora").mkdir()
+    tensors = load_file(workdir / "first/lora.safetensors")
+    bundle = {"bundle_emb.word.string_to_param.*": torch.ones(1, 16)}
+    save_file(tensors | bundle, workdir / "lora/pytorch_lora_weights.safetensors")
+    capsys.readouterr()
+    assert start(*PHOTO, "--lora", "lora", "--tokenizer", untrained / "tokenizer", "--out", "second") == 0
+    assert "note: the LoRA's file also has embeddings (word), which are not used" in capsys.readouterr().out
+    edits = [(workdir / name / "edited.png").read_bytes() for name in ("first", "second")]
+    assert edits[0] == edits[1]
+    values = json.loads((workdir / "second/run.json").read_text())
+    assert values["tokenizer"] == str((untrained / "tokenizer").resolve())
+    assert values["lora"] == str((workdir / "lora/pytorch_lora_weights.safetensors").resolve())
+    assert start("--from", "second/run.json", "--out", "third") == 0
+    assert start(*PHOTO, "--tokenizer", "nowhere") == 2
+    assert "neither nowhere nor nowhere/tokenizer has a vocab.json" in complaint(capsys)
+
+
 def test_a_lora_that_is_not_finite_stops_the_inversion(
     start: Callable[..., int], workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -642,7 +664,7 @@ EXTRAS = {  # what fails after the edit, the error, and what is missing then
     ),
     "LoRA": (lora_file, "write", FULL, "lora.safetensors is missing: No space left on device"),
     "LoRA of its writer": (
-        lora_file,
+        files,
         "save_file",
         SafetensorError("I/O error"),
         "lora.safetensors is missing: I/O",

@@ -22,7 +22,6 @@ from minidrag.app.lora_cache import cache_folder, cache_key, find_lora, notes
 from minidrag.app.progress import Progress
 from minidrag.config import EditConfig
 from minidrag.edit import train_lora
-from minidrag.weights import lora_file
 from minidrag.weights.model import Model, load_model
 
 CONFIG = EditConfig(size=64, lora_steps=1, lora_batch=1)
@@ -177,7 +176,9 @@ def test_a_run_goes_on_if_the_cache_cannot_be_made(
 def test_a_lora_is_returned_if_the_disk_is_full(
     model: Model, image: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lora_file, "save_file", raising(SafetensorError("No space left on device")))
+    monkeypatch.setattr(
+        "minidrag.weights.files.save_file", raising(SafetensorError("No space left on device"))
+    )
     trained, origin = find_lora(model, image, "", CONFIG, 0)
     assert trained.unet and origin.startswith("trained, but not cached: ")
     assert origin.endswith(" cannot be written (No space left on device)")
