@@ -122,7 +122,7 @@ def test_one_run_is_stopped_and_another_finishes(browser: Browser, client: Clien
     assert made["drags"] == [{"handle": [43, 90], "target": [56, 90]}] and made["mask"]
     assert "≤" in browser.text("[data-preset=default] em"), "measured by now"
     links = {link.text for link in browser.driver.find_elements("css selector", "#downloads a")}
-    assert links == {"edit", "animation", "comparison", "run.json", "LoRA"}
+    assert links == {"edit", "animation", "comparison", "run.json"}, "no LoRA, as none was trained"
 
 
 def test_the_slider_shows_the_original_and_the_edit(browser: Browser) -> None:
