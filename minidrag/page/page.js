@@ -126,6 +126,7 @@ function changed() {
   markPreset();
   $("undo").disabled = now <= 0;
   $("redo").disabled = now >= past.length - 1;
+  $("run").disabled = !edit.drags.length;
   draw();
   keepDraft();
   check();
@@ -1052,8 +1053,6 @@ const check = later(350, async () => {
   $("error").textContent = problem || "";
   $("error").hidden = !problem;
   $("notes").replaceChildren(...(edit.drags.length ? found.notes : ["make a drag first"]).map((note) => element("li", { textContent: note })));
-  $("run").disabled = !edit.drags.length;
-  $("run").dataset.seconds = found.seconds.now ?? "";
   for (const card of $("presets").children) {
     const seconds = found.seconds[card.dataset.preset];
     const time = card.getAttribute("aria-checked") === "true" ? found.seconds.now : seconds;
@@ -1230,7 +1229,7 @@ const run = attempt(async () => {
   $("run").disabled = true;
   try {
     watched = (await api("/submit", await wanted())).number;
-  } finally { $("run").disabled = false; }
+  } finally { $("run").disabled = !edit.drags.length; }
   foreseen = { key: "", image: null };
   await poll();
   show("watch");
