@@ -14,9 +14,9 @@ from torch import Tensor
 from minidrag import images
 from minidrag.app import advice, lora_cache, runs
 from minidrag.app.options import Options, open_input, to_json
-from minidrag.console import reason
-from minidrag.edit import drag_edit
+from minidrag.edit import drag_edit, generate
 from minidrag.method.drag import Step
+from minidrag.method.lora import LoRA
 from minidrag.page.foresee import Foresight
 from minidrag.page.job import Job, Stopped, key
 from minidrag.points import to_pixels, to_task
@@ -66,38 +66,54 @@ class Editor:
         Raises Stopped for one that was stopped before its drag began.
         """
         options = job.options
-        image, mask = open_input(options)
         with runs.output(None, options.image or Path("generated")) as folder:
             job.enter("model")
             with job.timed("model"):
                 model = self.load(options)
-            drags = options.handles, options.targets
-            grid = to_task(model, image.size, *drags, mask, options.config).grid  # before the long training
-            job.notes = [in_words(note) for note in advice.before(model, image, mask, options)]
-            told = {"prompt": options.prompt, "config": options.config, "progress": job}
-            lora, _ = lora_cache.find_lora(model, image, seed=options.seed, **told)
-            self.ready.add(key(options))
-            job.paths = [[] for _ in options.drags]
-            self.foresight = Foresight(model, image, options.config)
-            job.see = lambda step: self.see(job, step, image.size, grid)
-            try:
-                edit = drag_edit(model, image, *drags, mask=mask, lora=lora, **told)
-                if mask is not None and options.config.keep_background:
-                    edit.raw.save(folder / "raw.png")
-                missing = runs.write(folder, model, image, mask, options, edit, job)
-                for stopped in (error for error in missing.values() if isinstance(error, Stopped)):
-                    raise stopped
-                job.notes = [in_words(line) for line in advice.after(edit, options)]
-                job.notes += [f"{name} could not be written: {reason(why)}" for name, why in missing.items()]
-            except Stopped:
-                if not job.steps:
-                    raise
-                job.message = f"stopped at {job.stage} {job.done} of {job.total}: this is what there was"
-                notes = lora_cache.notes(model, options.prompt, options.config, options.seed)
-                if lora.unet or lora.text_encoder:
-                    lora_file.write(lora, folder / "lora.safetensors", notes)
-                self.keep(folder, job, image, mask)
+            clean, made = None, folder / "generated.png"
+            if options.image is None:
+                wanted = options.prompt, options.negative, options.guidance, options.seed, options.config
+                image, clean = generate(model, *wanted, job)
+                image.save(made)
+            if options.drags:
+                image, mask = open_input(options, made)
+                self.drag(folder, model, job, image, mask, clean)
         job.run = folder.parent.name
+
+    def drag(
+        self,
+        folder: Path,
+        model: Model,
+        job: Job,
+        image: Image.Image,
+        mask: Tensor | None,
+        clean: Tensor | None,
+    ) -> None:
+        """Drag an image; clean: its latent, if it was generated."""
+        options = job.options
+        drags = options.handles, options.targets
+        grid = to_task(model, image.size, *drags, mask, options.config).grid  # before the long training
+        job.notes = [in_words(note) for note in advice.before(model, image, mask, options)]
+        told: dict[str, Any] = {"prompt": options.prompt, "config": options.config, "progress": job}
+        lora, _ = lora_cache.find_lora(model, image, seed=options.seed, **told)
+        self.ready.add(key(options))
+        job.paths = [[] for _ in options.drags]
+        self.foresight = Foresight(model, image, options.config)
+        job.see = lambda step: self.see(job, step, image.size, grid)
+        try:
+            edit = drag_edit(model, image, *drags, mask=mask, lora=lora, clean=clean, **told)
+            if mask is not None and options.config.keep_background:
+                edit.raw.save(folder / "raw.png")
+            missing = runs.write(folder, model, image, mask, options, edit, job)
+            for stopped in (error for error in missing.values() if isinstance(error, Stopped)):
+                raise stopped
+            found = [*advice.after(edit, options), *advice.about_fidelity(edit, image, options)]
+            job.notes = [in_words(line) for line in [*found, *advice.about_missing(missing)]]
+        except Stopped:
+            if not job.steps:
+                raise
+            job.message = f"stopped at {job.stage} {job.done} of {job.total}: this is what there was"
+            self.keep(folder, job, image, mask, lora)
 
     def see(self, job: Job, step: Step, size: tuple[int, int], grid: tuple[int, int]) -> None:
         """Note where the handles are, and now and then what the UNet foresees."""
@@ -108,14 +124,17 @@ class Editor:
             job.picture, job.seen = self.foresight.look(step.predicted, now - job.started), now
             job.pictures += 1
 
-    def keep(self, folder: Path, job: Job, image: Image.Image, mask: Tensor | None) -> None:
-        """Write the picture that was foreseen last, unless there is a finished one, and run.json."""
+    def keep(self, folder: Path, job: Job, image: Image.Image, mask: Tensor | None, lora: LoRA) -> None:
+        """Write the picture that was foreseen last, unless one is finished, the LoRA, and run.json."""
         options, file = job.options, folder / "edited.png"
         if self.model is not None and not file.exists():
             raw = images.resize(decode(self.model, job.steps[-1].predicted), image.size)
             if mask is not None and options.config.keep_background:
                 raw = images.paste(raw, image, mask)
             raw.save(file)
+            if lora.unet:
+                notes = lora_cache.notes(self.model, options.prompt, options.config, options.seed)
+                lora_file.write(lora, folder / "lora.safetensors", notes)
         result = {
             "stopped": job.message,
             "arrived": False,

@@ -9,6 +9,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from minidrag import console
 from minidrag.app import advice, options
 from minidrag.app.options import CONFIG_HELP, CONFIGS, HELP, Options, open_input
 from minidrag.config import BOUNDS, CHOICES, EditConfig
@@ -18,7 +21,6 @@ from minidrag.page.job import Job, Stopped, key
 from minidrag.page.store import Store, read_json
 from minidrag.points import to_task
 
-MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # in PyTorch's errors, any device
 PRESETS = {"default": EditConfig()} | {name: CONFIGS[name] for name in sorted(CONFIGS)}
 DEFAULT_HELP = "things moved, then dragged; with a LoRA"
 NOWHERE = {"handle": [0, 0], "target": [0, 0]}  # a drag, for options that need one
@@ -32,10 +34,10 @@ class Queue(threading.Thread):
     does not exist.
     """
 
-    def __init__(self, store: Store, model: str, vae: str | None, device: str | None, dtype: str | None):
+    def __init__(self, store: Store, model: str, fixed: dict[str, str | None]):
         super().__init__(daemon=True)
-        device, dtype = options.choose_device(device, dtype)
-        self.store, self.fixed = store, {"vae": vae, "lora": None, "device": device, "dtype": dtype}
+        device, dtype = options.choose_device(fixed["device"], fixed["dtype"])
+        self.store, self.fixed = store, fixed | {"lora": None, "device": device, "dtype": dtype}
         self.models = list(dict.fromkeys([model, *options.NAMED]))
         self.editor, self.change, self.closed = Editor(), threading.Condition(), False
         self.jobs: list[Job] = []
@@ -74,7 +76,8 @@ class Queue(threading.Thread):
     def submit(self, values: Any) -> Job:
         """Put an edit into the queue; a LoRA in training that it does not need makes way."""
         asked = self.parse(values)
-        open_input(asked)
+        if asked.image:
+            open_input(asked)
         with self.change:
             job = Job(max([0, *(job.number for job in self.jobs)]) + 1, asked, values)
             self.store.write_json(self.file(job).name, values)
@@ -139,8 +142,7 @@ class Queue(threading.Thread):
             raise ValueError("expected a JSON object")
         known = self.store.known()
         for name in ("image", "mask"):
-            none = name == "mask" and values.get(name) is None
-            if not none and str(values.get(name)) not in known:
+            if values.get(name) is not None and str(values[name]) not in known:
                 raise ValueError(f"the {name} is not here any more: open it again")
         if values.get("model") not in self.models:
             raise ValueError(f"the model must be one of {', '.join(self.models)}")
@@ -211,13 +213,11 @@ def settings(queue: Queue) -> dict[str, Any]:
 def explain(error: Exception) -> str:
     """One sentence on why a job failed; a mistake in the program also shows its traceback in the terminal."""
     text = in_words(" ".join(str(error).split()))
-    if isinstance(error, MemoryError) or any(words in text.lower() for words in MEMORY):
+    if console.is_out_of_memory(error):
         return "out of memory: try checkpointing, a LoRA batch of 1, or a smaller size"
     if isinstance(error, FloatingPointError):
         return f"{text}: try a smaller drag lr or lora lr"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'a file'}: {error.strerror}"
-    if isinstance(error, (ValueError, OSError)):
-        return text
+    if isinstance(error, (ValueError, OSError, SafetensorError)):
+        return in_words(" ".join(console.reason(error).split()))
     traceback.print_exception(error)
     return f"a mistake in the program, {type(error).__name__}: {text}"

@@ -5,11 +5,11 @@ const $ = (id) => document.getElementById(id);
 const canvas = $("canvas"), context = canvas.getContext("2d");
 const RED = "#e2202c", BLUE = "#245cf0";
 const STAGES = ["LoRA", "inversion", "drag", "denoising", "animation"];
-const NAMES = { "edited.png": "edit", "process.gif": "animation", "comparison.png": "comparison", "run.json": "run.json", "lora.safetensors": "LoRA" };
+const NAMES = { "edited.png": "edit", "process.gif": "animation", "comparison.png": "comparison", "run.json": "run.json", "lora.safetensors": "LoRA", "generated.png": "generated" };
 const TRACES = ["#e2202c", "#245cf0", "#1c9a5b", "#c07a00", "#9a3fd0", "#0a93a8"];
 
 let settings = null;  // of the server: fields, presets, models, what the command line fixed
-let edit = { image: "", drags: [], prompt: "", model: "tiny", config: {}, seed: 0 };
+let edit = { image: "", drags: [], prompt: "", negative: "", guidance: 7.5, made: "", model: "tiny", config: {}, seed: 0 };
 let picture = null;  // the image, drawable
 let size = [1, 1];
 let mask = { bits: new Uint8Array(1), marked: 0, version: 0, canvas: document.createElement("canvas"), small: document.createElement("canvas"), factor: 1, path: null, sent: 0 };
@@ -126,6 +126,7 @@ function changed() {
   markPreset();
   $("undo").disabled = now <= 0;
   $("redo").disabled = now >= past.length - 1;
+  $("run").disabled = !edit.drags.length;
   draw();
   keepDraft();
   check();
@@ -247,6 +248,22 @@ async function options() {
   return { image, drags, mask: mask.path, prompt, model, config, seed, ...settings.fixed };
 }
 
+// What a generated picture depends on. As long as it is the same, a drag starts from the picture's own latent:
+// the options then name no image, and the server makes it again.
+const recipe = () => JSON.stringify([edit.prompt, edit.negative, edit.guidance, edit.model, edit.seed, edit.config.steps, edit.config.size]);
+
+async function wanted() {
+  const asked = await options();
+  return edit.made === recipe() ? { ...asked, image: null, negative: edit.negative, guidance: edit.guidance } : asked;
+}
+
+const generate = attempt(async () => {
+  if (!edit.prompt.trim()) throw new Error("say in the prompt what the picture shall show");
+  const { negative, guidance } = edit, asked = { ...(await options()), image: null, mask: null, drags: [], negative, guidance };
+  watched = (await api("/submit", asked)).number;
+  await poll();
+});
+
 async function openOptions(given) {  // in the form of run.json, with pictures that the server has
   const image = await loadImage(query("/picture", { image: given.image }));
   picture = image;
@@ -256,12 +273,16 @@ async function openOptions(given) {  // in the form of run.json, with pictures t
     image: given.image,
     drags: (given.drags || []).map(({ handle, target }) => ({ handle: [...handle], target: [...target] })),
     prompt: given.prompt || "",
+    negative: given.negative || "",
+    guidance: given.guidance ?? 7.5,
+    made: "",
     model: !settings || settings.models.includes(given.model) ? given.model : edit.model,
     config: { ...base, ...given.config },
     seed: given.seed || 0,
   };
   setMask(new Uint8Array(size[0] * size[1]));
   if (given.mask) setMask(await bitsOf(await loadImage(query("/picture", { image: given.mask }))));
+  if (given.made) edit.made = recipe();
   half = selected = null;
   view.fit = true;
   $("brush-size").value = Math.round(100 * Math.sqrt(0.12));
@@ -956,6 +977,8 @@ function fillForm() {
   $("prompt").value = edit.prompt;
   $("model").value = edit.model;
   $("seed").value = edit.seed;
+  $("negative").value = edit.negative;
+  $("guidance").value = edit.guidance;
   $("size").textContent = size.join(" \u00d7 ");
   for (const input of document.querySelectorAll("[data-setting]")) {
     const value = edit.config[input.dataset.setting];
@@ -1030,8 +1053,6 @@ const check = later(350, async () => {
   $("error").textContent = problem || "";
   $("error").hidden = !problem;
   $("notes").replaceChildren(...(edit.drags.length ? found.notes : ["make a drag first"]).map((note) => element("li", { textContent: note })));
-  $("run").disabled = !edit.drags.length;
-  $("run").dataset.seconds = found.seconds.now ?? "";
   for (const card of $("presets").children) {
     const seconds = found.seconds[card.dataset.preset];
     const time = card.getAttribute("aria-checked") === "true" ? found.seconds.now : seconds;
@@ -1144,13 +1165,15 @@ async function finished(job) {
   if (job.number !== watched) return;
   watched = null;
   announce(`the edit is ${job.state}`);
-  if (job.run) await openRun(job.run, job.values.image === edit.image, job);
+  const made = `${start.runs}/${job.run}/generated.png`;
+  if (job.run && !job.values.drags.length) await openOptions({ ...job.values, image: made, made: true });
+  else if (job.run) await openRun(job.run, job.values.image === edit.image || (!job.values.image && edit.made), job);
   else if (job.state === "stopped") say(job.message);
   check();
 }
 
 function showJobs() {
-  const job = watchedJob(), stages = ["model", ...STAGES];
+  const job = watchedJob(), stages = ["model", "sampling", ...STAGES];
   $("progress-card").hidden = !job;
   $("stop").disabled = Boolean(job && job.stopping);
   $("stop").textContent = job && job.stopping ? "Stopping" : "Stop";
@@ -1205,8 +1228,8 @@ const run = attempt(async () => {
   if (!edit.drags.length) throw new Error("make a drag first: press on something and drag it");
   $("run").disabled = true;
   try {
-    watched = (await api("/submit", await options())).number;
-  } finally { $("run").disabled = false; }
+    watched = (await api("/submit", await wanted())).number;
+  } finally { $("run").disabled = !edit.drags.length; }
   foreseen = { key: "", image: null };
   await poll();
   show("watch");
@@ -1217,9 +1240,9 @@ const run = attempt(async () => {
 async function openRun(name, here, job) {
   const found = await api(query("/run", { name }));
   const file = (which) => (found.files.includes(which) ? loadImage(query("/file", { name, file: which, v: found.time })) : null);
-  const [original, edited, raw] = await Promise.all([loadImage(query("/picture", { image: found.options.image })), file("edited.png"), file("raw.png")]);
+  const [original, edited, raw] = await Promise.all([found.options.image ? loadImage(query("/picture", { image: found.options.image })) : file("generated.png"), file("edited.png"), file("raw.png")]);
   result = { ...found, original, edited, raw };
-  if (!here) await openOptions(found.options);
+  if (!here) await openOptions(found.options.image ? found.options : { ...found.options, image: `${start.runs}/${name}/generated.png`, made: true });
   if (result.original.naturalWidth !== size[0] || result.original.naturalHeight !== size[1]) return show("edit");
   $("raw-box").hidden = !raw;
   $("show-raw").checked = false;
@@ -1266,7 +1289,7 @@ async function takeDraft(draft) {
   try {
     picture = await loadImage(query("/picture", { image: draft.edit.image }));
     size = draft.size;
-    edit = draft.edit;
+    edit = { ...edit, ...draft.edit };
     setMask(unpack(draft.mask, size[0] * size[1]));
     commit();
     fillForm();
@@ -1327,13 +1350,16 @@ function bind() {
   $("show-paths").onchange = $("show-raw").onchange = draw;
   $("result-close").onclick = () => show("edit");
   $("continue").onclick = attempt(async () => {
-    await openOptions({ ...edit, image: `${start.runs}/${result.name}/edited.png`, drags: [], mask: null });
+    await openOptions({ ...edit, image: `${start.runs}/${result.name}/edited.png`, drags: [], mask: null, made: "" });
     show("edit");
   });
   $("prompt").oninput = () => { edit.prompt = $("prompt").value; prepare(); };
   $("prompt").onchange = commit;
   $("model").onchange = () => { edit.model = $("model").value; noteModel(); commit(); };
   $("seed").onchange = () => { if (!$("seed").checkValidity() || $("seed").value === "") return fillForm(); edit.seed = Number($("seed").value); commit(); };
+  $("negative").onchange = () => { edit.negative = $("negative").value; commit(); };
+  $("guidance").onchange = () => { if (!$("guidance").checkValidity() || $("guidance").value === "") return fillForm(); edit.guidance = Number($("guidance").value); commit(); };
+  $("generate").onclick = generate;
   $("run").onclick = run;
   $("stop").onclick = attempt(async () => { await api("/stop", { number: watched }); poll(); });
   $("ahead").onchange = attempt(async () => {

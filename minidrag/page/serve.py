@@ -58,8 +58,8 @@ class Server(ThreadingHTTPServer):
         try:
             from minidrag.page.jobs import Queue
 
-            given = arguments.vae, arguments.device, arguments.dtype
-            queue = Queue(self.store, self.start["model"], *given)
+            fixed = {name: getattr(arguments, name) for name in ("vae", "tokenizer", "device", "dtype")}
+            queue = Queue(self.store, self.start["model"], fixed)
             with suppress(ValueError):  # a photo that cannot be read: the page says so when it shows it
                 queue.prepare(self.start | queue.fixed, "load")
             queue.start()
@@ -104,9 +104,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--page", action="store_true", help="open the page, in place of one edit")
     add("image", nargs="?", metavar="PHOTO", help="an image to begin with (default: the one that ships)")
     add("--model", help="as for demo.py (default: sd15 for a PHOTO, else tiny; the page can change it)")
-    add("--vae", help="as for demo.py")
-    add("--device", help="as for demo.py")
-    add("--dtype", help="as for demo.py")
+    for name in ("vae", "tokenizer", "device", "dtype"):
+        add(f"--{name}", help="as for demo.py")
     add("--port", type=int, metavar="N", help=f"default: the first free one from {PORTS[0]}")
     add("--no-browser", action="store_true", help="print the address and open nothing")
     add("--host", default=LOCAL, help="address to listen at (default: %(default)s, this machine alone)")

@@ -20,6 +20,7 @@ from PIL import Image
 RUNS = Path("runs")
 FILES = {  # of a run, as the page may name them, with their types
     "edited.png": "image/png",
+    "generated.png": "image/png",
     "raw.png": "image/png",
     "comparison.png": "image/png",
     "process.gif": "image/gif",
@@ -42,7 +43,9 @@ class Store:
 
     def known(self) -> dict[str, Path]:
         """Every picture and mask that the page may use, by its name in the options' JSON."""
-        found = [*self.inputs, *self.place.glob("*/*.png"), *self.place.parent.glob("*/edited.png")]
+        runs = self.place.parent
+        found = [*self.inputs, *self.place.glob("*/*.png")]
+        found += [*runs.glob("*/edited.png"), *runs.glob("*/generated.png")]
         for values in self.runs().values():
             found += [Path(values[name]) for name in ("image", "picture", "mask") if values.get(name)]
         return {str(path): path for path in found}

@@ -59,8 +59,8 @@ def left(
 ) -> float | None:
     """Seconds left of an edit that is `done` of `total` steps into a stage since `began`; None: not known."""
     units, spent = work(config), time.perf_counter() - began
-    if stage not in units:
-        return expected(config, rates)
+    if stage not in units:  # a model that loads, an image that is generated
+        return spent / done * (total - done) if done else expected(config, rates)
     own = rates.get(stage)
     if done and total and units[stage]:
         own = spent / (units[stage] * done / total)

@@ -122,7 +122,7 @@ def test_one_run_is_stopped_and_another_finishes(browser: Browser, client: Clien
     assert made["drags"] == [{"handle": [43, 90], "target": [56, 90]}] and made["mask"]
     assert "≤" in browser.text("[data-preset=default] em"), "measured by now"
     links = {link.text for link in browser.driver.find_elements("css selector", "#downloads a")}
-    assert links == {"edit", "animation", "comparison", "run.json", "LoRA"}
+    assert links == {"edit", "animation", "comparison", "run.json"}, "no LoRA, as none was trained"
 
 
 def test_the_slider_shows_the_original_and_the_edit(browser: Browser) -> None:
@@ -151,6 +151,35 @@ def test_a_reload_and_the_history_bring_all_back(browser: Browser, client: Clien
     browser.keys(CONTROL, "z")
     until(lambda: browser.drags() == [[43, 90, 56, 90]])
     assert browser.complaints() == []
+
+
+def test_a_picture_is_made_from_the_prompt_and_dragged(browser: Browser, client: Client) -> None:
+    browser.click("#generation summary")
+    browser.click("generate")
+    until(lambda: client.get("/start")["draft"]["edit"]["image"].endswith("generated-1/generated.png"))
+    until(lambda: browser.drags() == [] and browser.text("size") == "128 × 128")
+    x, y = upper(browser)
+    browser.mouse((x, y), (x + 30, y), (x + 60, y))
+    browser.click("run")
+    until(lambda: browser.shown("progress-card"))
+    job = client.get("/state")["jobs"][-1]
+    assert job["values"]["image"] is None, "from its own latent"
+    browser.click("stop")
+    until(lambda: not browser.shown("progress-card"))
+    assert browser.complaints() == []
+
+
+def test_files_are_dropped(browser: Browser, client: Client, tmp_path: Path) -> None:
+    run = client.server.store.place.parent / "picture-2/run.json"
+    browser.drop(run)
+    until(lambda: browser.drags() == [[43, 90, 56, 90]])
+    colored(80, 70).save(tmp_path / "dropped.png")
+    browser.drop(tmp_path / "dropped.png")
+    until(lambda: browser.text("size") == "80 × 70" and browser.drags() == [])
+    browser.drop(tiny.DEMO / "drag.json")
+    until(lambda: "picture.png is not here: drop it together with drag.json" in browser.text("toast"))
+    browser.drop(*(tiny.DEMO / name for name in ("drag.json", "picture.png", "mask.png")))
+    until(lambda: browser.drags() == [[43, 90, 56, 90]])
 
 
 # Pixels and sizes

@@ -115,6 +115,23 @@ def test_notes_come_before_an_edit_and_name_no_options(client: Client) -> None:
     )
 
 
+def test_a_generated_picture_is_dragged_as_the_command_does(client: Client) -> None:
+    told = {"image": None, "prompt": "a red ball", "negative": "snow", "guidance": 3.0, "seed": 5}
+    job = client.wait(start(client, **told, drags=[]))
+    assert (job["state"], job["run"]) == ("done", "generated-1")
+    assert [path.name for path in Path("runs/generated-1").iterdir()] == ["generated.png"]
+    shown = client.ask("GET", f"/picture?image={Path('runs/generated-1/generated.png').resolve()}")
+    assert shown[0] == 200 and client.get("/history") == []
+    asked = client.options(**told)
+    assert client.wait(client.post("/submit", asked)["number"])["run"] == "generated-2"
+    Path("asked.json").write_text(json.dumps(asked))
+    assert demo.main(["--from", "asked.json", "--out", "again"]) == 0
+    for name in ("generated.png", *WRITTEN[:-1]):
+        assert Path("again", name).read_bytes() == Path("runs/generated-2", name).read_bytes(), name
+    assert client.get("/run?name=generated-2")["options"]["image"] is None
+    client.post("/submit", asked | {"prompt": ""}, status=400)
+
+
 # Stop and reload
 
 

@@ -29,31 +29,42 @@ def client(workdir: Path, untrained: Path) -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def shared(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """One server for all that it refuses."""
+    place = tmp_path_factory.mktemp("shared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        Image.new("RGB", (96, 80)).save("photo.png")
+        with serving(place / "photo.png", untrained) as client:
+            yield client
+
+
 # What is refused
 
 
 @pytest.mark.parametrize("path", GETS)
-def test_a_request_without_the_token_is_refused(client: Client, path: str) -> None:
-    for cookie in (None, f"{client.server.cookie}=wrong", "=;\x01bad"):
-        status, _, content = client.ask("GET", path, Cookie=cookie)
+def test_a_request_without_the_token_is_refused(shared: Client, path: str) -> None:
+    for cookie in (None, f"{shared.server.cookie}=wrong", "=;\x01bad"):
+        status, _, content = shared.ask("GET", path, Cookie=cookie)
         assert status == 403 and b"open the address" in content
-    assert client.ask("GET", f"{path}?token=wrong", Cookie=None)[0] == 403
-    assert client.ask("GET", f"{path}?token={'é'.encode().hex()}", Cookie=None)[0] == 403
+    assert shared.ask("GET", f"{path}?token=wrong", Cookie=None)[0] == 403
+    assert shared.ask("GET", f"{path}?token={'é'.encode().hex()}", Cookie=None)[0] == 403
 
 
 @pytest.mark.parametrize("path", [*ACTIONS])
-def test_an_action_is_refused_that_does_not_come_from_the_page(client: Client, path: str) -> None:
-    own = f"{LOCAL}:{client.port}"
-    assert client.ask("POST", path, b"{}", Cookie=None)[0] == 403
-    for origin in (None, "null", "http://evil.example", f"https://{own}", f"http://localhost:{client.port}"):
-        assert client.ask("POST", path, b"{}", Origin=origin)[0] == 403, origin
+def test_an_action_is_refused_that_does_not_come_from_the_page(shared: Client, path: str) -> None:
+    own = f"{LOCAL}:{shared.port}"
+    assert shared.ask("POST", path, b"{}", Cookie=None)[0] == 403
+    for origin in (None, "null", "http://evil.example", f"https://{own}", f"http://localhost:{shared.port}"):
+        assert shared.ask("POST", path, b"{}", Origin=origin)[0] == 403, origin
     for kind in (None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
-        assert client.ask("POST", path, b"{}", Content_Type=kind)[0] == 415, kind
-    assert client.ask("POST", f"{path}?token={client.server.token}", b"{}", Cookie=None)[0] == 403
+        assert shared.ask("POST", path, b"{}", Content_Type=kind)[0] == 415, kind
+    assert shared.ask("POST", f"{path}?token={shared.server.token}", b"{}", Cookie=None)[0] == 403
 
 
-def test_a_request_for_another_host_is_refused(client: Client) -> None:
-    port = client.port
+def test_a_request_for_another_host_is_refused(shared: Client) -> None:
+    port = shared.port
     for host in (
         None,
         "",
@@ -63,10 +74,10 @@ def test_a_request_for_another_host_is_refused(client: Client) -> None:
         f"{LOCAL}:1",
         f"{LOCAL}:{port}.evil",
     ):
-        assert client.ask("GET", "/", Host=host)[0] == 403, host
-    assert client.ask("GET", "/", Host=f"LOCALHOST:{port}")[0] == 200
+        assert shared.ask("GET", "/", Host=host)[0] == 403, host
+    assert shared.ask("GET", "/", Host=f"LOCALHOST:{port}")[0] == 200
     two = f"GET / HTTP/1.1\r\nHost: {LOCAL}:{port}\r\nHost: evil.example\r\n\r\n"
-    assert b" 403 " in raw(client, two.encode()).splitlines()[0]
+    assert b" 403 " in raw(shared, two.encode()).splitlines()[0]
 
 
 @pytest.mark.parametrize(
@@ -74,23 +85,23 @@ def test_a_request_for_another_host_is_refused(client: Client) -> None:
     [(None, 411), ("-1", 411), ("1e3", 411), ("²", 411), ("9" * 30, 413), ("999999999", 413)],
 )
 def test_a_body_is_refused_that_is_too_long_or_says_no_length(
-    client: Client, length: str | None, status: int
+    shared: Client, length: str | None, status: int
 ) -> None:
     encoded = length.encode("latin-1", "replace").decode("latin-1") if length else None
-    assert client.ask("POST", "/draft", b"", Content_Length=encoded)[0] == status
+    assert shared.ask("POST", "/draft", b"", Content_Length=encoded)[0] == status
 
 
-def test_a_body_in_chunks_is_refused(client: Client) -> None:
-    assert client.ask("POST", "/draft", b"2\r\n{}\r\n0\r\n\r\n", Transfer_Encoding="chunked")[0] == 411
+def test_a_body_in_chunks_is_refused(shared: Client) -> None:
+    assert shared.ask("POST", "/draft", b"2\r\n{}\r\n0\r\n\r\n", Transfer_Encoding="chunked")[0] == 411
 
 
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"1", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"a":' + b"9" * 9000 + b"}"],
 )
-def test_what_is_not_a_json_object_is_refused(client: Client, body: bytes) -> None:
+def test_what_is_not_a_json_object_is_refused(shared: Client, body: bytes) -> None:
     for path in ACTIONS:
-        status, _, content = client.ask("POST", path, body)
+        status, _, content = shared.ask("POST", path, body)
         assert status == 400 and len(json.loads(content)["error"]) < 200, (path, body[:20])
 
 
@@ -138,10 +149,10 @@ def test_only_known_pictures_can_be_named(client: Client, workdir: Path) -> None
         {"surprise": 1},
     ],
 )
-def test_options_are_refused_that_the_command_would_refuse(client: Client, values: dict[str, Any]) -> None:
-    answer = client.post("/submit", client.options(**values), status=400)
+def test_options_are_refused_that_the_command_would_refuse(shared: Client, values: dict[str, Any]) -> None:
+    answer = shared.post("/submit", shared.options(**values), status=400)
     assert "Traceback" not in answer["error"] and "run.json" not in answer["error"]
-    assert client.get("/state")["jobs"] == []
+    assert shared.get("/state")["jobs"] == []
 
 
 def test_pictures_are_refused_that_images_refuses(client: Client, workdir: Path) -> None:
@@ -166,14 +177,14 @@ def encoded(file: Path) -> str:
     return base64.b64encode(file.read_bytes()).decode()
 
 
-def test_answers_carry_the_headers_that_keep_others_out(client: Client) -> None:
+def test_answers_carry_the_headers_that_keep_others_out(shared: Client) -> None:
     for path, wanted in (("/", 200), ("/state", 200), ("/nowhere", 404)):
-        status, headers, _ = client.ask("GET", path, Origin="http://evil.example")
+        status, headers, _ = shared.ask("GET", path, Origin="http://evil.example")
         assert status == wanted
         assert headers["Content-Security-Policy"].startswith("default-src 'self';")
         assert headers["X-Content-Type-Options"] == "nosniff" and headers["Cache-Control"] == "no-store"
         assert not [name for name in headers if name.startswith("Access-Control")]
-    assert "HttpOnly; SameSite=Strict" in client.ask("GET", f"/?token={client.server.token}")[1]["Set-Cookie"]
+    assert "HttpOnly; SameSite=Strict" in shared.ask("GET", f"/?token={shared.server.token}")[1]["Set-Cookie"]
 
 
 def test_the_page_asks_nobody_else_and_has_no_inline_script() -> None:

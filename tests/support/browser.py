@@ -1,5 +1,6 @@
 """A real browser on the page: mouse, keys, and what it shows."""
 
+import base64
 import io
 import shutil
 from collections.abc import Iterator
@@ -26,6 +27,16 @@ OPTIONS = [
     "--disable-sync",
 ]
 OPTIONS += ["--disable-background-networking", "--disable-component-update"]
+
+DROP = """
+    const moved = new DataTransfer();
+    for (const [data, name] of arguments[0]) {
+        const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+        const type = name.endsWith("json") ? "application/json" : "image/png";
+        moved.items.add(new File([bytes], name, { type }));
+    }
+    window.dispatchEvent(new DragEvent("drop", { dataTransfer: moved, cancelable: true }));
+"""
 
 
 @contextmanager
@@ -106,14 +117,19 @@ class Browser:
         event = {"type": "mouseWheel", "x": at[0], "y": at[1], "deltaX": 0, "deltaY": 100 * turns}
         self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
 
+    def drop(self, *files: Path) -> None:
+        """Drop files on the page."""
+        parts = [[base64.b64encode(file.read_bytes()).decode(), file.name] for file in files]
+        self.driver.execute_script(DROP, parts)
+
     def settle(self) -> None:
         """Let the page draw what has happened."""
         self.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
 
     def drags(self) -> list[list[float]]:
         """Handle and target of every drag, as the list of the page has them."""
-        boxes = self.driver.find_elements("css selector", "#drags input")
-        values = [float(box.get_attribute("value")) for box in boxes]
+        read = "return [...document.querySelectorAll('#drags input')].map((box) => Number(box.value))"
+        values = self.driver.execute_script(read)
         return [values[i : i + 4] for i in range(0, len(values), 4)]
 
     def screenshot(self, name: str = "") -> np.ndarray:

@@ -98,7 +98,7 @@ def serving(image: Path, model: str | Path, **start: Any) -> Iterator[Client]:
     store = Store(*(Path(values[name]) for name in ("image", "mask") if values[name]))
     server = listen(LOCAL, 0, store, values)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    server.load(Namespace(vae=None, device="cpu", dtype=None))
+    server.load(Namespace(vae=None, tokenizer=None, device="cpu", dtype=None))
     try:
         yield Client(server)
     finally:
