@@ -182,6 +182,7 @@ def test_pickles(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_loras(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     put, words = ANY[kind]
     put(Path("bad.safetensors"))
+    words = {"a folder": "has neither pytorch_lora_weights.safetensors nor"}.get(kind, words)
     refused_by_demo(capsys, [*PHOTO, "--lora", "bad.safetensors"], f"{words}|there is no LoRA file")
 
 
@@ -277,7 +278,7 @@ FINE = {  # are what they should be, or mean that nothing is given
 def test_values_of_every_key(
     key: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "load_model", raising(ValueError("loaded")))
+    monkeypatch.setattr(demo, "open_model", raising(ValueError("loaded")))
     for value in WRONG:
         options = in_json(key, value)
         before = listing(Path())

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from support.command import PHOTO, ROOT, WRITTEN, complaint, demo, raising
 
-from minidrag.app.runs import RESULTS
 from minidrag.config import EditConfig
 from minidrag.course import report
 from minidrag.course.__main__ import main
@@ -188,7 +187,7 @@ def test_a_report_that_fails_is_a_note(
     monkeypatch.setattr(report, "replay", raising(error))
     assert start(*PHOTO, "--report", "--out", "out") == 0
     assert note in capsys.readouterr().out
-    assert sorted(path.name for path in Path("out").iterdir()) == sorted(RESULTS)
+    assert sorted(path.name for path in Path("out").iterdir()) == WRITTEN
 
 
 def test_no_report_is_written_unasked(start: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
