@@ -17,18 +17,14 @@ if __name__ == "__main__" and "--page" in sys.argv[1:]:  # before PyTorch is imp
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from minidrag import console, tiny
 from minidrag.app import advice, runs
 from minidrag.app.lora_cache import find_lora
-from minidrag.app.options import Options, build_parser, open_input, read_options
+from minidrag.app.options import Options, build_parser, open_input, open_model, read_options
 from minidrag.app.progress import Progress
-from minidrag.edit import drag_edit, generate
+from minidrag.edit import drag_edit
 from minidrag.points import to_task
 from minidrag.weights import lora_file
-from minidrag.weights.model import Model, load_model
 
 LESS_MEMORY = "try --dtype float16, --checkpointing, --lora-batch 1, or a smaller --size"
 
@@ -41,11 +37,10 @@ def run(options: Options, out: Path | None, report: bool = False) -> None:
     with runs.output(out, options.image or Path("generated")) as folder:
         say(f"model: {options.model}, {options.dtype} on {options.device}")
         with progress.timed("model"):
-            dtype = getattr(torch, str(options.dtype))
-            others = {"vae": options.vae, "tokenizer": options.tokenizer}
-            model = load_model(options.model, **others, device=options.device, dtype=dtype)
+            model = open_model(options)
         if image is None:
-            clean = sample(model, options, folder / "generated.png", progress)
+            image, clean = runs.generate_image(model, options, progress)
+            image.save(folder / "generated.png")
             if not options.drags:
                 return say(f"made {folder.parent.resolve() / 'generated.png'}: add --drag X,Y:X,Y to edit it")
             image, mask = open_input(options, folder / "generated.png")
@@ -77,14 +72,6 @@ def run(options: Options, out: Path | None, report: bool = False) -> None:
         say(attempt(folder.parent, model, image, mask, options, edit))
     if any(isinstance(error, KeyboardInterrupt) for error in missing.values()):
         raise KeyboardInterrupt(f"the edit is in {folder.parent}")
-
-
-def sample(model: Model, options: Options, file: Path, progress: Progress) -> Tensor:
-    """Generate an image and write it; return its latent."""
-    wanted = (options.prompt, options.negative, options.guidance, options.seed, options.config)
-    image, clean = generate(model, *wanted, progress)
-    image.save(file)
-    return clean
 
 
 def say(*lines: str) -> None:

@@ -23,7 +23,7 @@ from support.loras import read_notes
 
 from minidrag import images, tiny
 from minidrag.app import draw, lora_cache, runs
-from minidrag.app.options import RENAMED, build_parser, read_options, sha256
+from minidrag.app.options import RENAMED, Options, build_parser, read_options, sha256
 from minidrag.app.progress import Progress
 from minidrag.config import EditConfig
 from minidrag.method.lora import Factors, LoRA
@@ -210,11 +210,11 @@ def test_the_shipped_image_is_rendered_from_its_recipe() -> None:
 def test_default_model(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[object] = []
 
-    def load(source: object, **options: object) -> None:
-        loaded.append(source)
+    def load(options: Options) -> None:
+        loaded.append(options.model)
         raise ValueError("enough")
 
-    monkeypatch.setattr(demo, "load_model", load)
+    monkeypatch.setattr(demo, "open_model", load)
     assert demo.main(PHOTO) == 2 and demo.main([]) == 2
     assert demo.main([*PHOTO, "--model", "tiny"]) == 2
     assert loaded == ["sd15", "tiny", "tiny"]

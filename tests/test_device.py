@@ -138,11 +138,11 @@ def test_the_command_runs_there(
     monkeypatch.setenv("MINIDRAG_CACHE", str(tmp_path / "cache"))
     IMAGE.save(tmp_path / "photo.png")
     options = [*FAST, str(tmp_path / "photo.png"), "--drag", "40,50:90,30"]
-    monkeypatch.setattr(demo, "load_model", lambda *arguments, **options: load())
+    monkeypatch.setattr(demo, "open_model", lambda options: load())
     assert demo.main([*options, "--out", str(tmp_path / "here")]) == 0
     monkeypatch.setenv("MINIDRAG_CACHE", str(tmp_path / "another"))
     with elsewhere() as device:
-        monkeypatch.setattr(demo, "load_model", lambda *arguments, **options: load(device))
+        monkeypatch.setattr(demo, "open_model", lambda options: load(device))
         assert demo.main([*options, "--out", str(tmp_path / "there")]) == 0
         assert demo.main([*options, "--out", str(tmp_path / "again")]) == 0, "with the cached LoRA"
     for name in ("edited.png", "comparison.png"):

@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from minidrag.config import EditConfig
 from minidrag.files import read_json, regular, shorten
 from minidrag.points import Pixel, check_instruction
 from minidrag.weights.lora_file import find_file
-from minidrag.weights.model import check_device, default_device
+from minidrag.weights.model import Model, check_device, default_device, load_model
 
 Drag = tuple[Pixel, Pixel]  # handle and target
 
@@ -275,6 +276,14 @@ def check_generation(values: dict[str, Any]) -> None:
     if not 0 <= (guidance := values.get("guidance", 1.0)) <= 100:
         raise ValueError(f"--guidance must be 0 to 100, got {guidance}")
     values.setdefault("drags", [])
+
+
+def open_model(options: Options) -> Model:
+    """Load the model that the options name."""
+    others = {"vae": options.vae, "tokenizer": options.tokenizer}
+    return load_model(
+        options.model, **others, device=options.device, dtype=getattr(torch, str(options.dtype))
+    )
 
 
 def open_input(options: Options, generated: Path | None = None) -> tuple[Image.Image, Tensor | None]:

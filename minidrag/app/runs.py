@@ -15,7 +15,7 @@ from minidrag import images
 from minidrag.app import advice, draw, lora_cache
 from minidrag.app.options import Options, to_json
 from minidrag.app.progress import Progress
-from minidrag.edit import Edit
+from minidrag.edit import Edit, generate
 from minidrag.files import part_of, sweep
 from minidrag.points import Pixel, to_cells
 from minidrag.weights import lora_file
@@ -92,6 +92,12 @@ def claim(folder: Path) -> tuple[Path, list[Path]] | None:
 def results_in(folder: Path) -> str:
     """Names of the files in a folder that are named like results, and may be an input too."""
     return ", ".join(name for name in RESULTS if os.path.lexists(folder / name))
+
+
+def generate_image(model: Model, options: Options, progress: Progress) -> tuple[Image.Image, Tensor]:
+    """Generate the image that options without one describe; return it and its latent."""
+    wanted = options.prompt, options.negative, options.guidance, options.seed, options.config
+    return generate(model, *wanted, progress)
 
 
 def write(

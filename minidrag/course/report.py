@@ -14,13 +14,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from minidrag import images
 from minidrag.app import lora_cache
-from minidrag.app.options import Options, open_input, read_options
+from minidrag.app.options import Options, open_input, open_model, read_options
 from minidrag.app.progress import Progress
 from minidrag.course.excerpt import to_html
 from minidrag.course.mathml import mathml
@@ -29,7 +28,7 @@ from minidrag.course.sections import Section, Subject, sections
 from minidrag.course.svg import picture, row
 from minidrag.edit import Edit, drag_edit
 from minidrag.weights import lora_file
-from minidrag.weights.model import Model, load_model
+from minidrag.weights.model import Model
 
 NAME = "report.html"
 MARK = '<meta name="generator" content="minidrag">'  # a file without it was not written here
@@ -118,8 +117,7 @@ def repeat(folder: Path, device: str | None) -> str:
     given: dict[str, Any] = {"base": folder / "run.json", "lora": file}
     options = read_options(given | ({"device": device} if device else {}))
     image, mask = open_input(options)
-    dtype = getattr(torch, str(options.dtype))
-    model = load_model(options.model, vae=options.vae, device=options.device, dtype=dtype)
+    model = open_model(options)
     lora = lora_file.read(file, model.unet, model.text_encoder)
     edit = drag_edit(
         model,

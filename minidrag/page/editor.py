@@ -7,21 +7,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from minidrag import images
 from minidrag.app import advice, lora_cache, runs
-from minidrag.app.options import Options, open_input, to_json
-from minidrag.edit import drag_edit, generate
+from minidrag.app.options import Options, open_input, open_model, to_json
+from minidrag.edit import drag_edit
 from minidrag.method.drag import Step
 from minidrag.method.lora import LoRA
 from minidrag.page.foresee import Foresight
 from minidrag.page.job import Job, Stopped, key
 from minidrag.points import to_pixels, to_task
 from minidrag.weights import lora_file
-from minidrag.weights.model import Model, decode, load_model
+from minidrag.weights.model import Model, decode
 
 SEEN_EVERY = 0.25  # seconds between two pictures of what the UNet foresees
 
@@ -47,10 +46,7 @@ class Editor:
     def load(self, options: Options) -> Model:
         """Return the model of a job; the one before stays until it is there."""
         if self.model is None or self.name != options.model:
-            dtype = getattr(torch, str(options.dtype))
-            others = {"vae": options.vae, "tokenizer": options.tokenizer}
-            model = load_model(options.model, **others, device=options.device, dtype=dtype)
-            self.model, self.name = model, options.model
+            self.model, self.name = open_model(options), options.model
         return self.model
 
     def learn(self, model: Model, job: Job) -> None:
@@ -72,8 +68,7 @@ class Editor:
                 model = self.load(options)
             clean, made = None, folder / "generated.png"
             if options.image is None:
-                wanted = options.prompt, options.negative, options.guidance, options.seed, options.config
-                image, clean = generate(model, *wanted, job)
+                image, clean = runs.generate_image(model, options, job)
                 image.save(made)
             if options.drags:
                 image, mask = open_input(options, made)
