@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from minidrag import images
-from minidrag.app import lora_cache
+from minidrag.app import lora_cache, runs
 from minidrag.app.options import Options, open_input, open_model, read_options
 from minidrag.app.progress import Progress
 from minidrag.course.excerpt import to_html
@@ -113,12 +113,15 @@ def attempt(
 
 def repeat(folder: Path, device: str | None) -> str:
     """Repeat a finished run with its own LoRA and write its report; return a sentence on both."""
-    file = folder / "lora.safetensors"
-    given: dict[str, Any] = {"base": folder / "run.json", "lora": file}
+    base, file = folder / "run.json", folder / "lora.safetensors"
+    given: dict[str, Any] = {"base": base} | ({"lora": file} if file.exists() else {})
     options = read_options(given | ({"device": device} if device else {}))
-    image, mask = open_input(options)
-    model = open_model(options)
-    lora = lora_file.read(file, model.unet, model.text_encoder)
+    model, clean = open_model(options), None
+    if options.image is None:
+        _, clean = runs.generate_image(model, options, Progress())
+    image, mask = open_input(options, folder / "generated.png")
+    # A run of no training steps has none, and `drag_edit` needs none.
+    lora = lora_file.read(options.lora, model.unet, model.text_encoder) if options.lora else None
     edit = drag_edit(
         model,
         image,
@@ -128,10 +131,11 @@ def repeat(folder: Path, device: str | None) -> str:
         prompt=options.prompt,
         config=options.config,
         lora=lora,
+        clean=clean,
         progress=Progress(),
     )
     made = write(folder, model, image, mask, options, edit)
-    before = json.loads(given["base"].read_text(encoding="utf-8")).get("result", {})
+    before = json.loads(base.read_text(encoding="utf-8")).get("result", {})
     same = before.get("paths") == json.loads(json.dumps(edit.paths))
     return f"wrote {made}" + (
         "" if same else "; the handles' paths differ from run.json: other versions or device"

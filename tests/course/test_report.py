@@ -151,6 +151,16 @@ def test_a_report_of_a_finished_run(
     assert sorted(path.name for path in Path("out").iterdir()) == sorted([*WRITTEN, "report.html"])
 
 
+@pytest.mark.parametrize("made", [PHOTO, ["--generate", "--prompt", "a ball", "--drag", "20,30:40,30"]])
+def test_a_report_of_a_run_without_a_lora(
+    start: Callable[..., int], capsys: pytest.CaptureFixture[str], made: list[str]
+) -> None:
+    assert start(*made, "--lora-steps", "0", "--out", "out") == 0
+    capsys.readouterr()
+    assert main(["report", "out"]) == 0
+    assert capsys.readouterr().out == "wrote out/report.html\n", "and the paths are those of the run"
+
+
 def test_a_file_of_the_same_name_is_kept(
     start: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
