@@ -25,6 +25,7 @@ from minidrag.networks.vae import VAE, VAEConfig
 from minidrag.tiny import folder, train
 from minidrag.tiny.scenes import caption
 from minidrag.tiny.train import TrainConfig, Trainer
+from minidrag.weights import files
 from minidrag.weights.model import Model, load_model
 
 SIDE = 32  # pixels of the images here; latents are 8x8
@@ -422,15 +423,19 @@ DISK = "No space left on device"
     [
         (torch, "save", RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos")),
         (torch, "save", OSError(28, DISK)),
-        (folder, "save_file", SafetensorError("I/O error: No space left on device")),
-        (folder, "save_file", OSError(28, DISK)),
+        (files, "save_file", SafetensorError("I/O error: No space left on device")),
+        (files, "save_file", OSError(28, DISK)),
         (folder, "write_json", OSError(28, DISK)),
     ],
 )
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
     module: Any, name: str, error: Exception, trained: tuple[Path, Path], tmp_path: Path, capsys: Any
 ) -> None:
-    work = Path(shutil.copytree(trained[1], tmp_path / "work")) if module is folder else tmp_path / "work"
+    work = (
+        Path(shutil.copytree(trained[1], tmp_path / "work"))
+        if module in (files, folder)
+        else tmp_path / "work"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, name, raising(error))
         message = refused(capsys, tmp_path / "model", "--work", work)
