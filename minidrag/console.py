@@ -1,11 +1,12 @@
-"""What all commands have in common: printing that never fails a run, and errors in one sentence."""
+"""The console of all commands: printing never fails a run, and an error is one sentence."""
 
 import argparse
+import importlib
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO
 
@@ -21,6 +22,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise SystemExit(fail(f"{message} (--help lists all options)"))
+
+
+def add_subcommands(parser: argparse.ArgumentParser, modules: Mapping[str, str]) -> None:
+    """Add a subcommand per module, which has `add_arguments(parser)`, `run(args)`, and a line of help."""
+    chosen = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
+    for name, path in modules.items():
+        module = importlib.import_module(path)
+        summary = (module.__doc__ or "").partition("\n")[0]
+        command = chosen.add_parser(name, help=summary, description=summary)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
 
 
 class Stream:
@@ -91,7 +103,7 @@ def command(
 
 
 def reason(error: BaseException) -> str:
-    """What an error says to a person."""
+    """Message of an error, for a person."""
     if is_out_of_memory(error):
         return "out of memory"
     if isinstance(error, OSError) and error.strerror:

@@ -4,7 +4,6 @@ A subcommand is a module with `add_arguments(parser)` and `run(args) -> int`, th
 of its docstring is its help. Such modules import the libraries that they compare with inside `run`.
 """
 
-import importlib
 import sys
 
 from minidrag import console
@@ -34,17 +33,12 @@ EDITS = "try --set checkpointing=true lora_batch=1, or a smaller size"
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: that of the subcommand, 2 for what cannot be done, 130 for Ctrl-C."""
     parser = console.Parser(prog="python -m minidrag.bench", description="Measure minidrag.")
-    chosen = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
-    for name, path in SUBCOMMANDS.items():
-        module = importlib.import_module(path)
-        summary = (module.__doc__ or "").partition("\n")[0]
-        command = chosen.add_parser(name, help=summary, description=summary)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run, memory=LESS_MEMORY.get(name, EDITS))
+    console.add_subcommands(parser, SUBCOMMANDS)
     with console.printing():
         args = parser.parse_args(arguments)
+        memory = LESS_MEMORY.get(args.subcommand, EDITS)
         stopped = "the same command resumes" if args.subcommand in RESUMED else "nothing was finished"
-        return console.command(lambda: args.run(args), args.memory, stopped)
+        return console.command(lambda: args.run(args), memory, stopped)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ A subcommand is a module with `add_arguments(parser)` and `run(args) -> int`, th
 of its docstring is its help.
 """
 
-import argparse
-import importlib
 import sys
 
 from minidrag import console
@@ -19,15 +17,9 @@ SUBCOMMANDS = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m minidrag.course", description="Teach minidrag.")
-    chosen = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
-    for name, path in SUBCOMMANDS.items():
-        module = importlib.import_module(path)
-        summary = (module.__doc__ or "").partition("\n")[0]
-        command = chosen.add_parser(name, help=summary, description=summary)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+def build_parser() -> console.Parser:
+    parser = console.Parser(prog="python -m minidrag.course", description="Teach minidrag.")
+    console.add_subcommands(parser, SUBCOMMANDS)
     return parser
 
 
@@ -36,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         args = build_parser().parse_args(arguments)
         return args.run(args)
 
-    return console.command(job, "close other programs")
+    return console.command(job, "close other programs", "what was written stays")
 
 
 if __name__ == "__main__":
