@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from minidrag.bench.metrics import distances, image_features, image_fidelity, psnr, ssim
+from minidrag.bench.metrics import distances, image_features, image_fidelity, ssim
 from minidrag.bench.placement import Motion, place
 from minidrag.bench.styles import styled
 from minidrag.config import EditConfig
-from minidrag.images import resize
+from minidrag.images import psnr, resize
 from minidrag.points import Pixel
 from minidrag.tiny.picture import SIDE, layer_map, layers
 from minidrag.tiny.scenes import Drag, Scene, caption, drags, random_scene

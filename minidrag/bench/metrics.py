@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from minidrag.config import EditConfig
-from minidrag.images import MAX_PSNR as MAX_PSNR
-from minidrag.images import psnr as psnr
 from minidrag.images import to_tensor
 from minidrag.points import Pixel
 from minidrag.weights.model import Model, encode

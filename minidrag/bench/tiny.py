@@ -28,8 +28,8 @@ from torch import Tensor
 from minidrag import images
 from minidrag.bench.harness import MAX_CASES, check_new, count, write_new
 from minidrag.bench.identify import Contents, identify
-from minidrag.bench.metrics import psnr
 from minidrag.config import EditConfig
+from minidrag.images import psnr
 from minidrag.method.ddim import denoise, invert
 from minidrag.method.sampling import guided
 from minidrag.tiny.scenes import Scene, caption, random_scene, render

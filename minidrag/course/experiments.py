@@ -1,7 +1,7 @@
 """One experiment for each lesson, on the small model: numbers to print and a figure."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -17,13 +17,14 @@ from minidrag.app.draw import draw_drags
 from minidrag.app.options import Options, open_input, read_options
 from minidrag.bench.cases import SceneCase, make_case, make_cases, pasted
 from minidrag.bench.features import features_page, scene_frames
-from minidrag.bench.metrics import distances, image_features, psnr, ssim
+from minidrag.bench.metrics import distances, image_features, ssim
 from minidrag.bench.placement import place
 from minidrag.config import EditConfig
 from minidrag.course.plot import SIDE, Panel, beside, chart, row, stack
-from minidrag.course.replay import distance_map, window
+from minidrag.course.replay import distance_map, noise_losses, normal, sample, window
 from minidrag.course.svg import Curve, heat
 from minidrag.edit import Edit, drag_edit
+from minidrag.images import psnr
 from minidrag.method.ddim import NoisePredictor, denoise, invert
 from minidrag.method.drag import Cell, Origin, Step, View, motion_loss
 from minidrag.method.dragdiffusion import Task, dragdiffusion, observe
@@ -123,10 +124,6 @@ class Bench:
         return list(dragdiffusion(*parts))
 
 
-def normal(like: Tensor, seed: int) -> Tensor:
-    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
-
-
 @torch.no_grad()
 def noise(bench: Bench) -> Finding:
     """1: the same noise at six levels, and the image that the prediction implies."""
@@ -191,34 +188,16 @@ def lora(bench: Bench) -> Finding:
         training = train(model.unet, model.schedule, moments, text, config, rng)
         for steps in (0, 40, config.lora_steps):
             done += sum(1 for _ in islice(training, steps - done))
-            losses = noise_losses(bench, moments[0], text, LORA_TIMES)
+            losses = noise_losses(model, moments[0], text, LORA_TIMES, 9)
             lines.append(f"{steps:5}  " + ", ".join(f"{loss:.3f}" for loss in losses))
             curves.append(Curve(f"{steps} steps", list(zip(LORA_TIMES, losses, strict=True))))
-            shown = [sample(bench, normal(moments[0], seed), text) for seed in range(3)]
+            shown = [sample(model, normal(moments[0], seed), text, 20) for seed in range(3)]
             rows.append(
                 [Panel(image, f"sample {seed + 1}, {steps} steps") for seed, image in enumerate(shown)]
             )
     column = row([Panel(case.before, "the one image")], 2 * SIDE)
     plot = chart(curves, "timestep t", "loss", (2 * SIDE + 60, 230))
     return Finding(lines, beside([stack([column, plot]), stack([row(panels) for panels in rows])]))
-
-
-@torch.no_grad()
-def noise_losses(bench: Bench, clean: Tensor, text: Tensor, times: Sequence[int]) -> list[float]:
-    """Equation 2 at single timesteps, with the same noise for all."""
-    eps, found = normal(clean, 9), []
-    for time in times:
-        noisy = bench.model.schedule.add_noise(clean, eps, torch.tensor([time]))
-        found.append((bench.model.unet(noisy, time, text).noise - eps).square().mean().item())
-    return found
-
-
-@torch.no_grad()
-def sample(bench: Bench, latent: Tensor, text: Tensor) -> Image.Image:
-    """An image from pure noise in 20 steps, without guidance."""
-    walk = denoise(bench.model.unet, bench.model.schedule, [latent], text, 20, SHORT)
-    *_, (latent,) = walk
-    return decode(bench.model, latent)
 
 
 def supervision(bench: Bench) -> Finding:

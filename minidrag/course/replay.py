@@ -7,7 +7,7 @@ what the edit would be without one of its parts are made here, in about 100 call
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from minidrag.bench.features import to_colors
+from minidrag.config import EditConfig
 from minidrag.edit import Edit
 from minidrag.method.ddim import denoise
 from minidrag.method.drag import Cell, Origin, Step, View, background_loss, motion_loss, snap
@@ -63,11 +64,12 @@ class Replay:
 def replay(model: Model, edit: Edit, prompt: str) -> Replay:
     """Compute everything. Leaves the model as it was."""
     plain = model.encode_text(prompt)
-    noise = torch.randn(edit.path[0].shape, generator=torch.Generator().manual_seed(0)).to(edit.path[0])
-    without = sample(model, edit, noise, plain), noise_losses(model, edit, plain)
+    noise = normal(edit.path[0], 0)
+    clean = edit.path[0]
+    without = sample(model, noise, plain, SAMPLE_STEPS), noise_losses(model, clean, plain, TIMES, 1)
     with lora_attached(model.unet, model.text_encoder, edit.lora):
         text = model.encode_text(prompt)
-        adapted = sample(model, edit, noise, text), noise_losses(model, edit, text)
+        adapted = sample(model, noise, text, SAMPLE_STEPS), noise_losses(model, clean, text, TIMES, 1)
         moments = [*look_again(model, edit, text)]
         cells, moved = warped(model, edit, text)
         query, attended = attention(model, edit, text)
@@ -98,19 +100,23 @@ def level_name(model: Model, edit: Edit, level: int) -> str:
     return f"level {level}, {time}"
 
 
-def sample(model: Model, edit: Edit, noise: Tensor, text: Tensor) -> Image.Image:
-    """An image from pure noise, without guidance."""
-    config = replace(edit.config, steps=SAMPLE_STEPS, inversion_steps=SAMPLE_STEPS)
-    *_, (latent,) = denoise(model.unet, model.schedule, [noise], text, SAMPLE_STEPS, config)
+def normal(like: Tensor, seed: int) -> Tensor:
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
+
+
+@torch.no_grad()
+def sample(model: Model, noise: Tensor, text: Tensor, steps: int) -> Image.Image:
+    """Image from pure noise, without guidance."""
+    config = EditConfig(steps=steps, inversion_steps=steps)
+    *_, (latent,) = denoise(model.unet, model.schedule, [noise], text, steps, config)
     return decode(model, latent)
 
 
-def noise_losses(model: Model, edit: Edit, text: Tensor) -> list[float]:
+@torch.no_grad()
+def noise_losses(model: Model, clean: Tensor, text: Tensor, times: Sequence[int], seed: int) -> list[float]:
     """Equation 2 at single timesteps, with the same noise for all."""
-    clean = edit.path[0]
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1)).to(clean)
-    found = []
-    for time in TIMES:
+    noise, found = normal(clean, seed), []
+    for time in times:
         noisy = model.schedule.add_noise(clean, noise, torch.tensor([time]))
         found.append(mse_loss(model.unet(noisy, time, text).noise.to(noise), noise).item())
     return found

@@ -10,12 +10,12 @@ from torch import Tensor
 from minidrag import images
 from minidrag.app import draw
 from minidrag.app.runs import rescale
-from minidrag.bench.metrics import psnr
 from minidrag.config import EditConfig
 from minidrag.course.excerpt import Excerpt, excerpt
 from minidrag.course.replay import TIMES, Moment, Replay, changes, window
 from minidrag.course.svg import Curve, box, chart, dot, drags, heat, line, picture, row, size_of
 from minidrag.edit import Edit, drag_edit
+from minidrag.images import psnr
 from minidrag.method.ddim import Schedule, denoise, invert
 from minidrag.method.drag import Cell, drag, motion_loss, snap, track
 from minidrag.method.dragdiffusion import dragdiffusion, observe, supervise

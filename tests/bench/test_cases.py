@@ -10,9 +10,10 @@ from PIL import Image
 from support.dragbench import learned
 from torch import Tensor
 
-from minidrag.bench import cases, metrics
+from minidrag.bench import cases
 from minidrag.bench.cases import KINDS, Case, SceneCase, make_case, make_cases, measure, pasted
 from minidrag.bench.placement import place
+from minidrag.images import MAX_PSNR, psnr
 from minidrag.points import Pixel
 from minidrag.tiny.scenes import SIDE, render
 
@@ -67,15 +68,15 @@ def test_measures_of_no_edit_by_hand() -> None:
     assert row["distance"] == pytest.approx(lengths[0], abs=0.2)
     assert row["remaining"] == pytest.approx(1, abs=0.02) and row["lost"] is False and row["arrived"] is False
     assert row["PSNR inside"] == pytest.approx(10 * math.log10(255**2 / ((before - truth) ** 2).mean()))
-    assert row["PSNR outside"] == metrics.MAX_PSNR and row["SSIM outside"] == pytest.approx(1, abs=1e-3)
+    assert row["PSNR outside"] == MAX_PSNR and row["SSIM outside"] == pytest.approx(1, abs=1e-3)
 
 
 def test_the_raw_image_is_measured_outside_the_mask() -> None:
     case = make_case("light", 1, 0)
     gray = Image.new("RGB", (SIDE, SIDE), (128, 128, 128))
     row = measure(case, case.truth, gray, learned)
-    assert row["PSNR inside"] == metrics.MAX_PSNR
-    assert row["PSNR outside"] == pytest.approx(metrics.psnr(gray, case.truth, ~case.mask))
+    assert row["PSNR inside"] == MAX_PSNR
+    assert row["PSNR outside"] == pytest.approx(psnr(gray, case.truth, ~case.mask))
     lost = measure(case, gray, gray, learned)
     assert lost["lost"] is True and lost["distance"] is None and lost["remaining"] is None
     assert lost["arrived"] is False and measure(case, case.truth, gray, learned)["arrived"] is True

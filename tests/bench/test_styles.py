@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from minidrag.bench.cases import make_case, measure
-from minidrag.bench.metrics import psnr
 from minidrag.bench.placement import place
 from minidrag.bench.styles import STYLES, styled
 from minidrag.config import EditConfig
+from minidrag.images import psnr
 from minidrag.tiny.picture import render
 from minidrag.weights.model import Model, decode, encode, load_model
 
