@@ -145,7 +145,7 @@ def generate(
 ) -> tuple[Image.Image, Tensor]:
     """Sample an image from noise with classifier-free guidance; return it and its latent for `drag_edit`.
 
-    negative: what it shall not show. guidance: 1 is none. The image is square, of `config.size`.
+    negative: what it must not show. guidance: 1 is none. The image is square, of `config.size`.
     """
     side = (config.size or model.unet.config.sample_size * model.vae.config.factor) // model.vae.config.factor
     noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(seed)).to(model.device)

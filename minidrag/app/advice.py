@@ -47,13 +47,13 @@ def before(model: Model, image: Image.Image, mask: Tensor | None, options: Optio
 
 
 def known(model: Model, image: Image.Image) -> float:
-    """How well a model's autoencoder returns an image: PSNR in dB."""
+    """PSNR of an image after the model's autoencoder, in dB."""
     small = resize(image, working_size(model, image.size, EditConfig()))
     return psnr(small, decode(model, encode(model, image, EditConfig())[0]))
 
 
 def fidelity(edit: Edit, image: Image.Image) -> float:
-    """How near the reconstruction is to the original, at the size that the model worked at: PSNR in dB."""
+    """PSNR of the reconstruction against the original in dB, at the working size."""
     rows, columns = edit.task.grid
     one, other = (resize(picture, (2 * columns, 2 * rows)) for picture in (image, edit.reconstruction))
     return psnr(one, other)

@@ -137,7 +137,7 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}{self.hint()} (--help lists all options)")
 
     def hint(self) -> str:
-        """How to write the first word that was taken for an option and is none."""
+        """Hint for the first word that was taken for an option and is not one."""
         for before, word in pairwise(["", *self.words]):
             if re.match(r"-(?!-|h$|\d+$|\d*\.\d+$|$)\S*$", word):
                 return (
@@ -157,7 +157,7 @@ def build_parser(description: str | None = None) -> Parser:
     add("--mask", type=path, metavar="MASK.png", help="white where the image may change; none: everywhere")
     add("--prompt", help="description of the image")
     add("--generate", action="store_true", help="make an image from --prompt and --seed, and drag in that")
-    add("--negative", help="with --generate: what the image shall not show")
+    add("--negative", help="with --generate: what the image must not show")
     add("--guidance", type=float, help="with --generate: how closely it follows the prompt (default: 7.5)")
     add("--from", dest="base", type=path, metavar="run.json", help="repeat a run; other options override it")
     add("--out", type=path, metavar="DIR", help="folder for the results (default: a new one in runs)")
@@ -400,7 +400,7 @@ def convert(name: str, value: Any, folder: Path) -> Any:
 
 
 def place(name: str, value: str, folder: Path) -> Path | str:
-    """What a JSON file in `folder` names: a Path for FILES; for a model a text, if possible of a path."""
+    """Resolve a name in a JSON file in `folder`: a Path for FILES, else a path as text if it exists."""
     try:
         if not value or b"\0" in os.fsencode(value):
             raise ValueError(value)

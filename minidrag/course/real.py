@@ -75,7 +75,7 @@ def demo_edit(lora: LoRA | None = None) -> tuple[Edit, Numbers]:
 
 
 def measure(edit: Edit, image: Image.Image, outside: np.ndarray) -> Numbers:
-    """What became of the ball and of the rest. outside: (H, W), bool, the unmasked region."""
+    """Measure where the ball went and what changed elsewhere. outside: (H, W), bool, the unmasked region."""
     ball, moved = center(image), center(edit.raw)
     off = None
     if ball and moved:

@@ -68,7 +68,7 @@ class Job(Progress):
             raise Stopped
 
     def report(self, rates: dict[str, float]) -> dict[str, Any]:
-        """What the page shows of it."""
+        """Return the progress and the options of this job, for the page."""
         shown: dict[str, Any] = {name: getattr(self, name) for name in SHOWN}
         shown |= {"left": None, "stopping": self.stop, "pictures": self.pictures}
         if self.state == "running":

@@ -159,7 +159,7 @@ class Queue(threading.Thread):
                 raise ValueError(said) from None
 
     def check(self, values: Any) -> dict[str, Any]:
-        """What to say about an edit before it runs, its seconds by preset, and whether its LoRA is there."""
+        """Return notes on an edit before it runs, its seconds by preset, and whether its LoRA is cached."""
         asked = self.parse(without_drags(values))
         found: dict[str, Any] = {"notes": [], "error": None, "ready": key(asked) in self.editor.ready}
         model = self.editor.model

@@ -122,7 +122,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def start_options(image: str | None, model: str | None) -> dict[str, Any]:
-    """What the page shows first, in the form of run.json: the demo's drag, or a photo without one."""
+    """Options that the page starts with, as in run.json: the demo's drag, or a photo without one."""
     if image:
         return {"image": str(Path(image).resolve()), "mask": None, "drags": [], "model": model or "sd15"}
     values = read_json(DEMO)

@@ -97,7 +97,7 @@ class Store:
         return "image/png", to_png(images.load_image(path))
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """What run.json has, by the name of the run's folder; a broken one is left out."""
+        """Contents of every run.json by the name of its folder, without broken ones."""
         found = {}
         for path in self.place.parent.glob("*/run.json"):
             try:
@@ -178,7 +178,7 @@ class Store:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file has; None if it is missing or broken."""
+    """Contents of a JSON file; None if it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

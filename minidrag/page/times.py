@@ -1,4 +1,4 @@
-"""How long an edit takes, from the last one on this machine and the work that a setting makes."""
+"""Time estimates of an edit, from the last run on this machine and the work that its settings ask for."""
 
 import math
 import time

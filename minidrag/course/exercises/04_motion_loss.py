@@ -7,7 +7,7 @@ gradient.
     sum_i sum_{q in Omega(h_i, r_1)} || F_{q + d_i}(z_t) - sg(F_q(z_t)) ||_1
     d_i = (g_i - h_i) / || g_i - h_i ||_2
 
-The features one step ahead shall become those at the handle now. So only the patch ahead has a gradient;
+The features one step ahead are to become those at the handle now. So only the patch ahead has a gradient;
 otherwise the cheapest way would be to change both to something in between.
 
 In words, for each handle:
