@@ -1,9 +1,12 @@
 """Fixtures of several test files, and a table of every parity test's maximum at the end of the report."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from support.command import FAST, demo, raising, write_untrained
 from support.references import difference
@@ -11,6 +14,10 @@ from torch import Tensor
 
 MAXIMA: dict[str, tuple[float, float]] = {}  # name -> (largest difference, largest value) of the run
 SLIPS: dict[str, float] = {}  # a slip made on purpose -> the difference that it made
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # with -n, processes share the cores and not threads
+    os.environ["OMP_NUM_THREADS"] = "1"  # of what the tests start
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -64,6 +71,21 @@ def start(untrained: Path, workdir: Path) -> Callable[..., int]:
         return demo.main([*FAST, "--model", str(untrained), *map(str, options)])
 
     return start
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:  # a process that -n started
+        output["tables"] = MAXIMA, SLIPS
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    maxima, slips = getattr(node, "workeroutput", {}).get("tables", ({}, {}))
+    SLIPS.update(slips)
+    for name, (found, largest) in maxima.items():
+        before = MAXIMA.get(name, (0.0, 0.0))
+        MAXIMA[name] = max(before[0], found), max(before[1], largest)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
