@@ -41,8 +41,13 @@ def regular(path: Path, most: int | None = None) -> Path:
 
 def read_json(path: Path) -> Any:
     """Read JSON in UTF-8; raise ValueError, one sentence, for anything that is not strictly JSON."""
+    return parse_json(regular(path, MAX_JSON).read_bytes(), str(path))
+
+
+def parse_json(text: str | bytes, name: str) -> Any:
+    """Parse JSON; name: of its place, for the error."""
     try:
-        text = regular(path, MAX_JSON).read_bytes().decode("utf-8-sig")
+        text = text if isinstance(text, str) else text.decode("utf-8-sig")
         return json.loads(text, object_pairs_hook=without_repetition, parse_constant=refuse)
     except RecursionError:
         reason = "it is nested too deeply"
@@ -50,12 +55,10 @@ def read_json(path: Path) -> Any:
         reason = "it is not text in UTF-8"
     except json.JSONDecodeError as error:
         reason = f"it is not valid JSON ({error})"
-    except OSError as error:
-        reason = str(error.strerror)
     except ValueError as error:
         long = "integer string conversion" in str(error)  # Python's words for thousands of digits
         reason = "a number in it is too long" if long else str(error)
-    raise ValueError(f"{path} cannot be read as JSON: {reason}")
+    raise ValueError(f"{name} cannot be read as JSON: {reason}")
 
 
 def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

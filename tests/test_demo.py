@@ -379,7 +379,7 @@ BAD = {  # options -> words of the complaint
     "not a lora": ([*PHOTO, "--lora", "notes.txt"], "notes.txt is truncated or not a safetensors file"),
     "out is a file": ([*PHOTO, "--out", "photo.png"], "photo.png cannot be written to: "),
     "out in a file": ([*PHOTO, "--out", "photo.png/a/b"], "photo.png/a/b cannot be written to: "),
-    "no such json": (["--from", "gone.json"], "gone.json cannot be read as JSON"),
+    "no such json": (["--from", "gone.json"], "there is no file gone.json"),
     "json broken": (["--from", "broken.json"], "broken.json cannot be read as JSON"),
     "json not text": (["--from", "photo.png"], "photo.png cannot be read as JSON"),
     "json not an object": (["--from", "list.json"], "list.json: expected a JSON object"),

@@ -197,36 +197,9 @@ def test_results_of_an_earlier_measurement(kind: str, capsys: pytest.CaptureFixt
     if kind == "missing":
         return
     words = f"{words}|is damaged"
-    with pytest.raises(
-        ValueError, match=f"result.json.*({words}).*: delete it, and the same command makes it again"
-    ):
+    with pytest.raises(ValueError, match=f"({words}).*: delete it, and the same command") as caught:
         harness.results_of(cases, out)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda values: [],
-        lambda values: values | {"rows": []},
-        lambda values: values | {"rows": {"edit": "good"}},
-        lambda values: values | {"rows": {"no edit": {}}},
-        lambda values: values | {"rows": {"edit": values["rows"]["edit"] | {"distance": None}}},
-        lambda values: values | {"rows": {"edit": values["rows"]["edit"] | {"MD": "far"}}},
-        lambda values: values | {"seconds": {"drag": "long"}},
-        lambda values: values | {"case": "another"},
-        lambda values: values | {"kind": 5},
-        lambda values: {name: value for name, value in values.items() if name != "seconds"},
-    ],
-)
-def test_results_of_another_form(change: Callable[[Any], Any]) -> None:
-    cases, out = make_cases(1, ["light"], 0), Path("out")
-    harness.run_cases(cases, to_truth, learned, out, compare=False)
-    file = out / "cases" / cases[0].name / "result.json"
-    file.write_text(json.dumps(change(json.loads(file.read_text()))))
-    with pytest.raises(
-        ValueError, match="result.json is damaged: delete it, and the same command makes it again"
-    ):
-        harness.results_of(cases, out)
+    assert str(file) in str(caught.value)
 
 
 def test_damaged_pictures_of_an_earlier_measurement() -> None:

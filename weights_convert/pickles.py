@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from minidrag.weights.files import check_file
+from minidrag.files import regular
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first object of a file by PyTorch before 1.6, which is not a zip archive
 PICKLE_LIMIT = 32 * 2**20  # bytes of descriptions; those of Stable Diffusion are below 1 MB
@@ -169,7 +169,7 @@ class Limited:
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
     """Read the named tensors of a pickle; raises ValueError for a broken one, or tensors of an odd kind."""
-    size = check_file(file)
+    size = regular(file).stat().st_size
     try:
         with open(file, "rb") as opened:
             zipped = zipfile.is_zipfile(opened)

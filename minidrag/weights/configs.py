@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken
 
+from minidrag.files import MAX_JSON, regular
 from minidrag.method.ddim import Schedule
 from minidrag.networks.clip import ACTIVATIONS, CLIPConfig
 from minidrag.networks.tokenizer import BOS, EOS, Tokenizer
 from minidrag.networks.unet import UNetConfig
 from minidrag.networks.vae import VAEConfig
-from minidrag.weights.files import Json, check_file, read_json, read_text
+from minidrag.weights.files import Json, read_json
 
 SHORT = reprlib.Repr()  # of a value in a message, however long or deep the file has it
 SHORT.maxlist = SHORT.maxtuple = SHORT.maxdict = 8
@@ -415,9 +416,9 @@ def added_tokens(folder: Path, settings: Json, specials: Json, whole: Json) -> A
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
     """Read pairs of tokens to merge, one per line, after a line with the version."""
-    check_file(path)
+    regular(path, MAX_JSON)
     try:
-        lines = read_text(path).splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         if not lines:
             raise ValueError("it is empty")
         pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]

@@ -1,4 +1,4 @@
-"""Files on disk: only regular ones are opened, and none that is too large to be what it should be.
+"""Files of weights: safetensors and the JSON beside them.
 
 A network's tensors are in one safetensors file, or in several, the shards, that an index lists.
 """
@@ -15,10 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minidrag import files
+from minidrag.files import regular
+
 Json = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
-TEXT_LIMIT = 64 * 2**20  # bytes: no JSON file or vocabulary of a model is near it
 PICKLES = {".bin", ".ckpt", ".pt", ".pth"}
 FORMATS = {  # of other programs, by suffix
     ".gguf": "a GGUF file",
@@ -43,42 +45,14 @@ class Header(NamedTuple):
     shards: dict[str, Path]  # the file that has a tensor, by key
 
 
-def check_file(path: Path, limit: int | None = None) -> int:
-    """Return a file's size in bytes.
-
-    Raises OSError for a missing file; ValueError for a folder, pipe or device, and for more than `limit`.
-    """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
-        raise ValueError(f"{path} is {kind}: give a regular file")
-    if limit is not None and status.st_size > limit:
-        raise ValueError(f"{path} has {status.st_size:,} bytes, far more than such a file has: replace it")
-    return status.st_size
-
-
-def read_text(path: Path) -> str:
-    """Read a small UTF-8 file."""
-    check_file(path, TEXT_LIMIT)
-    return path.read_text(encoding="utf-8")
-
-
 def read_json(path: Path, default: Json | None = None) -> Json:
     """Read a JSON object; default: returned for a missing file."""
     if default is not None and not path.exists():
         return default
-    check_file(path, TEXT_LIMIT)
-    return parse_json(path.read_bytes(), str(path))
+    return check_object(files.read_json(path), str(path))
 
 
-def parse_json(text: str | bytes, name: str) -> Json:
-    """Parse a JSON object; name: of its place, for the error."""
-    try:
-        values = json.loads(text)
-    except RecursionError:
-        raise ValueError(f"{name} is not usable JSON: its brackets are nested too deep") from None
-    except ValueError as error:
-        raise ValueError(f"{name} is not valid JSON: download it again ({error})") from error
+def check_object(values: Any, name: str) -> Json:
     if not isinstance(values, dict):
         raise ValueError(f"{name} is not a JSON object: download it again")
     return values
@@ -116,7 +90,7 @@ def refuse_shard(file: Path) -> None:
 def read_whole(file: Path) -> Header:
     if file.suffix in PICKLES:
         raise ValueError(f"{file} is a pickle, which can run code when it is loaded: {conversion(file)}")
-    size = check_file(file)
+    size = regular(file).stat().st_size
     try:
         with safe_open(file, "np") as opened:  # PyTorch's would reserve memory for the whole file
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118

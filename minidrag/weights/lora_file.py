@@ -14,10 +14,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from minidrag.files import parse_json
 from minidrag.method.lora import Factors, LoRA, target_layers
 from minidrag.weights import configs
 from minidrag.weights.checkpoint import FLOATS
-from minidrag.weights.files import Header, Json, parse_json, read_header, read_json, read_tensor, save_tensors
+from minidrag.weights.files import (
+    Header,
+    Json,
+    check_object,
+    read_header,
+    read_json,
+    read_tensor,
+    save_tensors,
+)
 
 FILE_NAME = "pytorch_lora_weights.safetensors"  # in a folder, where diffusers looks for it
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # in a folder that peft writes
@@ -134,7 +143,7 @@ def check_model(entries: Mapping[str, Factors], unet: nn.Module) -> None:
 def adapter_config(header: Header) -> dict[str, Json]:
     """peft's configuration of the adapters, by network: in the metadata, or in a file that peft needs too."""
     place = f"the lora_adapter_metadata of {header.file}"
-    values = parse_json(header.metadata.get("lora_adapter_metadata", "{}"), place)
+    values = check_object(parse_json(header.metadata.get("lora_adapter_metadata", "{}"), place), place)
     if any(key.startswith("base_model.model.") for key in header.shapes):
         file = header.file.with_name(ADAPTER_CONFIG)
         if not file.is_file():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minidrag import images
 from minidrag.config import EditConfig
+from minidrag.files import regular
 from minidrag.method.ddim import Schedule
 from minidrag.method.lora import Moments
 from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
@@ -38,7 +39,6 @@ from minidrag.weights.files import (
     PICKLES,
     Header,
     Json,
-    check_file,
     read_header,
     read_json,
     weight_file,
@@ -277,8 +277,7 @@ def single_file_schedule(header: Header) -> Json:
     rescaled = "ztsnr" in header.shapes
     for file in (header.file.with_suffix(suffix) for suffix in (".yaml", ".yml")):
         if file.is_file():
-            check_file(file, 2**20)
-            text = file.read_text(encoding="utf-8", errors="replace")
+            text = regular(file, 2**20).read_text(encoding="utf-8", errors="replace")
             said = value_in(text, "parameterization") or said
             rescaled |= (value_in(text, "rescale_betas_zero_snr") or "").lower() == "true"
     names = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}

@@ -305,7 +305,7 @@ def test_sources_of_the_wrong_kind(folder: Path, tmp_path: Path, capsys: pytest.
     assert "weights_convert safetensors" in refused(capsys, "folder", tmp_path / "x.ckpt", out)
     assert "give that file" in refused(capsys, "safetensors", tmp_path, out)
     assert "nothing to convert" in refused(capsys, "safetensors", folder / "unet/config.json", out)
-    assert "No such file" in refused(capsys, "half", tmp_path / "nothing.safetensors", out)
+    assert "there is no file" in refused(capsys, "half", tmp_path / "nothing.safetensors", out)
     assert not out.exists()
 
 

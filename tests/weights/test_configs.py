@@ -310,15 +310,19 @@ def test_missing_file_of_a_tokenizer(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("vocab.json", b"", "vocab.json is not valid JSON"),
-        ("vocab.json", b'{"a": 0, "b', "vocab.json is not valid JSON"),
-        ("vocab.json", b"\xff\xfe\x00", "vocab.json is not valid JSON"),
+        ("vocab.json", b"", "vocab.json cannot be read as JSON: it is not valid JSON"),
+        ("vocab.json", b'{"a": 0, "b', "vocab.json cannot be read as JSON: it is not valid JSON"),
+        ("vocab.json", b"\xff\xfe\x00", "vocab.json cannot be read as JSON: it is not text in UTF-8"),
         ("vocab.json", b"[1, 2]", "vocab.json is not a JSON object"),
         ("vocab.json", b'{"a": 0}', "the vocabulary lacks"),
         ("merges.txt", b"#version: 0.2\na b c\n", "merges.txt is not a list of pairs"),
         ("merges.txt", b"\xff\xfe\x00", "merges.txt is not a list of pairs"),
         ("merges.txt", b"#version: 0.2\nqqq zzz\n", "do not fit together"),
-        ("special_tokens_map.json", b"{", "special_tokens_map.json is not valid JSON"),
+        (
+            "special_tokens_map.json",
+            b"{",
+            "special_tokens_map.json cannot be read as JSON: it is not valid JSON",
+        ),
         ("special_tokens_map.json", b'{"pad_token": "<pad>"}', "lacks <pad>"),
         ("special_tokens_map.json", b'{"pad_token": 3}', "pad_token"),
         ("special_tokens_map.json", b'{"pad_token": {"x": 3}}', "pad_token"),
@@ -332,7 +336,7 @@ def test_missing_file_of_a_tokenizer(folder: Path, name: str) -> None:
         ("merges.txt", b"#version: 0.2\n", "the merges make only 0 of"),
         ("merges.txt", b"abc\n", "a line is 'abc'"),
         ("tokenizer_config.json", b'{"model_max_length": 0}', "model_max_length = 0: only"),
-        ("tokenizer_config.json", b'{"model_max_length": NaN}', "model_max_length = nan: only"),
+        ("tokenizer_config.json", b'{"model_max_length": NaN}', "NaN is not a number of JSON"),
         ("tokenizer_config.json", b'{"model_max_length": true}', "model_max_length = True: only"),
         ("tokenizer_config.json", b'{"model_max_length": "77"}', "model_max_length = '77': only"),
         ("tokenizer_config.json", b'{"model_max_length": [77]}', r"model_max_length = \[77\]: only"),
@@ -350,7 +354,7 @@ def test_missing_file_of_a_tokenizer(folder: Path, name: str) -> None:
         ("added_tokens.json", b"[1]", "added_tokens.json is not a JSON object"),
         ("tokenizer.json", b'{"added_tokens": 3}', "added tokens are not a list"),
         ("tokenizer.json", b'{"added_tokens": [3]}', "None with the id None"),
-        ("tokenizer.json", b"{", "tokenizer.json is not valid JSON"),
+        ("tokenizer.json", b"{", "tokenizer.json cannot be read as JSON: it is not valid JSON"),
     ],
 )
 def test_broken_file_of_a_tokenizer(folder: Path, name: str, content: bytes, message: str) -> None:

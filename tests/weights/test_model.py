@@ -615,7 +615,7 @@ def test_missing_tokenizer_and_broken_config(folder: Path) -> None:
     shutil.rmtree(folder / "tokenizer")
     assert f"neither {folder} nor {folder / 'tokenizer'} has a vocab.json" in error(FileNotFoundError, folder)
     (folder / "vae/config.json").write_text("{")
-    assert "vae/config.json is not valid JSON" in error(ValueError, folder)
+    assert "vae/config.json cannot be read as JSON: it is not valid JSON" in error(ValueError, folder)
     (folder / "unet/config.json").write_text('{"block_out_channels": 3}')
     assert f"{folder / 'unet/config.json'} is not usable: " in error(ValueError, folder)
     (folder / "unet/config.json").write_text('{"act_fn": "gelu"}')
