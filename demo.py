@@ -17,14 +17,18 @@ if __name__ == "__main__" and "--page" in sys.argv[1:]:  # before PyTorch is imp
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL.Image import Image
+
 from minidrag import console, tiny
 from minidrag.app import advice, runs
 from minidrag.app.lora_cache import find_lora
 from minidrag.app.options import Options, build_parser, open_input, open_model, read_options
 from minidrag.app.progress import Progress
 from minidrag.edit import drag_edit
+from minidrag.method.lora import LoRA
 from minidrag.points import to_task
 from minidrag.weights import lora_file
+from minidrag.weights.model import Model
 
 LESS_MEMORY = "try --dtype float16, --checkpointing, --lora-batch 1, or a smaller --size"
 
@@ -32,8 +36,7 @@ LESS_MEMORY = "try --dtype float16, --checkpointing, --lora-batch 1, or a smalle
 def run(options: Options, out: Path | None, report: bool = False) -> None:
     """Edit the image and write the results to a folder; None: a new one."""
     image, mask = open_input(options) if options.image else (None, None)
-    prompt, config, seed, clean = options.prompt, options.config, options.seed, None
-    progress = Progress()
+    prompt, config, clean, progress = options.prompt, options.config, None, Progress()
     with runs.output(out, options.image or Path("generated")) as folder:
         say(f"model: {options.model}, {options.dtype} on {options.device}")
         with progress.timed("model"):
@@ -46,12 +49,7 @@ def run(options: Options, out: Path | None, report: bool = False) -> None:
             image, mask = open_input(options, folder / "generated.png")
         to_task(model, image.size, options.handles, options.targets, mask, config)  # before the long training
         say(*(f"note: {caution}" for caution in advice.before(model, image, mask, options)))
-        if options.lora:
-            lora = lora_file.read(options.lora, model.unet, model.text_encoder)
-            origin = f"read from {options.lora}"
-            say(*(f"note: {left}" for left in lora_file.left_out(options.lora)))
-        else:
-            lora, origin = find_lora(model, image, prompt, config, seed, progress)
+        lora, origin = obtain_lora(model, image, options, progress)
         try:
             given = {"mask": mask, "prompt": prompt, "config": config, "lora": lora, "clean": clean}
             edit = drag_edit(model, image, options.handles, options.targets, **given, progress=progress)
@@ -72,6 +70,15 @@ def run(options: Options, out: Path | None, report: bool = False) -> None:
         say(attempt(folder.parent, model, image, mask, options, edit))
     if any(isinstance(error, KeyboardInterrupt) for error in missing.values()):
         raise KeyboardInterrupt(f"the edit is in {folder.parent}")
+
+
+def obtain_lora(model: Model, image: Image, options: Options, progress: Progress) -> tuple[LoRA, str]:
+    """Read the LoRA that the options name, or find one for the image; return it and its origin in words."""
+    if not options.lora:
+        return find_lora(model, image, options.prompt, options.config, options.seed, progress)
+    lora = lora_file.read(options.lora, model.unet, model.text_encoder)
+    say(*(f"note: {left}" for left in lora_file.left_out(options.lora)))
+    return lora, f"read from {options.lora}"
 
 
 def say(*lines: str) -> None:
