@@ -51,7 +51,7 @@ VALUES: dict[str, tuple[Any, ...]] = {  # the paper's, and what users ask for
     "motion_reference": ("moving", "start"),
     "motion_step": (1.0, 2.0, 4.0),
 }
-SHOWN = ("MD", "IF", "distance", "remaining", "lost", "arrived", "PSNR inside", "SSIM inside")
+SHOWN = ("MD", "IF", "distance", "remaining", "lost", "arrived", "PSNR inside", "SSIM inside", "PSNR back")
 PANELS = (("MD", "IF"), ("distance", "arrived"))  # of the plot: what its left and its right axis show
 NO_EDIT = "no edit"
 
@@ -140,7 +140,7 @@ def scene_task(args: argparse.Namespace) -> Task:
     model, network = load(args), fidelity()
 
     def settings(config: EditConfig) -> dict[str, Any]:
-        return settings_of(model, config, args.seed, False, network) | {"style": args.style}
+        return settings_of(model, config, args.seed, False, network, args.back) | {"style": args.style}
 
     cases = make_cases(args.cases, args.kinds, args.seed, args.style)
     return Task(model, cases, learned_measures(model, network), settings)
@@ -161,7 +161,7 @@ def ablate(args: argparse.Namespace) -> int:
     for value, config in configs.items():
         print(f"minidrag: {field} = {value}", file=sys.stderr)
         folders[value] = open_out(out / f"{field}={value}", task.settings(config))
-        edit = editor(task.model, config, args.seed)
+        edit = editor(task.model, config, args.seed, args.back)
         run_cases(task.cases, edit, task.learned, folders[value], compare=False)
         write(field, table_of(results()), out)
     text = write_until_all_are_seen(results, lambda some: write(field, table_of(some), out))

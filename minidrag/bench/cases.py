@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -82,9 +82,28 @@ class Edited:
     image: Image.Image
     raw: Image.Image  # as decoded, before the background is pasted
     seconds: dict[str, float]  # per stage
+    back: Image.Image | None = None  # the image after the same drag backwards
 
 
 Editor = Callable[[Case], Edited]
+
+
+def dragging_back(edit: Editor) -> Editor:
+    """Editor that also drags each result back, from its targets to its handles.
+
+    What comes back should be the original, so it measures an edit whose true result is not known. The mask
+    gets a disc around each target, which may lie outside it.
+    """
+
+    def there_and_back(case: Case) -> Edited:
+        edited, mask = edit(case), case.mask.copy()
+        row, column = np.indices(mask.shape)
+        for x, y in case.targets:
+            mask |= np.hypot(column - x, row - y) <= DISC
+        reverse = Case(case.name, case.kind, edited.image, mask, case.prompt, case.targets, case.handles)
+        return replace(edited, back=edit(reverse).image)
+
+    return there_and_back
 
 
 def kind_of(drag: Drag) -> str:
@@ -166,6 +185,14 @@ def references(case: Case, model: Model | None) -> dict[str, Image.Image]:
                 reconstruction = decode(model, encode(model, image, EditConfig())[0])
                 found[name] = resize(reconstruction, image.size)
     return found
+
+
+def measure_back(case: Case, edited: Edited) -> Measures:
+    """Compare the image that was dragged back with the original inside the mask; nothing if none was."""
+    if edited.back is None:
+        return {}
+    images = edited.back, case.before
+    return {"PSNR back": psnr(*images, case.mask), "SSIM back": ssim(*images, case.mask)}
 
 
 def measure(case: Case, image: Image.Image, raw: Image.Image, learned: Learned) -> Measures:

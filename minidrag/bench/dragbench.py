@@ -37,7 +37,8 @@ EXPLAINED = """\
 MD: distance from each handle's content to its target in the result, found by the features of {metric},
 mean over all pairs of points, in pixels; lower is better. IF: similarity to the original, mean over the
 images; 1 is identical. no edit: every image unchanged; its MD is the mean length of the drags and
-its IF is 1, the best possible, so never read IF without MD. Brackets hold the 95 % interval."""
+its IF is 1, the best possible, so never read IF without MD. back: the result dragged back,
+compared with the original inside the mask. Brackets hold the 95 % interval."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,13 +82,13 @@ def task_of(args: argparse.Namespace, folder: Path) -> Task:
     if not cases:
         raise ValueError(f"none of the {broken} cases in {folder} can be edited")
     name = "sd15" if args.model is None else args.model
-    model = load_named(name)
-    metric = model if args.metric_model == name else load_named(args.metric_model)
+    model = load_named(name, args.dtype)
+    metric = model if args.metric_model == name and not args.dtype else load_named(args.metric_model)
     network = fidelity()
     more = {"folder": str(folder.resolve()), "metric model": fingerprint(metric)}
 
     def settings(config: EditConfig) -> dict[str, Any]:
-        return settings_of(model, config, args.seed, True, network) | more
+        return settings_of(model, config, args.seed, True, network, args.back) | more
 
     return Task(model, cases, learned_measures(metric, network, own_size=True), settings, broken)
 
@@ -96,7 +97,7 @@ def measure(args: argparse.Namespace) -> int:
     config = read_config(args)
     task = task_of(args, args.folder)
     out = open_out(args.out, task.settings(config), "dragbench")
-    run_cases(task.cases, editor(task.model, config, args.seed), task.learned, out)
+    run_cases(task.cases, editor(task.model, config, args.seed, args.back), task.learned, out)
     explained = EXPLAINED.format(metric=args.metric_model)
     return finish(
         task.cases, out, lambda results, out: write_tables(results, out, explained), broken=task.broken

@@ -24,7 +24,7 @@ from torch import nn
 from minidrag import console, images
 from minidrag.app import draw
 from minidrag.app.lora_cache import find_lora
-from minidrag.app.options import CONFIG_HELP, CONFIGS, configured
+from minidrag.app.options import CONFIG_HELP, CONFIGS, FLOATS, configured
 from minidrag.app.progress import Progress
 from minidrag.bench.cases import (
     KINDS,
@@ -33,7 +33,9 @@ from minidrag.bench.cases import (
     Editor,
     Learned,
     SceneCase,
+    dragging_back,
     measure,
+    measure_back,
     references,
 )
 from minidrag.bench.metrics import Missing, fidelity_network
@@ -77,9 +79,15 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of all measurements of edits."""
     add = parser.add_argument
     add("--model", help="as for demo.py (default: tiny for scenes, sd15 for DragBench)")
+    add_dtype_argument(parser)
     add("--seed", type=seed, default=0, help="of edits and rendered scenes (default: %(default)s)")
     add_config_arguments(parser)
     add("--out", type=Path, help="folder for the results (default: one in runs, named by the settings)")
+    add("--back", action="store_true", help="also drag each result back and compare it with the original")
+
+
+def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=FLOATS, help="as for demo.py (default: float32)")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,8 +132,8 @@ def read_config(args: argparse.Namespace) -> EditConfig:
     return configured(CONFIGS.get(args.config, EditConfig()), values)
 
 
-def editor(model: Model, config: EditConfig, seed: int) -> Editor:
-    """Edit a case with a LoRA of its own, trained now or cached by an earlier run."""
+def editor(model: Model, config: EditConfig, seed: int, back: bool = False) -> Editor:
+    """Edit a case with a LoRA of its own, trained now or cached by an earlier run; back: and drag it back."""
 
     def edit(case: Case) -> Edited:
         mask = torch.from_numpy(case.mask.astype(np.float32))
@@ -145,7 +153,7 @@ def editor(model: Model, config: EditConfig, seed: int) -> Editor:
         )
         return Edited(edit.image, edit.raw, progress.seconds)
 
-    return edit
+    return dragging_back(edit) if back else edit
 
 
 def run_case(
@@ -156,7 +164,7 @@ def run_case(
     sweep(folder)
     edited = edit(case)
     began = time.perf_counter()
-    rows = {"edit": measure(case, edited.image, edited.raw, learned)}
+    rows = {"edit": measure(case, edited.image, edited.raw, learned) | measure_back(case, edited)}
     rows |= {name: measure(case, picture, picture, learned) for name, picture in others.items()}
     seconds = edited.seconds | {"measuring": time.perf_counter() - began}
     result = {"case": case.name, "kind": case.kind, "drag": case.drags, "prompt": case.prompt}
@@ -164,6 +172,7 @@ def run_case(
     marked = draw.draw_drags(case.before, case.handles, case.targets, torch.from_numpy(case.mask))
     shown = {"drag": marked, "edit": edited.image, "raw": edited.raw}
     shown |= {"truth": case.truth} if isinstance(case, SceneCase) else {}
+    shown |= {"back": edited.back} if edited.back else {}
     images.write_whole(folder / "before.png", case.before.save)
     for name, picture in (shown | others).items():
         if picture is not case.before:
@@ -262,10 +271,10 @@ def write_until_all_are_seen(read: Callable[[], T], write: Callable[[T], str]) -
 
 
 def settings_of(
-    model: Model, config: EditConfig, seed: int, compare: bool, network: nn.Module | None
+    model: Model, config: EditConfig, seed: int, compare: bool, network: nn.Module | None, back: bool = False
 ) -> dict[str, Any]:
     """Everything that decides the results of a case; the model by a few of its weights."""
-    measured = {"references": compare, "IF": network is not None}
+    measured = {"references": compare, "IF": network is not None} | ({"back": True} if back else {})
     return {"weights": fingerprint(model), "seed": seed, **measured, "config": asdict(config)}
 
 
@@ -350,14 +359,14 @@ def write_tables(results: Results, out: Path, explained: str = EXPLAINED) -> str
 
 
 def load(args: argparse.Namespace) -> Model:
-    return load_named("tiny" if args.model is None else args.model)
+    return load_named("tiny" if args.model is None else args.model, args.dtype)
 
 
-def load_named(source: str) -> Model:
-    """Load a model in float32; under torchrun on the GPU of this process."""
+def load_named(source: str, dtype: str | None = None) -> Model:
+    """Load a model, by default in float32; under torchrun on the GPU of this process."""
     gpus, under_torchrun = torch.cuda.device_count(), "LOCAL_RANK" in os.environ
     device = f"cuda:{environment('LOCAL_RANK', 0) % gpus}" if under_torchrun and gpus else None
-    return load_model(source, device=device)
+    return load_model(source, device=device, dtype=getattr(torch, dtype) if dtype else None)
 
 
 def finish(

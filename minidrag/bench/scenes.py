@@ -67,9 +67,9 @@ def sheet(results: list[dict[str, Any]], out: Path) -> Image.Image:
 def measure_scenes(args: argparse.Namespace) -> int:
     config, compare = read_config(args), not args.no_references
     model, network = load(args), fidelity()
-    settings = settings_of(model, config, args.seed, compare, network) | {"style": args.style}
+    settings = settings_of(model, config, args.seed, compare, network, args.back) | {"style": args.style}
     out, cases = open_out(args.out, settings), make_cases(args.cases, args.kinds, args.seed, args.style)
-    edit, learned = editor(model, config, args.seed), learned_measures(model, network)
+    edit, learned = editor(model, config, args.seed, args.back), learned_measures(model, network)
     run_cases(cases, edit, learned, out, model, compare)
     return finish(cases, out, write_report)
 

@@ -21,7 +21,7 @@ from minidrag.app.options import CONFIGS
 from minidrag.app.progress import Progress
 from minidrag.bench import authors
 from minidrag.bench.cases import Case, make_cases
-from minidrag.bench.harness import add_scene_arguments, load, seed
+from minidrag.bench.harness import add_dtype_argument, add_scene_arguments, load, seed
 from minidrag.bench.tables import markdown
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
@@ -79,6 +79,7 @@ def report(counters: dict[str, list[Counter]]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="as for demo.py (default: tiny)")
+    add_dtype_argument(parser)
     parser.add_argument("--seed", type=seed, default=0, help="of the scenes (default: %(default)s)")
     parser.add_argument("--presets", nargs="+", choices=[*PRESETS, AUTHORS], default=list(PRESETS))
     parser.add_argument("--size", type=int, help="as for demo.py")

@@ -29,7 +29,7 @@ def test_an_ablation_over_scenes(
 ) -> None:
     used = []
 
-    def editor(model: object, config: EditConfig, seed: int) -> Callable[[Case], Edited]:
+    def editor(model: object, config: EditConfig, seed: int, back: bool) -> Callable[[Case], Edited]:
         used.append(config.block)
         return to_truth
 

@@ -231,7 +231,7 @@ def test_tables_include_what_others_finish_while_they_are_written() -> None:
 
 
 def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "load_model", lambda source, device: device)
+    monkeypatch.setattr(harness, "load_model", lambda source, device, dtype: device)
     assert harness.load_named("tiny") is None
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert harness.load_named("tiny") is None

@@ -3,15 +3,17 @@
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from support.dragbench import Counting, learned, to_truth
 
 from minidrag.bench import harness, scenes, tables
-from minidrag.bench.cases import Case, Edited, make_cases
+from minidrag.bench.cases import Case, Edited, dragging_back, make_cases
 from minidrag.config import EditConfig
 
 
@@ -115,3 +117,40 @@ def test_settings_from_the_command_line() -> None:
 def test_settings_of_version_0_1_are_understood() -> None:
     config = harness.read_config(arguments("--set", "edited_step=20", "drag_rate=0.5", "keep_outside=false"))
     assert config == EditConfig(inversion_steps=20, drag_lr=0.5, keep_background=False)
+
+
+def test_what_comes_back_is_compared_with_the_original(tmp_path: Path) -> None:
+    """Backwards, points change places, and the mask lets every handle be one; the true scene comes back."""
+    seen: list[Case] = []
+
+    def to_truth_and_home(case: Case) -> Edited:
+        seen.append(case)
+        return to_truth(case) if len(seen) == 1 else Edited(home.before, home.before, {"drag": 9.0})
+
+    (home,) = make_cases(1, ["light"], 1)
+    (x, y), rows, columns = home.handles[0], *np.indices(home.mask.shape)
+    narrow = replace(home, mask=np.hypot(columns - x, rows - y) < 5)
+    edit = dragging_back(to_truth_and_home)
+    (result,) = harness.run_cases([narrow], edit, learned, tmp_path, compare=False)
+    there, back = seen
+    assert there is narrow and back.before is home.truth
+    assert (back.handles, back.targets) == (home.targets, home.handles)
+    assert all(back.mask[round(y), round(x)] for x, y in back.handles)
+    assert not narrow.mask[round(home.targets[0].y), round(home.targets[0].x)]
+    assert result["seconds"]["drag"] == 2.0
+
+
+@pytest.mark.parametrize("moved", [0, 3])
+def test_measures_of_what_comes_back(tmp_path: Path, moved: int) -> None:
+    (case,) = make_cases(1, ["object"], 1)
+    array = np.roll(np.asarray(case.before), moved, axis=0)
+
+    def edit(_: Case) -> Edited:
+        return Edited(case.truth, case.truth, {"drag": 2.0}, Image.fromarray(array))
+
+    (result,) = harness.run_cases([case], edit, learned, tmp_path, compare=False)
+    row, difference = result["rows"]["edit"], (array / 255.0 - np.asarray(case.before) / 255.0)[case.mask]
+    exact = 10 * np.log10(1 / max((difference**2).mean(), 1e-10))
+    assert row["PSNR back"] == pytest.approx(exact, abs=1e-6)
+    assert (row["SSIM back"] == 1.0) == (moved == 0)
+    assert (tmp_path / "cases/object-000/back.png").is_file()
