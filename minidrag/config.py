@@ -20,6 +20,7 @@ class EditConfig:
     warp_start: bool = True  # begin with the things under the handles moved already (FastDrag)
     drag_levels: int = 7  # noise levels that are dragged (GoodDrag); paper: 1
     drag_steps: int = 6  # updates at each level, at most; paper: 80 (4)
+    hold_steps: int = 3  # updates at each level, at least: they hold what has arrived; paper: 0
     drag_lr: float = 0.04  # of Adam on the latent; paper: 0.01 (4)
     motion_radius: int = 4  # r_1 in cells (GoodDrag); paper: 1, patches of 3x3 cells (4)
     motion_step: float = 4.0  # length of d_i in cells (GoodDrag); paper: 1 (eq. 3)
@@ -93,6 +94,7 @@ PAPER: dict[str, Any] = {  # what the paper and the authors' program agree on an
     "warp_start": False,
     "drag_levels": 1,
     "drag_steps": 80,
+    "hold_steps": 0,
     "drag_lr": 0.01,
     "motion_radius": 1,
     "motion_step": 1.0,
@@ -107,7 +109,8 @@ PAPER: dict[str, Any] = {  # what the paper and the authors' program agree on an
 }
 MOST = 1_000_000  # larger than any sensible value
 BOUNDS = {  # least and most
-    **dict.fromkeys(("drag_steps", "drag_lr", "motion_radius", "motion_step", "track_radius"), (0, MOST)),
+    **dict.fromkeys(("drag_steps", "hold_steps", "drag_lr", "motion_radius", "motion_step"), (0, MOST)),
+    "track_radius": (0, MOST),
     **dict.fromkeys(("mask_weight", "tolerance", "lora_steps", "lora_lr", "control_start"), (0, MOST)),
     **dict.fromkeys(("steps", "lora_rank"), (1, MOST)),
     "lora_batch": (1, 1000),  # more needs so much memory that the system kills the process

@@ -406,6 +406,7 @@ PAPER = {
     "drag_levels": 1,
     "scale_radii": False,
     "drag_steps": 80,
+    "hold_steps": 0,
     "drag_lr": 0.01,
     "motion_radius": 1,
     "motion_step": 1.0,

@@ -12,6 +12,7 @@ from minidrag.config import EditConfig
 from minidrag.console import reason
 from minidrag.edit import Edit
 from minidrag.images import psnr, resize
+from minidrag.method.drag import all_arrived
 from minidrag.weights.model import Model, decode, encode, working_size
 
 # PSNR in dB, measured: the small model's autoencoder returns 250 scenes at 28 to 40, photos, plain colors,
@@ -90,14 +91,15 @@ def after(edit: Edit, options: Options) -> list[str]:
             moved = f"moved {distance - remaining:.1f} of {distance:.1f} pixels, {remaining:.1f} remain"
         found.append(f"handle {number} {moved}")
     updates, config = len(edit.losses), options.config
+    if all_arrived(edit.steps[0].handles, edit.task.targets, config.tolerance):
+        nothing = "advice: there was nothing to drag, as every target is within --tolerance of its handle"
+        return [*found, nothing]
     if edit.arrived:
-        moved = any(path[0] != path[-1] for path in edit.paths)
-        nothing = "advice: nothing was dragged, as every target is within --tolerance of its handle"
-        return [*found, f"stopped: every handle arrived after {updates} updates" if moved else nothing]
-    if updates < config.drag_levels * config.drag_steps:
+        return [*found, f"every handle arrived, with {updates} updates"]
+    if edit.steps[-1].level - 1 > max(config.inversion_steps - config.drag_levels, 0):
         found.append(f"stopped: no handle moved any more, after {updates} updates")
     else:
-        found.append(f"stopped: all {updates} updates were used (--drag-levels, --drag-steps)")
+        found.append(f"not every handle arrived, with {updates} updates (--drag-levels, --drag-steps)")
     stuck = [
         str(number)
         for number, (path, distance, _) in enumerate(pairs, 1)

@@ -78,6 +78,7 @@ HELP = {  # of every field of EditConfig
     "warp_start": "begin with the things under the handles moved to their targets",
     "drag_levels": "noise levels that are dragged, each followed by a denoising step",
     "drag_steps": "maximum number of drag updates at each level: more for far drags",
+    "hold_steps": "minimum number at each level, which hold what has arrived",
     "drag_lr": "learning rate of the drag: higher is faster and rougher",
     "motion_radius": "radius of the supervised patch, in cells of 2 pixels at working size",
     "motion_step": "distance that an update pulls the patch ahead, in cells",

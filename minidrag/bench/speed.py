@@ -2,9 +2,9 @@
 
     python -m minidrag.bench speed [--cases 3] [--presets default fast authors]
 
-An evaluation is a forward or a backward pass of the UNet on one sample; a pass that keeps its graph counts
-twice. Their number is the same on every machine; seconds are of this one. The presets take turns on each
-case, so that a busy machine slows all alike. "authors" is their program's work done with diffusers and peft
+An evaluation is a forward or a backward pass of the UNet on one sample. Their number is the same on every
+machine; seconds are of this one. The presets take turns on each case, so that a busy machine slows all alike.
+"authors" is their program's work done with diffusers and peft
 (`authors.py`), and what the others are compared with where it takes part.
 """
 
@@ -25,6 +25,7 @@ from minidrag.bench.harness import add_dtype_argument, add_scene_arguments, load
 from minidrag.bench.tables import markdown
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
+from minidrag.method.drag import Step
 from minidrag.weights.model import Model
 
 T = TypeVar("T")
@@ -43,13 +44,15 @@ class Counter(Progress):
 
     def __call__(self, name: str, items: Iterable[T], total: int) -> Iterator[T]:
         def count(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            latent, learned = inputs[0], any(x.requires_grad for x in self.unet.parameters())
-            backward = torch.is_grad_enabled() and (latent.requires_grad or learned)
-            self.evaluations[name] += len(latent) * (2 if backward else 1)
+            learned = torch.is_grad_enabled() and any(x.requires_grad for x in self.unet.parameters())
+            self.evaluations[name] += len(inputs[0]) * (2 if learned else 1)
 
         handle = self.unet.register_forward_pre_hook(count)
         try:
-            yield from super().__call__(name, items, total)
+            for item in super().__call__(name, items, total):
+                if isinstance(item, Step) and item.loss is not None:
+                    self.evaluations[name] += 1  # the backward pass of an update
+                yield item
         finally:
             handle.remove()
 

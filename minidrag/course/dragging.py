@@ -408,8 +408,9 @@ def alternate(
         yield from steps
         latent = steps[-1].latent if slip == "not lowered" else steps[-1].previous
         handles = steps[-1].handles
-        still = still + 1 if handles == before else 0
-        if still == STILL or loop.all_arrived(handles, task.targets, config.tolerance):
+        stuck = handles == before and not loop.all_arrived(handles, task.targets, config.tolerance)
+        still = still + 1 if stuck else 0
+        if still == STILL:
             return
         handles = task.handles if slip == "forgotten" else handles
 

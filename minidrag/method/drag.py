@@ -69,7 +69,8 @@ def drag(
 
     latent: (1, 4, H, W); the optimized copy is float32 or wider. handles: whole cells.
     origin: the image before the drag; None: `latent` is that image.
-    Yields the state before the first update and after each, until every handle has arrived.
+    Yields the state before the first update and after each, until every handle has arrived and has been held
+    there for the rest of `config.hold_steps` updates.
     """
     latent = latent.detach().to(torch.promote_types(latent.dtype, torch.float32), copy=True).requires_grad_()
     optimizer = torch.optim.Adam([latent], lr=config.drag_lr)
@@ -79,8 +80,8 @@ def drag(
     else:
         handles = track(view.features, handles, origin, config.track_radius)
     yield step_of(latent, handles, view, None)
-    for _ in range(config.drag_steps):
-        if all_arrived(handles, targets, config.tolerance):
+    for update in range(config.drag_steps):
+        if update >= config.hold_steps and all_arrived(handles, targets, config.tolerance):
             return
         loss = supervise(view, handles, origin)  # eq. 3
         (latent.grad,) = torch.autograd.grad(loss, latent)
@@ -108,10 +109,12 @@ def motion_loss(
     total = features.sum() * 0
     source = origin.view.features if origin else features.detach()
     for handle, target, start in zip(handles, targets, origin.handles if origin else handles, strict=True):
-        if arrived(handle, target, config.tolerance):
+        near = arrived(handle, target, config.tolerance)
+        if near and not config.hold_steps:
             continue
-        distance = math.dist(handle, target)
-        length = min(config.motion_step, max(distance, 1.0))  # the paper's one cell may lead past the target
+        distance = math.dist(handle, target) or 1.0
+        # The paper's one cell may lead past the target; what has arrived is held there.
+        length = distance if near else min(config.motion_step, max(distance, 1.0))
         direction = [length * (to - at) / distance for at, to in zip(handle, target, strict=True)]
         cells = patch(handle, config.motion_radius, features)
         ahead = sample(features, cells + cells.new_tensor(direction))

@@ -41,6 +41,7 @@ def gooddrag(
         for step in drag(latent, handles, task.targets, look, score, config, origin):  # noqa: UP028, used below
             yield step
         latent, handles = step.previous, step.handles
-        still = still + 1 if handles == before else 0
-        if still == STILL or all_arrived(handles, task.targets, config.tolerance):
+        stuck = handles == before and not all_arrived(handles, task.targets, config.tolerance)
+        still = still + 1 if stuck else 0
+        if still == STILL:
             return

@@ -1,6 +1,5 @@
 """Time estimates of an edit, from the last run on this machine and the work that its settings ask for."""
 
-import math
 import time
 from typing import Any
 
@@ -18,7 +17,6 @@ def work(config: EditConfig, updates: int | None = None) -> dict[str, float]:
     several = config.warp_start or config.drag_levels > 1
     levels = min(config.drag_levels, config.inversion_steps) if several else 1
     updates = levels * config.drag_steps if updates is None else updates
-    levels = min(levels, max(1, math.ceil(updates / max(1, config.drag_steps))))
     return {
         "LoRA": 2 * config.lora_steps * config.lora_batch,
         "inversion": config.inversion_steps,

@@ -21,6 +21,7 @@ from minidrag.app.options import Options
 from minidrag.bench.styles import styled
 from minidrag.config import EditConfig
 from minidrag.edit import Edit
+from minidrag.method.drag import Cell
 from minidrag.points import Pixel
 from minidrag.tiny.scenes import random_scene
 from minidrag.weights.model import load_model
@@ -136,16 +137,19 @@ def edit_with(**values: Any) -> Edit:
 
 
 OPTIONS = Options(Path("photo.png"), [], config=EditConfig(drag_levels=1, drag_steps=1))
+LAST = SimpleNamespace(level=35, handles=[Cell(0, 0)])  # one level of 35 steps is all there is
+FAR = SimpleNamespace(targets=[Cell(0, 9)])
 MORE = "advice: more --drag-levels or --drag-steps may bring it further"
 
 
 def test_a_handle_that_moved_away_is_said() -> None:
     paths = [[Pixel(0, 0), Pixel(3, 3)]] * 2
-    edit = edit_with(distances=[1.5, 9.0], remaining=[5.0, 2.0], paths=paths, losses=[1.0], arrived=False)
+    values: dict[str, Any] = {"distances": [1.5, 9.0], "remaining": [5.0, 2.0], "paths": paths}
+    edit = edit_with(**values, losses=[1.0], steps=[LAST], task=FAR, arrived=False)
     assert advice.after(edit, OPTIONS) == [
         "handle 1 moved away from its target: 5.0 pixels remain of 1.5",
         "handle 2 moved 7.0 of 9.0 pixels, 2.0 remain",
-        "stopped: all 1 updates were used (--drag-levels, --drag-steps)",
+        "not every handle arrived, with 1 updates (--drag-levels, --drag-steps)",
         MORE,
     ]
 
@@ -157,10 +161,12 @@ def test_handles_that_did_not_move_are_named() -> None:
         remaining=[9.3, 8.9, 9.3, 0.0],
         paths=[still, moved, still, [Pixel(5, 5)] * 2],
         losses=[1.0, 1.0],
+        steps=[LAST],
+        task=FAR,
         arrived=False,
     )
     assert advice.after(edit, replace(OPTIONS, config=EditConfig(drag_levels=1, drag_steps=2)))[4:] == [
-        "stopped: all 2 updates were used (--drag-levels, --drag-steps)",
+        "not every handle arrived, with 2 updates (--drag-levels, --drag-steps)",
         "advice: handle 1, 3 did not move: put it on a corner or pattern of the object, name the object in "
         "--prompt, mark more in --mask, or try a larger --drag-lr",
         MORE,
@@ -169,20 +175,20 @@ def test_handles_that_did_not_move_are_named() -> None:
 
 def test_arrival_is_said() -> None:
     values: dict[str, Any] = {"distances": [9.0], "remaining": [1.0], "paths": [[Pixel(0, 0), Pixel(8, 0)]]}
-    edit = edit_with(**values, losses=[1.0, 2.0, 3.0], arrived=True)
+    values |= {"steps": [LAST], "task": FAR, "arrived": True}
     moved = "handle 1 moved 8.0 of 9.0 pixels, 1.0 remain"
-    assert advice.after(edit, OPTIONS) == [moved, "stopped: every handle arrived after 3 updates"]
-    warped = edit_with(**values, losses=[], arrived=True)
-    assert advice.after(warped, OPTIONS) == [moved, "stopped: every handle arrived after 0 updates"]
-    nothing = "advice: nothing was dragged, as every target is within --tolerance of its handle"
-    values |= {"remaining": [1.0], "distances": [1.0], "paths": [[Pixel(8, 0)] * 2]}
-    still = edit_with(**values, losses=[], arrived=True)
-    assert advice.after(still, OPTIONS) == ["handle 1 moved 0.0 of 1.0 pixels, 1.0 remain", nothing]
+    for updates in (0, 3):
+        edit = edit_with(**values, losses=[1.0] * updates)
+        assert advice.after(edit, OPTIONS) == [moved, f"every handle arrived, with {updates} updates"]
+    nothing = "advice: there was nothing to drag, as every target is within --tolerance of its handle"
+    near = replace(OPTIONS, config=replace(OPTIONS.config, tolerance=10.0))
+    assert advice.after(edit_with(**values, losses=[1.0]), near) == [moved, nothing]
 
 
 def test_a_drag_that_stood_still_is_said() -> None:
     path = [Pixel(0, 0), Pixel(5, 0)]
-    edit = edit_with(distances=[9.0], remaining=[4.0], paths=[path], losses=[1.0], arrived=False)
+    values: dict[str, Any] = {"distances": [9.0], "remaining": [4.0], "paths": [path], "losses": [1.0]}
+    edit = edit_with(**values, steps=[LAST, SimpleNamespace(level=30)], task=FAR, arrived=False)  # not 29
     assert advice.after(edit, replace(OPTIONS, config=EditConfig())) == [
         "handle 1 moved 5.0 of 9.0 pixels, 4.0 remain",
         "stopped: no handle moved any more, after 1 updates",
@@ -195,10 +201,10 @@ def test_advice_after_a_run(start: Callable[..., int], capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert re.search(r"^handle 1 moved -?[01]\.\d of 18\.1 pixels, \d+\.\d remain$", said, re.MULTILINE), said
     assert "advice: handle 1 did not move: put it on a corner or pattern of the object" in said
-    assert "stopped: all 2 updates were used (--drag-levels, --drag-steps)" in said
+    assert "not every handle arrived, with 2 updates (--drag-levels, --drag-steps)" in said
     assert start("photo.png", "--drag", "30,40:30,40", "--out", "there") == 0
     said = capsys.readouterr().out
-    assert "advice: nothing was dragged, as every target is within --tolerance of its handle" in said
+    assert "advice: there was nothing to drag, as every target is within --tolerance of its handle" in said
     assert "stopped" not in said
 
 

@@ -119,8 +119,9 @@ def gooddrag(unet, schedule, path, text, task, config):
         for step in drag(latent, handles, task.targets, look, score, config, origin):
             yield step
         latent, handles = step.previous, step.handles
-        still = still + 1 if handles == before else 0
-        if still == 3 or all_arrived(handles, task.targets, config.tolerance):
+        arrived_all = all_arrived(handles, task.targets, config.tolerance)
+        still = still + 1 if handles == before and not arrived_all else 0
+        if still == 3:
             return
 """,
 }

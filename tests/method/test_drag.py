@@ -96,9 +96,10 @@ def slow_motion(
     for handle, target, start in zip(handles, targets, starts, strict=True):
         down, right = target.row - handle.row, target.column - handle.column
         distance = math.sqrt(down**2 + right**2)
-        if distance == 0 or distance < config.tolerance:
+        near = distance == 0 or distance < config.tolerance
+        if near and not config.hold_steps:
             continue
-        divisor = distance / min(config.motion_step, max(distance, 1))
+        divisor = 1 if near else distance / min(config.motion_step, max(distance, 1))
         shift = start.row - handle.row, start.column - handle.column
         cells = slow_patch(handle, config.motion_radius, height, width)
         area = (2 * config.motion_radius + 1) ** 2
@@ -371,13 +372,16 @@ def test_the_motion_loss_and_its_gradient_equal_the_equation(place: str, kind: s
         assert_equal(torch.autograd.grad(loss, features)[0], gradient)
 
 
+@pytest.mark.parametrize("held", [0, 2])
 @pytest.mark.parametrize("place", PLACES)
-def test_a_motion_loss_against_the_original_with_any_step_equals_the_slow_reference(place: str) -> None:
+def test_a_motion_loss_against_the_original_with_any_step_equals_the_slow_reference(
+    place: str, held: int
+) -> None:
     (handles, targets), features = PLACES[place], random(4, 6, 7, seed=3).requires_grad_()
     for starts in (handles, [Cell(5, 0), Cell(0, 6), Cell(2, 3)][: len(handles)]):
         origin = origin_of(random(4, 6, 7, seed=4), starts)
         for length in (0.5, 2.0, 3.7):
-            config = config_of(motion_step=length, motion_reference="start")
+            config = config_of(motion_step=length, motion_reference="start", hold_steps=held)
             loss = motion_loss(features, handles, targets, config, origin)
             expected, gradient = slow_motion(features.detach(), handles, targets, config, origin)
             assert_equal(loss, expected)
@@ -415,6 +419,15 @@ def test_a_longer_step_ends_at_the_target() -> None:
     for distance, length in ((2.5, 2.5), (3.0, 3.0), (5.0, 3.0), (0.4, 1.0)):
         loss = motion_loss(ramp(), [Cell(5, 4)], [Cell(5, 4 + distance)], config)
         assert_equal(loss, 9 * length)
+
+
+def test_what_has_arrived_is_held_at_its_target() -> None:
+    config = config_of(motion_reference="start", hold_steps=1)  # with a tolerance of 2
+    origin = origin_of(ramp(), [Cell(5, 1)])
+    for column in (3.0, 4.0, 5.0):
+        assert_equal(motion_loss(ramp(), [Cell(5, column)], [Cell(5, 4)], config, origin), 9 * 3)
+        nothing = motion_loss(ramp(), [Cell(5, column)], [Cell(5, 4)], replace(config, hold_steps=0), origin)
+        assert_equal(nothing, 0)
 
 
 def test_only_the_features_ahead_have_a_gradient() -> None:

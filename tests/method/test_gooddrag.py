@@ -94,11 +94,14 @@ def test_every_level_is_compared_with_the_original_at_that_level(
     assert torch.equal(told[0][0], path[9]) and told[0][1] == TASK.handles
 
 
-def test_the_drag_ends_with_the_level_at_which_all_have_arrived(
-    unet: UNet, text: Tensor, path: list[Tensor]
+@pytest.mark.parametrize("held", [0, 1, 2, 9])
+def test_what_has_arrived_is_held_at_every_level(
+    unet: UNet, text: Tensor, path: list[Tensor], held: int
 ) -> None:
-    steps = list(gooddrag(unet, SCHEDULE, path, text, TASK, replace(CONFIG, tolerance=20.0)))
-    assert [(step.level, step.loss) for step in steps] == [(9, None)]
+    config = replace(CONFIG, tolerance=20.0, hold_steps=held)
+    steps = list(gooddrag(unet, SCHEDULE, path, text, TASK, config))
+    updates = min(held, CONFIG.drag_steps)
+    assert [step.level for step in steps] == [level for level in (9, 8, 7) for _ in range(updates + 1)]
 
 
 def test_a_drag_that_stands_still_is_given_up(unet: UNet, text: Tensor, path: list[Tensor]) -> None:

@@ -21,8 +21,8 @@ In words:
    each.
 5. The next level begins with `previous` of the last Step, which is its latent one DDIM step down, and
    with its handles.
-6. Stop after a level if `all_arrived(handles, task.targets, config.tolerance)`, or if it was the third in
-   a row in which no handle moved.
+6. Give up after the third level in a row in which no handle moved, not counting levels after which
+   `all_arrived(handles, task.targets, config.tolerance)`: there `drag` holds what has arrived.
 
 All of these are in minidrag.method.drag, but `observe` and `supervise`, which are in
 minidrag.method.dragdiffusion.
