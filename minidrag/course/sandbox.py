@@ -9,6 +9,7 @@ import io
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,10 +19,8 @@ from typing import Any
 
 from minidrag.course.exercise import Function, Unfit
 
-try:
+if sys.platform == "linux":
     import resource
-except ImportError:  # Windows
-    resource = None
 
 START = 120  # seconds that a process may take to start, which imports torch
 LONGEST = 160  # characters of an error that are shown
@@ -77,9 +76,11 @@ def serve(pipe: Connection, job: Callable[..., Any], arguments: tuple[Any, ...])
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
-    if resource:
+    if sys.platform == "linux":
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if hard < 0 else min(MEMORY, hard), hard))
+        resource.setrlimit(
+            resource.RLIMIT_DATA, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard)
+        )
     pipe.send("started")
     pipe.send(job(*arguments))
 
