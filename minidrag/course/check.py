@@ -56,7 +56,9 @@ def described(verdict: Verdict) -> str:
     if verdict.slip:
         lines.append(f"   likely slip: {verdict.slip}. {verdict.hint}")
     elif verdict.outputs and not verdict.right and not verdict.problem:
-        lines.append("   no known slip gives these numbers: compare with the formula, term by term")
+        unlike = any(isinstance(found, str) for found in verdict.outputs.values())
+        formula, docstring = "compare with the formula, term by term", "begin with what the docstring returns"
+        lines.append(f"   no known slip gives these numbers: {docstring if unlike else formula}")
     return "\n".join(lines)
 
 

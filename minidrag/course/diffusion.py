@@ -150,6 +150,13 @@ def noise_once(
         yield latent
 
 
+def given_first(
+    unet: NoisePredictor, schedule: Schedule, latent: Tensor, text: Tensor, config: EditConfig
+) -> Iterator[Tensor]:
+    yield latent
+    yield from invert(unet, schedule, latent, text, config)
+
+
 INVERSION = Exercise(
     "inversion",
     invert,
@@ -179,6 +186,11 @@ INVERSION = Exercise(
             "noise predicted just once",
             "The latent changes at every step, so the UNet has to look again.",
             noise_once,
+        ),
+        Slip(
+            "given latent yielded too",
+            "Yield the latent after each step: the first one is already noisier than the one given.",
+            given_first,
         ),
     ),
     ("minidrag.edit.invert", "minidrag.method.ddim.invert"),

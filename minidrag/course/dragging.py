@@ -85,9 +85,12 @@ def glimpse(features: Tensor) -> View:
 
 
 def motion_inputs(rng: Generator) -> list[Inputs]:
-    """The paper's settings; a mean over handles of which one is at a corner; the original beside it."""
+    """The paper's settings; a mean, a long step, and targets nearer than it; the original beside it.
+
+    One handle is at a corner and one has arrived.
+    """
     paper = EditConfig.paper()
-    mean = replace(paper, motion_loss="mean", motion_radius=2, motion_step=2.5)
+    mean = replace(paper, motion_loss="mean", motion_radius=2, motion_step=2.5, tolerance=0.5)
     calls: list[Inputs] = []
     for config, with_origin in ((paper, False), (mean, False), (mean, True)):
         handles = random_cells(rng, (0, 10), (5, 5))
@@ -96,7 +99,11 @@ def motion_inputs(rng: Generator) -> list[Inputs]:
             Cell(at.row + down + 0.25, at.column - right)
             for at, (down, right) in zip(handles, away, strict=True)
         ]
-        targets[1] = Cell(5.5, 4.5)  # arrived: within the tolerance of 2
+        targets[1] = Cell(5.25, 4.75)  # arrived
+        if config is mean:  # nearer than the step, and nearer than a cell
+            targets[2:] = [
+                Cell(at.row + by, at.column - by) for at, by in ((handles[2], 1.25), (handles[3], 0.5))
+            ]
         origin = None
         if with_origin:
             origin = Origin(random_cells(rng, (1, 9), (4, 4)), glimpse(normal(rng, 4, 9, 11)))
@@ -181,6 +188,11 @@ MOTION_LOSS = Exercise(
             held_ahead,
         ),
         Slip(
+            "no gradient at all",
+            "Detach F_q alone: the features one step ahead need their gradient.",
+            lambda features, *given: motion_loss(features.detach(), *given),
+        ),
+        Slip(
             "handle and target swapped",
             "d_i points from the handle to the target, g_i - h_i.",
             away_from_target,
@@ -223,7 +235,10 @@ MOTION_LOSS = Exercise(
 
 
 def track_inputs(rng: Generator) -> list[Inputs]:
-    """Handles that have moved a little; their content lies a little farther still."""
+    """Handles that have moved a little; their content lies a little farther still, in one channel changed.
+
+    A cell beside each handle is nearer to it by the sum of squares, and one out of reach is its twin.
+    """
     calls: list[Inputs] = []
     for radius in (2, 3):
         starts, before, after = (
@@ -236,8 +251,12 @@ def track_inputs(rng: Generator) -> list[Inputs]:
         handles = []
         for start, (down, right) in zip(starts, steps, strict=True):
             handles.append(Cell(start.row + down, start.column + right))
-            row, column = min(int(start.row) + 2 * down, 8), min(int(start.column) + 2 * right, 10)
-            after[:, row, column] = before[:, int(start.row), int(start.column)] + 0.01
+            row, column = int(start.row), int(start.column)
+            content = before[:, row, column]
+            after[:, (row + down + 5) % 9, (column + right + 6) % 11] = content
+            after[:, row + down - 1, column + right] = content + 0.2
+            row, column = min(row + 2 * down, 8), min(column + 2 * right, 10)
+            after[:, row, column] = content + torch.tensor([0.5, 0, 0, 0])
         calls.append(dict(zip(TRACK, (after, handles, Origin(starts, glimpse(before)), radius), strict=True)))
     return calls
 
@@ -295,6 +314,11 @@ TRACKING = Exercise(
             lambda features, handles, origin, radius: track(features, origin.handles, origin, radius),
         ),
         Slip(
+            "whole image searched",
+            "Only cells at most `radius` rows and columns away: farther off there may be a twin.",
+            lambda features, handles, origin, radius: track(features, handles, origin, 1000),
+        ),
+        Slip(
             "reference and search in the same image",
             "Take the reference from the original, origin.view.features, and search the present features.",
             lambda features, handles, origin, radius: track(origin.view.features, handles, origin, radius),
@@ -317,6 +341,7 @@ TRACKING = Exercise(
     ),
     ("minidrag.method.drag.track",),
     returns=("cells",),
+    part=Cell,
 )
 
 
@@ -358,8 +383,8 @@ BACKGROUND_LOSS = Exercise(
             lambda previous, original, mask: ((previous - original) * (1 - mask.to(previous))).sum(),
         ),
         Slip(
-            "stop-gradient on the wrong latent",
-            "z_{t-1} is to be held back, so its gradient has to flow; the original is fixed.",
+            "no gradient",
+            "z_{t-1} is to be held back, so its gradient has to flow: leave out detach, no_grad, and item.",
             lambda previous, original, mask: background_loss(previous.detach(), original, mask),
         ),
     ),
@@ -369,11 +394,15 @@ BACKGROUND_LOSS = Exercise(
 
 
 def alternation_inputs(rng: Generator) -> list[Inputs]:
-    """Drags so rough that handles jump and never arrive, and one that has arrived from the start."""
+    """Drags so rough that handles jump and never arrive, one that has arrived, and one that stands still.
+
+    Two of them may go through more levels than there are.
+    """
     rough = EditConfig(steps=8, inversion_steps=5, drag_levels=3, drag_steps=1, drag_lr=1.0, warp_start=False)
     rough = replace(rough, motion_radius=1, motion_step=1.0, track_radius=1, scale_radii=False, tolerance=0)
     calls: list[Inputs] = []
-    for config in (rough, rough, replace(rough, tolerance=100)):
+    deep = replace(rough, drag_levels=9)
+    for config in (rough, deep, replace(rough, tolerance=100), replace(deep, track_radius=0)):
         unet, schedule, text = toy_unet(rng), Schedule(), normal(rng, 1, 7, 5)
         clean = normal(rng, 1, 4, 4, 5)
         path = [clean, *invert(unet, schedule, clean, text, config)]
@@ -410,7 +439,7 @@ def alternate(
         handles = steps[-1].handles
         stuck = handles == before and not loop.all_arrived(handles, task.targets, config.tolerance)
         still = still + 1 if stuck else 0
-        if still == STILL:
+        if still == STILL and slip != "tireless":
             return
         handles = task.handles if slip == "forgotten" else handles
 
@@ -451,6 +480,11 @@ ALTERNATION_STEP = Exercise(
             "original's handles move along",
             "In the original the handles are at task.handles, whatever the level.",
             slipping("moved origin"),
+        ),
+        Slip(
+            "handles that stand still go unnoticed",
+            "Stop after the third level in a row in which no handle moved.",
+            slipping("tireless"),
         ),
         Slip(
             "one level alone",

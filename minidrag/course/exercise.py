@@ -39,6 +39,7 @@ class Exercise:
     places: Sequence[str]  # dotted paths of the reference in the project
     returns: Sequence[str] = ("result",)  # names of the values it returns
     tolerance: float = 1e-6  # tables of the schedule are float32, and not all round them alike
+    part: type | None = None  # a named tuple of numbers: the result is a list of these, as an edit needs them
 
     def inputs(self, seed: int) -> list[Inputs]:
         return self.make_inputs(Generator().manual_seed(seed))
@@ -62,6 +63,8 @@ class Exercise:
         for name, value in zip(self.returns, result, strict=True):
             if value is None:
                 raise Unfit("it returns None: is the return statement missing?")
+            if self.part:
+                check_parts(value, self.part)
             for label, tensor in tensors(value, name):
                 found.setdefault(label, []).append(tensor)
         roots = [tensor for values in found.values() for tensor in values if tensor.requires_grad]
@@ -75,6 +78,20 @@ class Unfit(Exception):
 
 def kind(value: Any) -> str:
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
+
+
+def check_parts(value: Any, wanted: Any) -> None:
+    """Raise Unfit for anything but a list of named tuples of numbers."""
+    signature = f"{wanted.__name__}({', '.join(wanted._fields)})"
+    if not isinstance(value, (list, tuple)):
+        raise Unfit(f"it returns {kind(value)}, expected a list of {signature}")
+    for part in value:
+        if not isinstance(part, wanted):
+            raise Unfit(f"it returns {kind(value)} with {kind(part)} in it, expected {signature}")
+        if not is_row(part):
+            raise Unfit(
+                f"it returns {signature} of {kind(part[0])}, expected numbers: use .item() or .tolist()"
+            )
 
 
 def tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:

@@ -41,8 +41,9 @@ def write(
 ) -> None:
     """Write a line, smaller if it does not fit the room."""
     size = 13.0
-    length = ImageFont.load_default(size).getlength(text)
-    draw.text(at, text, INK, ImageFont.load_default(size * min(1.0, room / max(length, 1.0))), anchor=anchor)
+    while size > 7 and ImageFont.load_default(size).getlength(text) > room:
+        size -= 0.5  # widths are rounded to whole pixels, so they do not shrink evenly
+    draw.text(at, text, INK, ImageFont.load_default(size), anchor=anchor)
 
 
 def row(panels: Sequence[Panel], side: int = SIDE) -> Image.Image:
@@ -78,7 +79,7 @@ def chart(
     size: tuple[int, int] = (430, 230),
     dots: bool = False,
 ) -> Image.Image:
-    """A chart from zero up, with a legend above. dots: without lines."""
+    """A chart from zero up, with a legend above. dots: no curves, but the line y = x."""
     points = [point for curve in curves for point in curve.points]
     low, high = min(x for x, _ in points), max(x for x, _ in points)
     top = 1.06 * max(max(y for _, y in points), 1e-9)
@@ -93,6 +94,8 @@ def chart(
     draw = ImageDraw.Draw(canvas)
     for y in ticks(0, top, 4):
         draw.line(large([place(low, y), place(high, y)]), PALE, OVER)
+    if dots:
+        draw.line(large([place(0, 0), place(min(high, top), min(high, top))]), SOFT, OVER)
     for curve, color in zip(curves, COLORS, strict=False):
         places = large([place(*point) for point in curve.points])
         if not dots:

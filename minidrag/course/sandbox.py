@@ -8,7 +8,10 @@ import importlib.util
 import io
 import multiprocessing
 import os
+import signal
+import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,8 +19,12 @@ from typing import Any
 
 from minidrag.course.exercise import Function, Unfit
 
+if sys.platform == "linux":
+    import resource
+
 START = 120  # seconds that a process may take to start, which imports torch
 LONGEST = 160  # characters of an error that are shown
+MEMORY = 8 * 2**30  # bytes that a process may allocate, so that a slip does not stop the whole machine
 
 
 class Stopped(Exception):
@@ -50,10 +57,18 @@ def in_process(job: Callable[..., Any], *arguments: Any, limit: float) -> Any:
             raise Stopped(f"it runs for more than {limit:g} seconds: does a loop never end?")
         return ours.recv()
     except EOFError:
-        raise Stopped("it ends the whole Python process: leave out os._exit and the like") from None
+        process.join(5)
+        raise Stopped(ended(process.exitcode or 0)) from None
     finally:
         process.kill()
         process.join()
+
+
+def ended(code: int) -> str:
+    """A sentence on a process that is gone. code: its exit status; negative: the signal that ended it."""
+    if code >= 0:
+        return "it ends the whole Python process: leave out os._exit and the like"
+    return f"its process was ended by {signal.Signals(-code).name}: does it crash, or use too much memory?"
 
 
 def serve(pipe: Connection, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -61,6 +76,11 @@ def serve(pipe: Connection, job: Callable[..., Any], arguments: tuple[Any, ...])
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
+    if sys.platform == "linux":
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(
+            resource.RLIMIT_DATA, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard)
+        )
     pipe.send("started")
     pipe.send(job(*arguments))
 
@@ -82,25 +102,33 @@ def load(path: Path, name: str) -> Function:
 
 @contextlib.contextmanager
 def explained(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a student's file raises into Unfit with a sentence and the line."""
+    """Turn whatever a student's code raises into Unfit with a sentence and the line.
+
+    path: the file, or the folder of several files, which the sentence then tells apart.
+    """
     try:
         yield
     except Unfit:
         raise
-    except NotImplementedError:
-        raise Unfit("not written yet") from None
     # BaseException: sys.exit() is one too. The process has this work alone to do.
     except BaseException as error:
-        lines = [x.lineno for x in traceback.extract_tb(error.__traceback__) if x.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        if isinstance(error, NotImplementedError) and not str(error):  # torch raises it with a message
+            raise Unfit("not written yet") from None
+        frames = [
+            x for x in traceback.extract_tb(error.__traceback__) if Path(x.filename).is_relative_to(path)
+        ]
+        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
         message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-        where = f" (line {line})" if line else ""
-        raise Unfit(f"{what}: {type(error).__name__}: {message[:LONGEST]}{where}") from None
+        name = f"{Path(frames[-1].filename).name}, " if frames and path.is_dir() else ""
+        where = f" ({name}line {line})" if line else ""
+        said = f"{type(error).__name__}: {message[:LONGEST]}".removesuffix(": ")
+        raise Unfit(f"{what}: {said}{where}") from None
 
 
 @contextlib.contextmanager
 def silent() -> Iterator[io.StringIO]:
-    """Catch what is printed."""
+    """Catch what is printed, without warnings: torch warns of code that is right too."""
     text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        warnings.simplefilter("ignore")
         yield text

@@ -346,8 +346,8 @@ def tracking(subject: Subject) -> Section:
     return Section(
         "tracking",
         "Point tracking: where is the handle now?",
-        "After each update the handle is looked for: every cell of a window is compared with the handle's "
-        f"original feature. The nearest one, here among at most {side} x {side} cells, is the new handle.",
+        "After each update the method looks for the handle: it compares every cell of a window with the "
+        f"handle's original feature. The nearest, among at most {side} x {side} cells, is the new handle.",
         [excerpt(track, "for handle", "found.append")],
         "Bright cells resemble the handle of the original. Is the brightest cell of the image always in "
         "the window?",
@@ -469,8 +469,8 @@ def control(subject: Subject) -> Section:
         ],
         "A cell at the target asks the original. Where in the original will its answer come from?",
         row(*both) + asked(subject),
-        f"The largest weight, {share:.0f} times an even share, lies in column {peak % width}, row "
-        f"{peak // width}. {where} the edit, before any pasting, keeps the original at {near:.1f} dB with "
+        f"The largest weight, {share:.0f} times an even share, lies in row {peak // width}, column "
+        f"{peak % width}. {where} the edit, before any pasting, keeps the original at {near:.1f} dB with "
         f"the original's keys and values and at {apart:.1f} dB without.",
         r"\text{Attention}(Q, K^0, V^0) = \softmax(\frac{Q {K^0}^\top}{\sqrt{d}}) V^0",
     )

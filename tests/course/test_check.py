@@ -1,6 +1,7 @@
 """`check`: verdicts, messages for code of every kind, JSON, and the edit with a student's functions."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,33 @@ def test_a_loop_that_never_ends_is_stopped(tmp_path: Path, capsys: pytest.Captur
     assert status == 1 and verdict["problem"] == "it runs for more than 0.5 seconds: does a loop never end?"
     status, found = checked(capsys, tmp_path, "6")
     assert status == 0 and found["right"] == 1
+
+
+ENDED = "its process was ended by SIGKILL: does it crash, or use too much memory?"
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", ENDED),
+        ("return bytearray(9 * 2**30)", "it raises: MemoryError (line 2)"),
+        ("raise NotImplementedError('for Half')", "it raises: NotImplementedError: for Half (line 2)"),
+        ("raise NotImplementedError", "not written yet"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits memory in this way")
+def test_crashes_memory_and_what_torch_has_not(
+    line: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, {1: f"def step(*given):\n    {line}"})
+    status, found = checked(capsys, tmp_path, "1")
+    assert status == 1 and found["exercises"][0]["problem"] == sentence
+
+
+def test_a_warning_is_not_printing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = SOLUTIONS[6].replace("    return", "    torch.tensor(original)\n    return")
+    status, _ = checked(capsys, write(tmp_path, {6: text}), "6")
+    assert status == 0
 
 
 def test_every_line_of_bad_code_is_used() -> None:
@@ -170,5 +198,7 @@ def test_the_edit_uses_the_student_s_functions(tmp_path: Path, capsys: pytest.Ca
     )
     status, found = checked(capsys, write(tmp_path, {6: guarded}), "6", "--edit")
     assert found["right"] == 1 and status == 1
-    assert found["edit"]["problem"].startswith("the edit stops: AssertionError: only float64")
+    line = guarded[: guarded.index("    assert")].count("\n") + 1
+    sentence = f"the edit stops: AssertionError: only float64 (06_background_loss.py, line {line})"
+    assert found["edit"]["problem"] == sentence
     assert not (tmp_path / "edit.png").exists()

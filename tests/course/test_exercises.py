@@ -11,7 +11,7 @@ from course.solutions import SOLUTIONS
 
 from minidrag.course import real
 from minidrag.course.catalog import EXERCISES, STUBS, check_numbers, file_name
-from minidrag.course.exercise import Exercise, compare, likely_slip, near
+from minidrag.course.exercise import Exercise, Unfit, compare, likely_slip, near
 from minidrag.course.sandbox import load
 
 SEEDS = range(20)
@@ -28,6 +28,12 @@ WRITTEN = [  # exercise, a part of the solution, what a student writes in its pl
         "(features, points):\n    points = points[:, [1, 0]]",
         "row and column swapped",
     ),
+    (
+        2,
+        "    for time, below in sch",
+        "    yield latent\n    for time, below in sch",
+        "given latent yielded too",
+    ),
     (3, "d, e = row - r, column - c", "d, e = 1 - (row - r), 1 - (column - c)", "weights exchanged"),
     (4, "features.detach()", "features", "no stop-gradient"),
     (4, "(g - h)", "(h - g)", "handle and target swapped"),
@@ -39,9 +45,12 @@ WRITTEN = [  # exercise, a part of the solution, what a student writes in its pl
         "int(handle.row), int(handle.column)",
         "reference follows the handle",
     ),
+    (4, "(sample(features, q + d)", "(sample(features.detach(), q + d)", "no gradient at all"),
+    (5, "patch(handle, radius", "patch(handle, 99", "whole image searched"),
     (5, "argmin", "argmax", "largest distance for smallest"),
     (6, "(1 - mask.to(previous))", "mask.to(previous)", "mask inverted"),
     (6, "sum()", "mean()", "mean for sum"),
+    (6, "sum()", "sum().item()", "no gradient"),
     (7, "layer.scale * ", "", "scale left out"),
     (7, "layer.base(x) + ", "", "base layer left out"),
     (8, "add_noise(latent, noise", "add_noise(noise, latent", "latent and noise swapped in the mix"),
@@ -55,6 +64,21 @@ WRITTEN = [  # exercise, a part of the solution, what a student writes in its pl
     (12, "= step.previous", "= step.latent", "no step down"),
     (12, "look(path[level])", "look(path[top])", "original at the wrong level"),
     (12, "Origin(task.handles", "Origin(handles", "original's handles move along"),
+    (12, "still == 3", "still == 300", "handles that stand still go unnoticed"),
+]
+UNNAMED = [  # exercise, a part of the solution, what a student writes in its place
+    (4, "min(config.motion_step, max(distance, 1.0))", "config.motion_step"),
+    (4, "max(distance, 1.0)", "distance"),
+    (4, ".abs()", ".square()"),
+    (5, ".abs()", ".square()"),
+    (5, "patch(handle, radius", "patch(handle, radius - 1"),
+    (12, "still == 3", "still == 2"),
+    (12, "drag_levels, 0", "drag_levels, 1"),
+]
+NO_CELLS = [  # in place of the list that `track` returns, and a part of the sentence
+    ("[tuple(cell) for cell in found]", "a list of 4 with a tuple of 2 in it, expected Cell(row, column)"),
+    ("[Cell(*torch.tensor(cell)) for cell in found]", "Cell(row, column) of a Tensor, expected numbers"),
+    ("torch.tensor(found)", "a Tensor, expected a list of Cell(row, column)"),
 ]
 
 
@@ -133,6 +157,27 @@ def test_slips_are_named_as_students_write_them(
         right_outputs = exercise.run(exercise.reference, exercise.inputs(seed))
         slip = likely_slip(exercise, seed, right_outputs, exercise.run(function, exercise.inputs(seed)))
         assert slip and slip.name == name
+
+
+@pytest.mark.parametrize(("number", "right", "wrong"), UNNAMED)
+def test_a_slip_without_a_name_is_not_right(number: int, right: str, wrong: str, tmp_path: Path) -> None:
+    assert right in SOLUTIONS[number]
+    path, exercise = tmp_path / file_name(number), EXERCISES[number - 1]
+    path.write_text(SOLUTIONS[number].replace(right, wrong))
+    function = load(path, exercise.reference.__name__)
+    for seed in SEEDS:
+        right_outputs = exercise.run(exercise.reference, exercise.inputs(seed))
+        outputs = exercise.run(function, exercise.inputs(seed))
+        assert not near(compare(right_outputs, outputs), exercise.tolerance), seed
+
+
+@pytest.mark.parametrize(("returned", "part"), NO_CELLS)
+def test_cells_are_what_an_edit_needs(returned: str, part: str, tmp_path: Path) -> None:
+    path = tmp_path / file_name(5)
+    path.write_text(SOLUTIONS[5].replace("return found", f"return {returned}"))
+    with pytest.raises(Unfit) as error:
+        EXERCISES[4].run(load(path, "track"), EXERCISES[4].inputs(0))
+    assert part in str(error.value)
 
 
 def test_names_of_slips_are_short_and_hints_are_sentences(exercise: Exercise) -> None:

@@ -1,6 +1,6 @@
 """Exercise 9: attention that can use given keys and values.
 
-Each token asks with its query Q, is found by its key K, and tells its value V:
+Each token asks with its query Q, is found by its key K, and gives its value V:
 
     Attention(Q, K, V) = softmax(Q K^T / sqrt(d)) V
 
