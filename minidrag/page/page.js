@@ -21,6 +21,9 @@ let mode = "points", tool = "brush", showing = "edit";
 let half = null, selected = null, action = null, pointer = null, space = false, previewing = false;
 let result = null;  // a run that is shown: {name, options, result, files, original, edited, raw}
 let watched = null;  // number of the job that this tab waits for
+const sent = new Map();  // jobs of this tab, and what the edit was when each was sent
+const offered = new Map();  // those that ended while the person was at something else
+let scene = { image: "", shown: null };  // the picture of the job that is watched, if another one is open
 let state = { model: "", jobs: [], ahead: null };
 let foreseen = { key: "", image: null };
 let start = null, lastPrepared = "", split = 0.5;
@@ -260,9 +263,20 @@ async function wanted() {
 const generate = attempt(async () => {
   if (!edit.prompt.trim()) throw new Error("say in the prompt what the picture shall show");
   const { negative, guidance } = edit, asked = { ...(await options()), image: null, mask: null, drags: [], negative, guidance };
-  watched = (await api("/submit", asked)).number;
+  await submit(asked);
   await poll();
 });
+
+async function submit(asked) {
+  const { number } = await api("/submit", asked);
+  sent.set(number, standing());
+  const waits = watchedJob();
+  if (waits) say("added to the queue");
+  else watched = number;
+  return !waits;
+}
+
+const standing = () => JSON.stringify([edit, mask.version]);
 
 async function openOptions(given) {  // in the form of run.json, with pictures that the server has
   const image = await loadImage(query("/picture", { image: given.image }));
@@ -283,6 +297,7 @@ async function openOptions(given) {  // in the form of run.json, with pictures t
   setMask(new Uint8Array(size[0] * size[1]));
   if (given.mask) setMask(await bitsOf(await loadImage(query("/picture", { image: given.mask }))));
   if (given.made) edit.made = recipe();
+  if (given.lora) say(`that run used the LoRA ${String(given.lora).split(/[\\/]/).pop()}: here one is trained on the picture instead`);
   half = selected = null;
   view.fit = true;
   $("brush-size").value = Math.round(100 * Math.sqrt(0.12));
@@ -481,17 +496,27 @@ function reduced(image, wide) {  // the smallest of them that is at least so wid
   return list.filter((one) => widthOf(one) >= wide).pop() || image;
 }
 
-function placeImage(image) { place(reduced(image, size[0] * view.scale * (window.devicePixelRatio || 1))); }
+function placeImage(image) { place(reduced(image, frame()[0] * view.scale * (window.devicePixelRatio || 1))); }
 
-function place(image) { context.drawImage(image, view.x, view.y, size[0] * view.scale, size[1] * view.scale); }
+function place(image) { context.drawImage(image, view.x, view.y, frame()[0] * view.scale, frame()[1] * view.scale); }
+
+function frame() {  // size of what is shown: a result and a job may be of another picture than the one that is open
+  const shown = showing === "result" && result ? result.original : showing === "watch" ? sceneOf(watchedJob()) : null;
+  return shown ? [shown.naturalWidth, shown.naturalHeight] : size;
+}
+
+function sceneOf(job) {  // null: the picture that is open
+  return job && scene.image === job.values.image && job.values.image !== edit.image ? scene.shown : null;
+}
 
 const onScreen = ([x, y]) => [view.x + (x + 0.5) * view.scale, view.y + (y + 0.5) * view.scale];
 
 function fit() {
   const room = [$("views").hidden ? 24 : 62, 28, showing !== "result" ? 56 : width < 760 ? 112 : 72];  // top, sides, bottom
-  view.scale = Math.min((width - 2 * room[1]) / size[0], (height - room[0] - room[2]) / size[1]);
-  view.x = (width - size[0] * view.scale) / 2;
-  view.y = room[0] + (height - room[0] - room[2] - size[1] * view.scale) / 2;
+  const [wide, high] = frame();
+  view.scale = Math.min((width - 2 * room[1]) / wide, (height - room[0] - room[2]) / high);
+  view.x = (width - wide * view.scale) / 2;
+  view.y = room[0] + (height - room[0] - room[2] - high * view.scale) / 2;
 }
 
 function render() {
@@ -511,7 +536,7 @@ function render() {
   context.shadowColor = "rgb(0 0 0 / 22%)";
   context.shadowBlur = 18;
   context.shadowOffsetY = 3;
-  context.fillRect(view.x, view.y, size[0] * view.scale, size[1] * view.scale);
+  context.fillRect(view.x, view.y, frame()[0] * view.scale, frame()[1] * view.scale);
   context.restore();
   if (showing === "result" && result) renderResult();
   else if (showing === "watch") renderWatch();
@@ -577,7 +602,7 @@ function renderMask() {
 
 function renderWatch() {
   const job = watchedJob();
-  placeImage(picture);
+  placeImage(sceneOf(job) || picture);
   if (!job) return;
   if (foreseen.image && foreseen.key.startsWith(`${job.number}-`)) place(foreseen.image);
   const { drags } = job.values;
@@ -601,7 +626,7 @@ function drawTrail(path, drag) {
 
 function renderResult() {
   const edited = $("show-raw").checked && result.raw ? result.raw : result.edited;
-  const border = view.x + split * size[0] * view.scale;
+  const [wide, high] = frame(), border = view.x + split * wide * view.scale;
   placeImage(result.original);
   context.save();
   context.beginPath();
@@ -610,7 +635,7 @@ function renderResult() {
   placeImage(edited);
   context.restore();
   if ($("show-paths").checked) result.options.drags.forEach((drag, i) => drawTrail((result.result.paths || [])[i] || [], drag));
-  const top = view.y, bottom = view.y + size[1] * view.scale, middle = (top + bottom) / 2;
+  const top = view.y, bottom = view.y + high * view.scale, middle = (top + bottom) / 2;
   context.lineWidth = 4;
   context.strokeStyle = "rgb(0 0 0 / 35%)";
   line(border, top, border, bottom);
@@ -820,7 +845,7 @@ canvas.addEventListener("wheel", (event) => {
 }, { passive: false });
 
 function slide(at) {
-  split = Math.min(1, Math.max(0, (at.x - view.x) / (size[0] * view.scale)));
+  split = Math.min(1, Math.max(0, (at.x - view.x) / (frame()[0] * view.scale)));
   $("compare").value = Math.round(1000 * split);
 }
 
@@ -900,7 +925,6 @@ function show(to) {
   const before = showing;
   showing = to;
   if (before !== to && (before === "edit" || to === "edit")) view.fit = true;
-  if (to === "result" && size.join() !== [result.original.naturalWidth, result.original.naturalHeight].join()) showing = "edit";
   for (const name of ["edit", "watch", "result"]) $(`view-${name}`).setAttribute("aria-checked", name === showing);
   $("view-watch").hidden = !watchedJob();
   $("view-result").hidden = !result;
@@ -1128,7 +1152,7 @@ async function follow(before) {
   if (watched === null && running) watched = running.number;  // after a reload, or of another tab
   for (const job of state.jobs) {
     const was = before.jobs.find((one) => one.number === job.number);
-    if (!active(job) && was && active(was)) await finished(job);
+    if (!active(job) && (sent.has(job.number) || (was && active(was)))) await finished(job);  // it may have failed at once
   }
   showJobs();
   await lookAhead();
@@ -1140,6 +1164,10 @@ async function follow(before) {
 
 async function lookAhead() {
   const job = watchedJob(), key = job && job.pictures ? `${job.number}-${job.pictures}` : "";
+  if (job && job.values.image && job.values.image !== edit.image && job.values.image !== scene.image) {
+    scene = { image: job.values.image, shown: await loadImage(query("/picture", { image: job.values.image })).catch(() => null) };
+    if (showing === "watch") view.fit = true;
+  }
   if (!key || key === foreseen.key || document.hidden) return;
   try {
     const image = await loadImage(query("/preview", { job: job.number, key }));
@@ -1160,16 +1188,31 @@ async function within(image, path) {  // what the edit will keep of a picture: t
 }
 
 async function finished(job) {
-  await drawHistory();
+  await drawHistory().catch(() => {});
+  const seen = job.number === watched, untouched = await isUntouched(job);
   if (job.state === "failed") say(`the edit failed: ${job.message}`);
-  if (job.number !== watched) return;
-  watched = null;
+  if (!seen && !sent.has(job.number)) return;
+  sent.delete(job.number);
+  if (seen) watched = null;
   announce(`the edit is ${job.state}`);
-  const made = `${start.runs}/${job.run}/generated.png`;
-  if (job.run && !job.values.drags.length) await openOptions({ ...job.values, image: made, made: true });
-  else if (job.run) await openRun(job.run, job.values.image === edit.image || (!job.values.image && edit.made), job);
-  else if (job.state === "stopped") say(job.message);
+  if (job.run && untouched && !half && !action && showing !== "result") await open(job);
+  else if (job.run) {
+    offered.set(job.number, job);
+    say(`edit ${job.number} is ${job.state}: Show, beside Run, opens it`);
+  } else if (job.state === "stopped") say(job.message);
   check();
+}
+
+async function isUntouched(job) {  // true if the edit is still what was sent; after a reload, if it equals that
+  if (sent.has(job.number)) return sent.get(job.number) === standing();
+  return Boolean(settings) && JSON.stringify(await wanted()) === JSON.stringify(job.values);
+}
+
+async function open(job) {  // what came of a job; the picture that is open stays, unless one was generated
+  const made = `${start.runs}/${job.run}/generated.png`;
+  if (job.values.drags.length) return openRun(job.run, job);
+  await openOptions({ ...job.values, image: made, made: true });
+  show("edit");
 }
 
 function showJobs() {
@@ -1190,16 +1233,18 @@ function showJobs() {
     $("stages").replaceChildren(...STAGES.map((name) => element("li", { textContent: name, className: stages.indexOf(name) < index ? "past" : name === at.stage ? "now" : "" })));
     drawPlot(job);
   }
-  $("queue").replaceChildren(...state.jobs.filter((one) => one !== job && (active(one) || one.state === "interrupted")).map(queued));
+  $("queue").replaceChildren(...state.jobs.filter((one) => one !== job && (active(one) || one.state === "interrupted" || offered.has(one.number))).map(queued));
 }
 
 function queued(job) {
-  const text = { waiting: "waiting", running: `running: ${job.stage} ${job.done} of ${job.total}`, interrupted: job.message }[job.state];
+  const text = { waiting: "waiting", running: `running: ${job.stage} ${job.done} of ${job.total}`, interrupted: job.message }[job.state] || job.state;
   const row = element("li", {}, element("span", { textContent: `Edit ${job.number}, ${text}` }));
   if (job.state === "running") row.append(element("button", { className: "button", textContent: "Watch", onclick: () => { watched = job.number; show("watch"); } }));
   if (job.state === "interrupted") row.append(element("button", { className: "button", textContent: "Run again", onclick: attempt(async () => { await api("/stop", { number: job.number }); watched = (await api("/submit", job.values)).number; poll(); }) }));
-  const drop = element("button", { className: "button", textContent: job.state === "running" ? "Stop" : "Cancel", "aria-label": `Cancel edit ${job.number}` });
-  drop.onclick = attempt(async () => { await api("/stop", { number: job.number }); poll(); });
+  if (offered.has(job.number)) row.append(element("button", { className: "button", textContent: "Show", onclick: attempt(async () => { await open(job); offered.delete(job.number); showJobs(); }) }));
+  const what = job.state === "running" ? "Stop" : offered.has(job.number) ? "Dismiss" : "Cancel";
+  const drop = element("button", { className: "button", textContent: what, "aria-label": `${what} edit ${job.number}` });
+  drop.onclick = attempt(async () => { if (!offered.delete(job.number)) await api("/stop", { number: job.number }); showJobs(); poll(); });
   row.append(drop);
   return row;
 }
@@ -1227,23 +1272,21 @@ function drawPlot(job) {
 const run = attempt(async () => {
   if (!edit.drags.length) throw new Error("make a drag first: press on something and drag it");
   $("run").disabled = true;
-  try {
-    watched = (await api("/submit", await wanted())).number;
-  } finally { $("run").disabled = !edit.drags.length; }
-  foreseen = { key: "", image: null };
+  let first;
+  try { first = await submit(await wanted()); } finally { $("run").disabled = !edit.drags.length; }
   await poll();
-  show("watch");
+  if (first) show("watch");
 });
 
 // ---- results and history
 
-async function openRun(name, here, job) {
+async function openRun(name, job) {  // job: the one that made it, if it has just ended; its picture stays closed
   const found = await api(query("/run", { name }));
   const file = (which) => (found.files.includes(which) ? loadImage(query("/file", { name, file: which, v: found.time })) : null);
   const [original, edited, raw] = await Promise.all([found.options.image ? loadImage(query("/picture", { image: found.options.image })) : file("generated.png"), file("edited.png"), file("raw.png")]);
   result = { ...found, original, edited, raw };
-  if (!here) await openOptions(found.options.image ? found.options : { ...found.options, image: `${start.runs}/${name}/generated.png`, made: true });
-  if (result.original.naturalWidth !== size[0] || result.original.naturalHeight !== size[1]) return show("edit");
+  if (!job) await openOptions(found.options.image ? found.options : { ...found.options, image: `${start.runs}/${name}/generated.png`, made: true });
+  view.fit = true;
   $("raw-box").hidden = !raw;
   $("show-raw").checked = false;
   split = 0.5;
@@ -1270,7 +1313,7 @@ async function drawHistory() {
       element("img", { src: query("/thumb", { name: one.name, v: one.time }), alt: "", loading: "lazy" }),
       element("span", {}, element("i", { className: kind }), one.name));
     button.setAttribute("aria-label", `Run ${one.name}, ${about}`);
-    button.onclick = attempt(() => openRun(one.name, false));
+    button.onclick = attempt(() => openRun(one.name));
     return element("li", {}, button);
   }));
 }
@@ -1350,7 +1393,7 @@ function bind() {
   $("show-paths").onchange = $("show-raw").onchange = draw;
   $("result-close").onclick = () => show("edit");
   $("continue").onclick = attempt(async () => {
-    await openOptions({ ...edit, image: `${start.runs}/${result.name}/edited.png`, drags: [], mask: null, made: "" });
+    await openOptions({ ...result.options, image: `${start.runs}/${result.name}/edited.png`, drags: [], mask: null });
     show("edit");
   });
   $("prompt").oninput = () => { edit.prompt = $("prompt").value; prepare(); };

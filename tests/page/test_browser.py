@@ -23,6 +23,17 @@ NAMELESS = """
     return controls.filter((one) => !one.closest("[aria-hidden=true]") && !(named(one) && one.tabIndex >= 0))
         .map((one) => one.outerHTML);
 """  # controls that a screen reader cannot name or a key cannot reach
+COVERED = """
+    return [...document.querySelectorAll(arguments[0])].filter((one) => one.offsetParent).filter((one) => {
+        one.scrollIntoView({ block: "nearest" });
+        const { left, right, top, bottom } = one.getBoundingClientRect();
+        const middle = (top + bottom) / 2;
+        return [[left + 4, middle], [right - 4, middle]].some((at) => {
+            const found = document.elementFromPoint(...at);
+            return !(found && (one.contains(found) || found.contains(one) && found.tagName === "LABEL"));
+        });
+    }).map((one) => one.id);
+"""  # controls with a corner that is out of the window or under something else
 DRAG = read_options({"base": tiny.DEMO / "drag.json"})
 RIGHT, DELETE, ESCAPE, CONTROL, SHIFT = "\ue014", "\ue017", "\ue00c", "\ue009", "\ue008"
 
@@ -182,6 +193,71 @@ def test_files_are_dropped(browser: Browser, client: Client, tmp_path: Path) -> 
     until(lambda: browser.drags() == [[43, 90, 56, 90]])
 
 
+# A run that ends while the person is at something else
+
+
+def begin(browser: Browser, client: Client) -> int:
+    """Run the demo's drag with few steps, go back to the drags at once, and return the job's number."""
+    browser.open(client.server.address)
+    browser.drop(*(tiny.DEMO / name for name in ("drag.json", "picture.png", "mask.png")))
+    until(lambda: browser.text("size") == "128 × 128" and browser.drags() == [[43, 90, 56, 90]])
+    browser.click("[data-preset=fast]")
+    browser.click("run")
+    until(lambda: browser.shown("progress-card"))
+    browser.click("view-edit")
+    return client.get("/state")["jobs"][-1]["number"]
+
+
+def test_a_run_that_ends_leaves_another_picture_open(
+    browser: Browser, client: Client, tmp_path: Path
+) -> None:
+    number, runs = begin(browser, client), len(client.get("/history"))
+    colored(80, 70).save(tmp_path / "another.png")
+    browser.drop(tmp_path / "another.png")
+    until(lambda: browser.text("size") == "80 × 70")
+    browser.click("view-watch")
+    browser.click("view-edit")
+    assert client.wait(number)["state"] == "done"
+    until(lambda: f"edit {number}, done" in browser.text("queue").lower())
+    assert len(browser.driver.find_elements("css selector", "#history button")) == runs + 1
+    assert browser.text("size") == "80 × 70" and not browser.shown("result-card")
+    browser.click("#queue li button")
+    until(lambda: browser.shown("result-card"))
+    assert browser.text("result-title") == client.job(number)["run"] and not browser.text("queue")
+    shown = browser.screenshot()
+    x, y, _, _ = middle_and_size(browser)
+    assert shown[int(y) - 60, int(x) - 60, 2] != 60, "the run's own picture"
+    browser.click("view-edit")
+    assert browser.text("size") == "80 × 70" and browser.drags() == []
+    assert client.get("/start")["draft"]["edit"]["drags"] == []
+    assert browser.complaints() == []
+
+
+def test_a_run_that_ends_leaves_later_changes_and_their_undo(browser: Browser, client: Client) -> None:
+    number = begin(browser, client)
+    x, y = upper(browser)
+    browser.mouse((x, y), (x + 40, y), (x + 70, y))
+    both = browser.drags()
+    assert len(both) == 2
+    browser.mouse((x - 60, y), (x - 40, y), release=False)  # the hand is on the picture when it ends
+    assert client.wait(number)["state"] == "done"
+    until(lambda: browser.text("queue"))
+    assert browser.shown("drags") and not browser.shown("result-card")
+    browser.mouse((x - 60, y))
+    assert browser.drags()[:2] == both
+    browser.keys(ESCAPE)
+    browser.click("#queue li button")
+    until(lambda: browser.shown("result-card"))
+    browser.click("view-edit")
+    assert browser.drags()[:2] == both
+    while len(browser.drags()) > 1:
+        browser.keys(CONTROL, "z")
+    assert browser.drags() == both[:1]
+    browser.keys(CONTROL, SHIFT, "z")
+    until(lambda: browser.drags() == both)
+    assert browser.complaints() == []
+
+
 # Pixels and sizes
 
 
@@ -227,6 +303,13 @@ def test_nothing_is_out_of_reach_on_a_small_screen(
     for name in ("open", "mode-mask", "undo", "run", "prompt", "zoom-fit", "help"):
         box = browser.element(name).rect
         assert box["x"] >= 0 and box["x"] + box["width"] <= size[0], name
+    browser.click("mode-mask")
+    covered = browser.driver.execute_script(COVERED, ".toolbar button, .toolbar input")
+    assert covered == []
+    tops = {browser.element(f"mask-{name}").rect["y"] for name in ("drags", "invert", "clear", "load", "save")}
+    assert len(tops) == 1 or size[0] < 800, "two rows with the modes"
+    browser.click("mode-points")
+    assert browser.driver.execute_script(COVERED, ".toolbar button") == []
 
 
 def test_every_control_has_a_name_and_can_be_reached_by_keys(browser: Browser, client: Client) -> None:
