@@ -146,7 +146,10 @@ class Editor:
 
 
 def in_words(sentence: str) -> str:
-    """A sentence for the command line without the names of its options."""
+    """A sentence for the command line without the names of its options; a command in it stays as it is."""
+    plain, *rest = sentence.split("`", 2)
+    if len(rest) == 2:
+        return f"{in_words(plain)}`{rest[0]}`{in_words(rest[1])}"
     sentence = re.sub(r" \(--[^)]*\)", "", sentence)
     named = {"mask": "the mask", "prompt": "the prompt"}
     return re.sub(r"--([a-z-]+)", lambda found: named.get(found[1], found[1].replace("-", " ")), sentence)

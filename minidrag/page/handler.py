@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
+from minidrag import console
 from minidrag.page.store import to_png
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         except (ConnectionError, TimeoutError):
             raise
         except OSError as error:
-            self.say(507, f"{error.filename or 'the file'}: {error.strerror}")
+            self.say(507 if error.errno else 400, console.reason(error))
         except (ValueError, RecursionError) as error:
             self.say(400, error)
         except Exception as error:  # a mistake in the program must not end the server
@@ -101,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         if path not in ACTIONS:
             raise Refused(404, "there is no such page")
-        values = json.loads(self.body(BODY.get(path, MEBIBYTE)))
+        values = json.loads(self.body(BODY.get(path, MEBIBYTE)), parse_constant=refuse)
         self.close_connection = False
         if not isinstance(values, dict):
             raise ValueError("expected a JSON object")
@@ -157,6 +158,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep the terminal quiet."""
+
+
+def refuse(constant: str) -> None:
+    """Raise ValueError: what would be kept with NaN in it could not be read by a browser."""
+    raise ValueError(f"{constant} is not a number")
 
 
 def start(server: "Server", asked: dict[str, str]) -> dict[str, Any]:

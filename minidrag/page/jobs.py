@@ -5,6 +5,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class Queue(threading.Thread):
             print(f"minidrag: {job.message}", file=sys.stderr)
         job.steps = []  # the latents of a long drag are large
         if job.kind == "edit" and not self.closed:
-            self.file(job).unlink(missing_ok=True)
+            self.forget(job)
 
     def submit(self, values: Any) -> Job:
         """Put an edit into the queue; a LoRA in training that it does not need makes way."""
@@ -110,7 +111,7 @@ class Queue(threading.Thread):
             if job.state in ("waiting", "interrupted"):
                 job.state, job.message = "stopped", "cancelled"
                 if job.kind == "edit":
-                    self.file(job).unlink(missing_ok=True)
+                    self.forget(job)
 
     def close(self) -> None:
         """Stop what is running; it may take a step."""
@@ -128,10 +129,15 @@ class Queue(threading.Thread):
             number, values = int(path.stem.removeprefix("job-")), read_json(path)
             job = Job(number, self.parse(values), values, state="interrupted")
         except ValueError:
-            path.unlink()  # its picture is gone
+            with suppress(OSError):
+                path.unlink()  # its picture is gone
             return
         job.message = "the program ended while this edit was waiting or running"
         self.jobs.append(job)
+
+    def forget(self, job: Job) -> None:
+        with suppress(OSError):  # the folder was removed, or cannot be written any more
+            self.file(job).unlink(missing_ok=True)
 
     def file(self, job: Job) -> Path:
         return self.store.place / f"job-{job.number}.json"

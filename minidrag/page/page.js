@@ -108,6 +108,7 @@ async function restore(to) {
     size = to.size;
     view.fit = true;
   }
+  action = null;  // a point in the hand may be of another state
   edit = structuredClone(to.edit);
   setMask(unpack(to.mask, size[0] * size[1]), to.version);
   half = null;
@@ -116,12 +117,14 @@ async function restore(to) {
   changed();
 }
 
-const step = attempt(async (by) => {
-  if (half) { half = null; return draw(); }
+let stepping = Promise.resolve();  // steps of undo in turn: one may wait for a picture
+const step = (by) => { stepping = stepping.then(() => stepNow(by)); };
+const stepNow = attempt(async (by) => {
+  if (half) { half = action = null; return draw(); }
   if (!past[now + by]) return;
   now += by;
   show("edit");
-  await restore(past[now]);
+  try { await restore(past[now]); } catch (error) { now -= by; throw error; }
 });
 
 function changed() {
@@ -220,6 +223,24 @@ async function bitsOf(image) {  // white of an image, as load_mask sees it
   return Uint8Array.from({ length: size[0] * size[1] }, (_, i) => (gray(4 * i) >= 128 ? 1 : 0));
 }
 
+async function loadMask(file) {  // by way of the server, which reads it as the command does
+  const { mask: path } = await api("/mask", { data: await base64(file) });
+  if (!path) throw new Error("the mask is all black: paint white what may change");
+  setMask(await bitsOf(await loadImage(query("/picture", { image: path }))));
+  commit();
+}
+
+async function isMask(file) {  // true for an image of the picture's size that is black and white
+  const url = URL.createObjectURL(file);
+  try {
+    const image = await loadImage(url), sheet = document.createElement("canvas"), pen = sheet.getContext("2d");
+    if (image.naturalWidth !== size[0] || image.naturalHeight !== size[1]) return false;
+    [sheet.width, sheet.height] = size;
+    pen.drawImage(image, 0, 0);
+    return pen.getImageData(0, 0, ...size).data.every((value, i) => i % 4 === 3 || value < 16 || value > 239);
+  } catch { return false; } finally { URL.revokeObjectURL(url); }
+}
+
 async function maskFile() {  // the mask as PNG, in base64
   const sheet = document.createElement("canvas");
   [sheet.width, sheet.height] = size;
@@ -298,7 +319,7 @@ async function openOptions(given) {  // in the form of run.json, with pictures t
   if (given.mask) setMask(await bitsOf(await loadImage(query("/picture", { image: given.mask }))));
   if (given.made) edit.made = recipe();
   if (given.lora) say(`that run used the LoRA ${String(given.lora).split(/[\\/]/).pop()}: here one is trained on the picture instead`);
-  half = selected = null;
+  half = selected = action = null;
   view.fit = true;
   $("brush-size").value = Math.round(100 * Math.sqrt(0.12));
   fillForm();
@@ -307,8 +328,10 @@ async function openOptions(given) {  // in the form of run.json, with pictures t
 
 async function upload(file) {
   if (file.size > 48 * 2 ** 20) throw new Error("the file has more than 48 MB: send a smaller one");
-  announce("sending the picture");
-  return (await api("/picture", { data: await base64(file) })).image;
+  say("opening the picture");
+  const { image } = await api("/picture", { data: await base64(file) });
+  $("toast").hidden = true;
+  return image;
 }
 
 async function openFiles(files) {
@@ -316,6 +339,7 @@ async function openFiles(files) {
   const images = list.filter((file) => file !== json);
   if (!json && !images.length) return;
   show("edit");
+  if (!json && mode === "mask" && await isMask(images[0])) return loadMask(images[0]);
   if (!json) return openOptions({ image: await upload(images[0]), model: edit.model, config: edit.config, seed: edit.seed });
   let values;
   try { values = JSON.parse(await json.text()); } catch { throw new Error(`${json.name} cannot be read as JSON`); }
@@ -861,14 +885,22 @@ function typing(target) { return target.matches("textarea, select, input:not([ty
 window.addEventListener("keydown", (event) => {
   if ($("help-box").open) return;
   const command = event.ctrlKey || event.metaKey, key = event.key.toLowerCase();
-  if (command && key === "enter") { event.preventDefault(); return $("run").click(); }
-  if (typing(event.target)) return;
+  if (command && key === "enter") { event.preventDefault(); event.target.blur(); return $("run").click(); }  // what is typed counts
+  if (typing(event.target) && !(command && event.target.matches("select"))) return;
+  if ((key === "[" || key === "]") && !event.metaKey && (event.altKey || !event.ctrlKey)) {  // on some keyboards with AltGr, which is Ctrl and Alt
+    $("brush-size").value = Number($("brush-size").value) + (key === "[" ? -4 : 4);
+    return draw();
+  }
   if (command && (key === "z" || key === "y")) { event.preventDefault(); return step(key === "y" || event.shiftKey ? 1 : -1); }
   if (command || event.altKey) return;
   const keys = { p: "mode-points", m: "mode-mask", b: "brush", e: "eraser", v: "preview", n: "add-drag", delete: "delete", backspace: "delete", "+": "zoom-in", "=": "zoom-in", "-": "zoom-out", 0: "zoom-fit", "?": "help" };
   if (keys[key]) { if (key === "b" || key === "e") setMode("mask"); event.preventDefault(); return $(keys[key]).click(); }
-  if (key === "[" || key === "]") { $("brush-size").value = Number($("brush-size").value) + (key === "[" ? -4 : 4); draw(); }
-  if (key === "escape") { half = null; if (action && action.kind === "pair") action = null; draw(); }
+  if (key === "escape") {
+    half = null;
+    if (action && action.kind === "move") { edit.drags = structuredClone(past[now].edit.drags); drawDrags(); }
+    if (action && ["pair", "move"].includes(action.kind)) action = null;
+    draw();
+  }
   if (key === " " && (event.target === canvas || event.target === document.body)) { space = true; cursor(); event.preventDefault(); }
   if (event.target === canvas) keyOnCanvas(event);
 });
@@ -993,7 +1025,7 @@ function fillRow(row, index) {
 
 function remove(index) {
   edit.drags.splice(index, 1);
-  selected = null;
+  selected = action = null;
   commit();
 }
 
@@ -1190,7 +1222,10 @@ async function within(image, path) {  // what the edit will keep of a picture: t
 async function finished(job) {
   await drawHistory().catch(() => {});
   const seen = job.number === watched, untouched = await isUntouched(job);
-  if (job.state === "failed") say(`the edit failed: ${job.message}`);
+  if (job.state === "failed") {
+    say("the edit failed: below Run it says why");
+    offered.set(job.number, job);
+  }
   if (!seen && !sent.has(job.number)) return;
   sent.delete(job.number);
   if (seen) watched = null;
@@ -1198,7 +1233,7 @@ async function finished(job) {
   if (job.run && untouched && !half && !action && showing !== "result") await open(job);
   else if (job.run) {
     offered.set(job.number, job);
-    say(`edit ${job.number} is ${job.state}: Show, beside Run, opens it`);
+    say(`edit ${job.number} is ${job.state}: Show, below Run, opens it`);
   } else if (job.state === "stopped") say(job.message);
   check();
 }
@@ -1233,15 +1268,31 @@ function showJobs() {
     $("stages").replaceChildren(...STAGES.map((name) => element("li", { textContent: name, className: stages.indexOf(name) < index ? "past" : name === at.stage ? "now" : "" })));
     drawPlot(job);
   }
-  $("queue").replaceChildren(...state.jobs.filter((one) => one !== job && (active(one) || one.state === "interrupted" || offered.has(one.number))).map(queued));
+  showQueue(state.jobs.filter((one) => one !== job && (active(one) || one.state === "interrupted" || offered.has(one.number))));
+}
+
+const rows = new Map();  // of the queue, made anew only for other buttons: else a click or the focus would be lost
+
+function showQueue(jobs) {
+  const before = [...rows.keys()], keys = jobs.map((job) => [job.number, job.state, offered.has(job.number)].join());
+  jobs.forEach((job, i) => {
+    if (!rows.has(keys[i])) rows.set(keys[i], queued(job));
+    rows.get(keys[i]).firstChild.textContent = `Edit ${job.number}, ${told(job)}`;
+  });
+  for (const key of before) if (!keys.includes(key)) rows.delete(key);
+  if (before.join(" ") !== keys.join(" ")) $("queue").replaceChildren(...keys.map((key) => rows.get(key)));
+}
+
+function told(job) {
+  if (job.state === "running") return `running: ${job.stage} ${job.done} of ${job.total}`;
+  return job.state === "interrupted" ? job.message : job.state === "failed" ? `failed: ${job.message}` : job.state;
 }
 
 function queued(job) {
-  const text = { waiting: "waiting", running: `running: ${job.stage} ${job.done} of ${job.total}`, interrupted: job.message }[job.state] || job.state;
-  const row = element("li", {}, element("span", { textContent: `Edit ${job.number}, ${text}` }));
+  const row = element("li", {}, element("span"));
   if (job.state === "running") row.append(element("button", { className: "button", textContent: "Watch", onclick: () => { watched = job.number; show("watch"); } }));
-  if (job.state === "interrupted") row.append(element("button", { className: "button", textContent: "Run again", onclick: attempt(async () => { await api("/stop", { number: job.number }); watched = (await api("/submit", job.values)).number; poll(); }) }));
-  if (offered.has(job.number)) row.append(element("button", { className: "button", textContent: "Show", onclick: attempt(async () => { await open(job); offered.delete(job.number); showJobs(); }) }));
+  if (job.state === "interrupted") row.append(element("button", { className: "button", textContent: "Run again", onclick: attempt(async () => { watched = (await api("/submit", job.values)).number; await api("/stop", { number: job.number }); poll(); }) }));
+  if (offered.has(job.number) && job.run) row.append(element("button", { className: "button", textContent: "Show", onclick: attempt(async () => { await open(job); offered.delete(job.number); showJobs(); }) }));
   const what = job.state === "running" ? "Stop" : offered.has(job.number) ? "Dismiss" : "Cancel";
   const drop = element("button", { className: "button", textContent: what, "aria-label": `${what} edit ${job.number}` });
   drop.onclick = attempt(async () => { if (!offered.delete(job.number)) await api("/stop", { number: job.number }); showJobs(); poll(); });
@@ -1377,9 +1428,8 @@ function bind() {
   $("mask-load").onclick = () => $("mask-file").click();
   $("mask-file").onchange = attempt(async () => {
     const [file] = $("mask-file").files;
-    if (!file) return;
-    const url = URL.createObjectURL(file);
-    try { setMask(await bitsOf(await loadImage(url))); commit(); } finally { URL.revokeObjectURL(url); $("mask-file").value = ""; }
+    $("mask-file").value = "";
+    if (file) await loadMask(file);
   });
   $("mask-save").onclick = attempt(async () => {
     const url = URL.createObjectURL(await maskFile());

@@ -106,8 +106,7 @@ class Store:
                 continue
             if self.cache.get(path, (0, {}))[0] != written:
                 values = read_json(path)
-                valid = isinstance(values, dict) and isinstance(values.get("result", {}), dict)
-                self.cache[path] = written, values if valid and values.get("drags") else {}
+                self.cache[path] = written, values if is_run(values) else {}
             if values := self.cache[path][1]:
                 found[path.parent.name] = values | {"time": written / 1e9}
         return found
@@ -147,7 +146,7 @@ class Store:
 
     def match(self, values: dict[str, Any]) -> dict[str, Any]:
         """Pictures here that a run.json from anywhere means, by name or by checksum, and its settings."""
-        from minidrag.app.options import EARLIER, check_kinds, configured, current_names
+        from minidrag.app.options import EARLIER, check_kinds, configured, current_names, to_drag
         from minidrag.config import EditConfig
 
         known, sums = self.known(), {}
@@ -156,10 +155,15 @@ class Store:
         values = current_names(values)
         check_kinds(values)
         settings = (EARLIER if "versions" in values else {}) | current_names(values.get("config", {}))
+        drags = [to_drag(drag) for drag in values.get("drags", [])]
         found: dict[str, Any] = {"config": asdict(configured(EditConfig(), settings))}
+        found["drags"] = [{"handle": handle, "target": target} for handle, target in drags]
         for name in ("image", "mask"):
             path, same = values.get(name), sums.get(str(values.get("sha256", {}).get(name)))
             found[name] = path if path in known else same if path and same in known else None
+        for name, run in self.runs().items():  # of a generated picture, which no path names
+            if values.get("image", "") is None and current_names(run) == values | {"time": run["time"]}:
+                found |= {"image": str(self.place.parent / name / "generated.png"), "made": True}
         return found
 
     def keep_draft(self, draft: Any) -> None:
@@ -183,6 +187,21 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def is_run(values: Any) -> bool:
+    """True for what has the types of a run.json, as far as the page needs them."""
+    result = values.get("result", {}) if isinstance(values, dict) else None
+    if not isinstance(result, dict) or not values.get("drags"):
+        return False
+    texts = [values.get(name) for name in ("image", "picture", "mask", "prompt")]
+    rows = [result.get(name) or [] for name in ("remaining", "distances", "losses")]
+    objects = [values.get("config", {}), values.get("sha256", {}), result.get("seconds", {})]
+    return (
+        all(isinstance(text, (str, type(None))) for text in [*texts, result.get("stopped")])
+        and all(isinstance(row, list) and all(isinstance(n, (int, float)) for n in row) for row in rows)
+        and all(isinstance(entry, dict) for entry in objects)
+    )
 
 
 def decode(data: Any) -> bytes:
