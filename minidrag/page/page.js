@@ -132,7 +132,7 @@ function changed() {
   markPreset();
   $("undo").disabled = now <= 0;
   $("redo").disabled = now >= past.length - 1;
-  $("run").disabled = !edit.drags.length;
+  $("run").disabled = $("drags-clear").disabled = !edit.drags.length;
   draw();
   keepDraft();
   check();
@@ -1405,6 +1405,7 @@ function bind() {
   $("zoom-fit").onclick = () => { view.fit = true; draw(); };
   $("preview").onclick = () => { previewing = !previewing; $("preview").setAttribute("aria-pressed", previewing); draw(); };
   $("delete").onclick = () => { if (half) { half = null; draw(); } else if (selected) remove(selected.index); };
+  $("drags-clear").onclick = () => { edit.drags = []; half = selected = action = null; commit(); };
   $("add-drag").onclick = () => {
     setMode("points");
     const at = pixelAt({ x: width / 2, y: height / 2 }), far = Math.max(1, Math.round(size[0] / 10));
