@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from minidrag import console
-from minidrag.page.store import to_png
+from minidrag.page.history import match, to_png
 
 if TYPE_CHECKING:
     from minidrag.page.serve import Server
@@ -48,11 +48,68 @@ class Refused(Exception):
         self.status = status
 
 
-class Handler(BaseHTTPRequestHandler):
+class Guard(BaseHTTPRequestHandler):
+    """Refuses what does not come from the page, and writes answers that nothing else can read."""
+
     server: "Server"  # type: ignore[assignment]
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "minidrag", ""
     timeout = 60  # seconds that a client may be silent
+
+    def admit(self, token: str | None) -> None:
+        """Refuse a request for another host, which a foreign page can make, and one without the token."""
+        hosts = self.headers.get_all("Host") or []
+        if len(hosts) != 1 or hosts[0].lower() not in self.server.names:
+            raise Refused(403, "this server answers only to its own address")
+        with suppress(CookieError):
+            cookies = SimpleCookie(self.headers.get("Cookie", ""))
+            token = token or getattr(cookies.get(self.server.cookie), "value", None)
+        if not token or not hmac.compare_digest(token.encode(), self.server.token.encode()):
+            raise Refused(403, "open the address that the command printed: it has the token of this session")
+
+    def body(self, limit: int) -> bytes:
+        """Body of a request that the page itself has sent, as JSON, of at most so many bytes."""
+        if self.headers.get_all("Origin") != [f"http://{self.headers['Host']}"]:
+            raise Refused(403, "only the page itself may ask for that")
+        if self.headers.get_content_type() != "application/json":
+            raise Refused(415, "the request must be JSON")
+        lengths = self.headers.get_all("Content-Length") or []
+        if "Transfer-Encoding" in self.headers or len(lengths) != 1 or not lengths[0].isdecimal():
+            raise Refused(411, "the request must say how long it is")
+        if len(lengths[0]) > 12 or int(lengths[0]) > limit:
+            raise Refused(413, f"that is more than {limit // MEBIBYTE} MB: send a smaller file")
+        content = self.rfile.read(int(lengths[0]))
+        if len(content) < int(lengths[0]):
+            raise ConnectionError("the body did not arrive whole")
+        return content
+
+    def send_json(self, values: Any) -> None:
+        self.send(200, "application/json", json.dumps(values).encode())
+
+    def say(self, status: int, sentence: object) -> None:
+        self.send(status, "application/json", json.dumps({"error": " ".join(str(sentence).split())}).encode())
+
+    def send(self, status: int, kind: str, content: bytes, more: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        about = {"Content-Type": kind, "Content-Length": str(len(content)), "Cache-Control": "no-store"}
+        for name, value in (about | HEADERS | (more or {})).items():
+            self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer a request that is not HTTP, or of another method than GET and POST."""
+        self.close_connection = True
+        self.say(code, message or "the request is malformed")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep the terminal quiet."""
+
+
+class Handler(Guard):
+    """Finds the answer to a request in the tables below."""
 
     def do_GET(self) -> None:
         self.answer(self.get)
@@ -108,57 +165,6 @@ class Handler(BaseHTTPRequestHandler):
             raise ValueError("expected a JSON object")
         self.send_json(ACTIONS[path](self.server, values))
 
-    def admit(self, token: str | None) -> None:
-        """Refuse a request for another host, which a foreign page can make, and one without the token."""
-        hosts = self.headers.get_all("Host") or []
-        if len(hosts) != 1 or hosts[0].lower() not in self.server.names:
-            raise Refused(403, "this server answers only to its own address")
-        with suppress(CookieError):
-            cookies = SimpleCookie(self.headers.get("Cookie", ""))
-            token = token or getattr(cookies.get(self.server.cookie), "value", None)
-        if not token or not hmac.compare_digest(token.encode(), self.server.token.encode()):
-            raise Refused(403, "open the address that the command printed: it has the token of this session")
-
-    def body(self, limit: int) -> bytes:
-        """Body of a request that the page itself has sent, as JSON, of at most so many bytes."""
-        if self.headers.get_all("Origin") != [f"http://{self.headers['Host']}"]:
-            raise Refused(403, "only the page itself may ask for that")
-        if self.headers.get_content_type() != "application/json":
-            raise Refused(415, "the request must be JSON")
-        lengths = self.headers.get_all("Content-Length") or []
-        if "Transfer-Encoding" in self.headers or len(lengths) != 1 or not lengths[0].isdecimal():
-            raise Refused(411, "the request must say how long it is")
-        if len(lengths[0]) > 12 or int(lengths[0]) > limit:
-            raise Refused(413, f"that is more than {limit // MEBIBYTE} MB: send a smaller file")
-        content = self.rfile.read(int(lengths[0]))
-        if len(content) < int(lengths[0]):
-            raise ConnectionError("the body did not arrive whole")
-        return content
-
-    def send_json(self, values: Any) -> None:
-        self.send(200, "application/json", json.dumps(values).encode())
-
-    def say(self, status: int, sentence: object) -> None:
-        self.send(status, "application/json", json.dumps({"error": " ".join(str(sentence).split())}).encode())
-
-    def send(self, status: int, kind: str, content: bytes, more: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        about = {"Content-Type": kind, "Content-Length": str(len(content)), "Cache-Control": "no-store"}
-        for name, value in (about | HEADERS | (more or {})).items():
-            self.send_header(name, value)
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(content)
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer a request that is not HTTP, or of another method than GET and POST."""
-        self.close_connection = True
-        self.say(code, message or "the request is malformed")
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keep the terminal quiet."""
-
 
 def refuse(constant: str) -> None:
     """Raise ValueError: what would be kept with NaN in it could not be read by a browser."""
@@ -171,7 +177,11 @@ def start(server: "Server", asked: dict[str, str]) -> dict[str, Any]:
 
 
 def state(server: "Server", asked: dict[str, str]) -> dict[str, Any]:
-    return server.queue.report() if server.queue else {"model": "", "jobs": [], "ahead": None}
+    if server.queue is None:
+        return {"model": "", "jobs": [], "ahead": None}
+    from minidrag.page.jobs import report
+
+    return report(server.queue)
 
 
 def preview(server: "Server", asked: dict[str, str]) -> tuple[str, bytes]:
@@ -183,10 +193,17 @@ def preview(server: "Server", asked: dict[str, str]) -> tuple[str, bytes]:
 
 
 def settings(server: "Server", asked: dict[str, str]) -> dict[str, Any]:
-    queue = server.working()
-    from minidrag.page.jobs import settings
+    terms = server.working().terms
+    from minidrag.page.terms import settings
 
-    return settings(queue)
+    return settings(terms)
+
+
+def check(server: "Server", values: dict[str, Any]) -> dict[str, Any]:
+    queue = server.working()
+    from minidrag.page.jobs import check
+
+    return check(queue, values)
 
 
 def stop(server: "Server", values: dict[str, Any]) -> dict[str, Any]:
@@ -204,21 +221,21 @@ ANSWERS: dict[str, Callable[["Server", dict[str, str]], Any]] = {
     "/start": start,
     "/settings": settings,
     "/state": state,
-    "/history": lambda server, asked: server.store.history(),
-    "/run": lambda server, asked: server.store.run(asked["name"]),
+    "/history": lambda server, asked: server.store.history.entries(),
+    "/run": lambda server, asked: server.store.history.run(asked["name"]),
 }
 FILES: dict[str, Callable[["Server", dict[str, str]], tuple[str, bytes]]] = {
     "/picture": lambda server, asked: server.store.picture(asked["image"]),
     "/preview": preview,
-    "/file": lambda server, asked: server.store.file(asked["name"], asked["file"]),
-    "/thumb": lambda server, asked: server.store.thumb(asked["name"]),
+    "/file": lambda server, asked: server.store.history.file(asked["name"], asked["file"]),
+    "/thumb": lambda server, asked: server.store.history.thumb(asked["name"]),
 }
 ACTIONS: dict[str, Callable[["Server", dict[str, Any]], Any]] = {
     "/picture": lambda server, values: server.store.add_picture(values["data"]),
     "/mask": lambda server, values: {"mask": server.store.add_mask(values["data"])},
-    "/match": lambda server, values: server.store.match(values),
+    "/match": lambda server, values: match(server.store, values),
     "/draft": lambda server, values: server.store.keep_draft(values) or {},
-    "/check": lambda server, values: server.working().check(values),
+    "/check": check,
     "/prepare": lambda server, values: server.working().prepare(values) or {},
     "/submit": submit,
     "/stop": stop,

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from minidrag import console
 from minidrag.page.handler import Handler, Refused
-from minidrag.page.store import Store, read_json
+from minidrag.page.history import read_json
+from minidrag.page.store import Store
 
 if TYPE_CHECKING:
     from minidrag.page.jobs import Queue
@@ -62,8 +63,8 @@ class Server(ThreadingHTTPServer):
             fixed = {name: getattr(arguments, name) for name in ("vae", "tokenizer", "device", "dtype")}
             queue = Queue(self.store, self.start["model"], fixed)
             with suppress(ValueError):  # a photo that cannot be read: the page says so when it shows it
-                queue.prepare(self.start | queue.fixed, "load")
-            queue.start()
+                queue.prepare(self.start | queue.terms.fixed, "load")
+            queue.worker.start()
             self.queue = queue
         except Exception as error:  # else the page would wait for ever
             self.trouble = console.reason(error)
