@@ -66,26 +66,18 @@ class Editor:
             job.enter("model")
             with job.timed("model"):
                 model = self.load(options)
-            clean, made = None, folder / "generated.png"
+            clean = None
             if options.image is None:
                 image, clean = runs.generate_image(model, options, job)
-                image.save(made)
+                image.save(folder / "generated.png")
             if options.drags:
-                image, mask = open_input(options, made)
-                self.drag(folder, model, job, image, mask, clean)
+                self.drag(folder, model, job, clean)
         job.run = folder.parent.name
 
-    def drag(
-        self,
-        folder: Path,
-        model: Model,
-        job: Job,
-        image: Image.Image,
-        mask: Tensor | None,
-        clean: Tensor | None,
-    ) -> None:
-        """Drag an image; clean: its latent, if it was generated."""
+    def drag(self, folder: Path, model: Model, job: Job, clean: Tensor | None) -> None:
+        """Drag the image of a job; clean: its latent, if it was generated."""
         options = job.options
+        image, mask = open_input(options, folder / "generated.png")
         drags = options.handles, options.targets
         grid = to_task(model, image.size, *drags, mask, options.config).grid  # before the long training
         job.notes = [in_words(note) for note in advice.before(model, image, mask, options)]

@@ -45,7 +45,7 @@ class Queue:
             open_input(asked)
         with self.change:
             job = Job(max([0, *(job.number for job in self.jobs)]) + 1, asked, values)
-            self.store.write_json(self.file(job).name, values)
+            self.store.write_json(f"job-{job.number}.json", values)
             over = [job for job in self.jobs if job.state not in ("waiting", "running")]
             self.jobs = [*(job for job in self.jobs if job not in over[:-KEPT]), job]
             if self.ahead and self.ahead.kind == "learn" and key(self.ahead.options) != key(asked):
@@ -69,8 +69,7 @@ class Queue:
     def stop(self, number: Any) -> None:
         """Stop a job, waiting or running; 0: the LoRA that is trained ahead. KeyError if there is none."""
         with self.change:
-            jobs = {job.number: job for job in (*self.jobs, self.ahead) if job}
-            job = jobs[number]
+            job = {job.number: job for job in (*self.jobs, self.ahead) if job}[number]
             job.stop = True
             if job.state in ("waiting", "interrupted"):
                 job.state, job.message = "stopped", "cancelled"
@@ -89,22 +88,20 @@ class Queue:
 
     def restore(self, path: Path) -> None:
         """Take up a job that the program was ended in, to be run again or dropped."""
+        told: Any = {
+            "state": "interrupted",
+            "message": "the program ended while this edit was waiting or running",
+        }
         try:
             number, values = int(path.stem.removeprefix("job-")), read_json(path)
-            job = Job(number, self.terms.parse(values), values, state="interrupted")
-        except ValueError:
+            self.jobs.append(Job(number, self.terms.parse(values), values, **told))
+        except ValueError:  # its picture is gone
             with suppress(OSError):
-                path.unlink()  # its picture is gone
-            return
-        job.message = "the program ended while this edit was waiting or running"
-        self.jobs.append(job)
+                path.unlink()
 
     def forget(self, job: Job) -> None:
         with suppress(OSError):  # the folder was removed, or cannot be written any more
-            self.file(job).unlink(missing_ok=True)
-
-    def file(self, job: Job) -> Path:
-        return self.store.place / f"job-{job.number}.json"
+            (self.store.place / f"job-{job.number}.json").unlink(missing_ok=True)
 
 
 def check(queue: Queue, values: Any) -> dict[str, Any]:

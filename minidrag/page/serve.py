@@ -160,6 +160,8 @@ def serve(given: argparse.Namespace) -> None:
         print("stopping", flush=True)
         if server.queue:
             server.queue.close()
+    if server.queue and server.queue.worker.is_alive():
+        os._exit(0)  # in the middle of a step: PyTorch would abort while Python ends
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
