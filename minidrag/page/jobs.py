@@ -32,7 +32,7 @@ class Queue:
         self.ahead: Job | None = None  # the LoRA that the page will need
         self.worker = Worker(self)
         for path in sorted(store.place.glob("job-*.json"), key=lambda path: path.stat().st_mtime):
-            self.restore(path)
+            restore(self, path)
 
     def next(self) -> Job | None:
         waiting = [job for job in (*self.jobs, self.ahead) if job and job.state == "waiting"]
@@ -76,8 +76,8 @@ class Queue:
                 if job.kind == "edit":
                     self.forget(job)
 
-    def close(self) -> None:
-        """Stop what is running; it may take a step."""
+    def close(self) -> bool:
+        """Stop what is running, which may take a step; return True once it has ended."""
         with self.change:
             self.closed = True
             for job in (*self.jobs, self.ahead):
@@ -85,23 +85,25 @@ class Queue:
                     job.stop = True
             self.change.notify_all()
         self.worker.join(60)
-
-    def restore(self, path: Path) -> None:
-        """Take up a job that the program was ended in, to be run again or dropped."""
-        told: Any = {
-            "state": "interrupted",
-            "message": "the program ended while this edit was waiting or running",
-        }
-        try:
-            number, values = int(path.stem.removeprefix("job-")), read_json(path)
-            self.jobs.append(Job(number, self.terms.parse(values), values, **told))
-        except ValueError:  # its picture is gone
-            with suppress(OSError):
-                path.unlink()
+        return not self.worker.is_alive()
 
     def forget(self, job: Job) -> None:
         with suppress(OSError):  # the folder was removed, or cannot be written any more
             (self.store.place / f"job-{job.number}.json").unlink(missing_ok=True)
+
+
+def restore(queue: Queue, path: Path) -> None:
+    """Take up a job that the program was ended in, to be run again or dropped."""
+    told: Any = {
+        "state": "interrupted",
+        "message": "the program ended while this edit was waiting or running",
+    }
+    try:
+        number, values = int(path.stem.removeprefix("job-")), read_json(path)
+        queue.jobs.append(Job(number, queue.terms.parse(values), values, **told))
+    except ValueError:  # its picture is gone
+        with suppress(OSError):
+            path.unlink()
 
 
 def check(queue: Queue, values: Any) -> dict[str, Any]:

@@ -156,11 +156,11 @@ def serve(given: argparse.Namespace) -> None:
     server.server_close()
     if server.trouble:
         raise ValueError(server.trouble)
+    ended = server.queue is None
     with suppress(KeyboardInterrupt):  # once more, by someone who does not wait for the step
         print("stopping", flush=True)
-        if server.queue:
-            server.queue.close()
-    if server.queue and server.queue.worker.is_alive():
+        ended = server.queue is None or server.queue.close()
+    if not ended:
         os._exit(0)  # in the middle of a step: PyTorch would abort while Python ends
 
 

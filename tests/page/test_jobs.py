@@ -418,7 +418,7 @@ def test_an_impatient_second_ctrl_c_ends_it_at_once(workdir: Path, untrained: Pa
         pass
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 0 and said == ""
+    assert (process.returncode, said) == (0, "")
 
 
 def outside(model: Path) -> tuple[subprocess.Popen[str], Client]:
