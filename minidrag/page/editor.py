@@ -41,7 +41,7 @@ class Editor:
         job.enter("model")
         model = self.load(job.options)
         if job.kind == "learn":
-            self.learn(model, job)
+            self.find_lora(model, open_input(job.options)[0], job)
 
     def load(self, options: Options) -> Model:
         """Return the model of a job; the one before stays until it is there."""
@@ -49,12 +49,12 @@ class Editor:
             self.model, self.name = open_model(options), options.model
         return self.model
 
-    def learn(self, model: Model, job: Job) -> None:
-        """Train the LoRA of a job, so that it is in the cache."""
+    def find_lora(self, model: Model, image: Image.Image, job: Job) -> LoRA:
+        """Return the LoRA of a job, trained unless it is in the cache."""
         options = job.options
-        image, _ = open_input(options)
-        lora_cache.find_lora(model, image, options.prompt, options.config, options.seed, job)
+        lora, _ = lora_cache.find_lora(model, image, options.prompt, options.config, options.seed, job)
         self.ready.add(key(options))
+        return lora
 
     def edit(self, job: Job) -> None:
         """Do a job and write its results, as demo.py does; a stopped one leaves what it had come to.
@@ -66,35 +66,26 @@ class Editor:
             job.enter("model")
             with job.timed("model"):
                 model = self.load(options)
-            clean, made = None, folder / "generated.png"
+            clean = None
             if options.image is None:
                 image, clean = runs.generate_image(model, options, job)
-                image.save(made)
+                image.save(folder / "generated.png")
             if options.drags:
-                image, mask = open_input(options, made)
-                self.drag(folder, model, job, image, mask, clean)
+                self.drag(folder, model, job, clean)
         job.run = folder.parent.name
 
-    def drag(
-        self,
-        folder: Path,
-        model: Model,
-        job: Job,
-        image: Image.Image,
-        mask: Tensor | None,
-        clean: Tensor | None,
-    ) -> None:
-        """Drag an image; clean: its latent, if it was generated."""
+    def drag(self, folder: Path, model: Model, job: Job, clean: Tensor | None) -> None:
+        """Drag the image of a job; clean: its latent, if it was generated."""
         options = job.options
+        image, mask = open_input(options, folder / "generated.png")
         drags = options.handles, options.targets
         grid = to_task(model, image.size, *drags, mask, options.config).grid  # before the long training
         job.notes = [in_words(note) for note in advice.before(model, image, mask, options)]
         told: dict[str, Any] = {"prompt": options.prompt, "config": options.config, "progress": job}
-        lora, _ = lora_cache.find_lora(model, image, seed=options.seed, **told)
-        self.ready.add(key(options))
+        lora = self.find_lora(model, image, job)
         job.paths = [[] for _ in options.drags]
-        self.foresight = Foresight(model, image, options.config)
-        job.see = lambda step: self.see(job, step, image.size, grid)
+        foresight = Foresight(model, image, options.config)
+        job.see = lambda step: see(foresight, job, step, image.size, grid)
         try:
             edit = drag_edit(model, image, *drags, mask=mask, lora=lora, clean=clean, **told)
             if mask is not None and options.config.keep_background:
@@ -108,45 +99,48 @@ class Editor:
             if not job.steps:
                 raise
             job.message = f"stopped at {job.stage} {job.done} of {job.total}: this is what there was"
-            self.keep(folder, job, image, mask, lora)
+            keep(model, folder, job, image, mask, lora)
 
-    def see(self, job: Job, step: Step, size: tuple[int, int], grid: tuple[int, int]) -> None:
-        """Note where the handles are, and now and then what the UNet foresees."""
-        for path, at in zip(job.paths, to_pixels(step.handles, size, grid), strict=True):
-            path.append(at)
-        now = time.perf_counter()
-        if job.picture is None or now - job.seen >= SEEN_EVERY:
-            job.picture, job.seen = self.foresight.look(step.predicted, now - job.started), now
-            job.pictures += 1
 
-    def keep(self, folder: Path, job: Job, image: Image.Image, mask: Tensor | None, lora: LoRA) -> None:
-        """Write the picture that was foreseen last, unless one is finished, the LoRA, and run.json."""
-        options, file = job.options, folder / "edited.png"
-        if self.model is not None and not file.exists():
-            raw = images.resize(decode(self.model, job.steps[-1].predicted), image.size)
-            if mask is not None and options.config.keep_background:
-                raw = images.paste(raw, image, mask)
-            raw.save(file)
-            if lora.unet:
-                notes = lora_cache.notes(self.model, options.prompt, options.config, options.seed)
-                lora_file.write(lora, folder / "lora.safetensors", notes)
-        result = {
-            "stopped": job.message,
-            "arrived": False,
-            "distances": [math.dist(*drag) for drag in options.drags],
-            "remaining": [
-                math.dist(path[-1], at) for path, at in zip(job.paths, options.targets, strict=True)
-            ],
-            "paths": job.paths,
-            "losses": [step.loss for step in job.steps if step.loss is not None],
-            "seconds": job.seconds,
-        }
-        values = to_json(options) | {"versions": lora_cache.versions(), "result": result}
-        (folder / "run.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+def see(foresight: Foresight, job: Job, step: Step, size: tuple[int, int], grid: tuple[int, int]) -> None:
+    """Note where the handles are, and now and then what the UNet foresees."""
+    for path, at in zip(job.paths, to_pixels(step.handles, size, grid), strict=True):
+        path.append(at)
+    now = time.perf_counter()
+    if job.picture is None or now - job.seen >= SEEN_EVERY:
+        job.picture, job.seen = foresight.look(step.predicted, now - job.started), now
+        job.pictures += 1
+
+
+def keep(model: Model, folder: Path, job: Job, image: Image.Image, mask: Tensor | None, lora: LoRA) -> None:
+    """Write the picture that was foreseen last, unless one is finished, the LoRA, and run.json."""
+    options, file = job.options, folder / "edited.png"
+    if not file.exists():
+        raw = images.resize(decode(model, job.steps[-1].predicted), image.size)
+        if mask is not None and options.config.keep_background:
+            raw = images.paste(raw, image, mask)
+        raw.save(file)
+        if lora.unet:
+            notes = lora_cache.notes(model, options.prompt, options.config, options.seed)
+            lora_file.write(lora, folder / "lora.safetensors", notes)
+    result = {
+        "stopped": job.message,
+        "arrived": False,
+        "distances": [math.dist(*drag) for drag in options.drags],
+        "remaining": [math.dist(path[-1], at) for path, at in zip(job.paths, options.targets, strict=True)],
+        "paths": job.paths,
+        "losses": [step.loss for step in job.steps if step.loss is not None],
+        "seconds": job.seconds,
+    }
+    values = to_json(options) | {"versions": lora_cache.versions(), "result": result}
+    (folder / "run.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def in_words(sentence: str) -> str:
-    """A sentence for the command line without the names of its options."""
+    """A sentence for the command line without the names of its options; a command in it stays as it is."""
+    plain, *rest = sentence.split("`", 2)
+    if len(rest) == 2:
+        return f"{in_words(plain)}`{rest[0]}`{in_words(rest[1])}"
     sentence = re.sub(r" \(--[^)]*\)", "", sentence)
     named = {"mask": "the mask", "prompt": "the prompt"}
     return re.sub(r"--([a-z-]+)", lambda found: named.get(found[1], found[1].replace("-", " ")), sentence)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from minidrag.page.store import to_png
+from minidrag import console
+from minidrag.page.history import match, to_png
 
 if TYPE_CHECKING:
     from minidrag.page.serve import Server
@@ -47,65 +48,13 @@ class Refused(Exception):
         self.status = status
 
 
-class Handler(BaseHTTPRequestHandler):
+class Guard(BaseHTTPRequestHandler):
+    """Refuses what does not come from the page, and writes answers that nothing else can read."""
+
     server: "Server"  # type: ignore[assignment]
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "minidrag", ""
     timeout = 60  # seconds that a client may be silent
-
-    def do_GET(self) -> None:
-        self.answer(self.get)
-
-    def do_POST(self) -> None:
-        self.answer(self.post)
-
-    def answer(self, respond: Callable[[], None]) -> None:
-        """Answer a request, or say in one sentence why not."""
-        try:
-            respond()
-        except Refused as error:
-            self.say(error.status, error)
-        except KeyError as error:
-            self.say(404, f"there is no {str(error)[:80]}")
-        except FileNotFoundError as error:
-            self.say(404, f"{Path(error.filename or 'the file').name} is gone")
-        except (ConnectionError, TimeoutError):
-            raise
-        except OSError as error:
-            self.say(507, f"{error.filename or 'the file'}: {error.strerror}")
-        except (ValueError, RecursionError) as error:
-            self.say(400, error)
-        except Exception as error:  # a mistake in the program must not end the server
-            print(f"minidrag: {self.path[:80]}, {type(error).__name__}: {error}", file=sys.stderr)
-            self.say(500, f"a mistake in the program, {type(error).__name__}: {error}")
-
-    def get(self) -> None:
-        url = urlsplit(self.path)
-        asked = {name: values[-1] for name, values in parse_qs(url.query).items()}
-        self.admit(asked.get("token"))
-        if url.path in STATIC:
-            file, kind = STATIC[url.path]
-            cookie = f"{self.server.cookie}={self.server.token}; HttpOnly; SameSite=Strict; Path=/"
-            return self.send(200, kind, (HERE / file).read_bytes(), {"Set-Cookie": cookie})
-        if url.path in ANSWERS:
-            return self.send_json(ANSWERS[url.path](self.server, asked))
-        if url.path not in FILES:
-            raise Refused(404, "there is no such page")
-        kind, content = FILES[url.path](self.server, asked)
-        kept = {"Cache-Control": "private, max-age=86400"} if "v" in asked else {}
-        self.send(200, kind, content, kept)
-
-    def post(self) -> None:
-        self.close_connection = True  # unless the whole body was read
-        self.admit(None)
-        path = urlsplit(self.path).path
-        if path not in ACTIONS:
-            raise Refused(404, "there is no such page")
-        values = json.loads(self.body(BODY.get(path, MEBIBYTE)))
-        self.close_connection = False
-        if not isinstance(values, dict):
-            raise ValueError("expected a JSON object")
-        self.send_json(ACTIONS[path](self.server, values))
 
     def admit(self, token: str | None) -> None:
         """Refuse a request for another host, which a foreign page can make, and one without the token."""
@@ -159,13 +108,80 @@ class Handler(BaseHTTPRequestHandler):
         """Keep the terminal quiet."""
 
 
+class Handler(Guard):
+    """Finds the answer to a request in the tables below."""
+
+    def do_GET(self) -> None:
+        self.answer(self.get)
+
+    def do_POST(self) -> None:
+        self.answer(self.post)
+
+    def answer(self, respond: Callable[[], None]) -> None:
+        """Answer a request, or say in one sentence why not."""
+        try:
+            respond()
+        except Refused as error:
+            self.say(error.status, error)
+        except KeyError as error:
+            self.say(404, f"there is no {str(error)[:80]}")
+        except FileNotFoundError as error:
+            self.say(404, f"{Path(error.filename or 'the file').name} is gone")
+        except (ConnectionError, TimeoutError):
+            raise
+        except OSError as error:
+            self.say(507 if error.errno else 400, console.reason(error))
+        except (ValueError, RecursionError) as error:
+            self.say(400, error)
+        except Exception as error:  # a mistake in the program must not end the server
+            print(f"minidrag: {self.path[:80]}, {type(error).__name__}: {error}", file=sys.stderr)
+            self.say(500, f"a mistake in the program, {type(error).__name__}: {error}")
+
+    def get(self) -> None:
+        url = urlsplit(self.path)
+        asked = {name: values[-1] for name, values in parse_qs(url.query).items()}
+        self.admit(asked.get("token"))
+        if url.path in STATIC:
+            file, kind = STATIC[url.path]
+            cookie = f"{self.server.cookie}={self.server.token}; HttpOnly; SameSite=Strict; Path=/"
+            return self.send(200, kind, (HERE / file).read_bytes(), {"Set-Cookie": cookie})
+        if url.path in ANSWERS:
+            return self.send_json(ANSWERS[url.path](self.server, asked))
+        if url.path not in FILES:
+            raise Refused(404, "there is no such page")
+        kind, content = FILES[url.path](self.server, asked)
+        kept = {"Cache-Control": "private, max-age=86400"} if "v" in asked else {}
+        self.send(200, kind, content, kept)
+
+    def post(self) -> None:
+        self.close_connection = True  # unless the whole body was read
+        self.admit(None)
+        path = urlsplit(self.path).path
+        if path not in ACTIONS:
+            raise Refused(404, "there is no such page")
+        values = json.loads(self.body(BODY.get(path, MEBIBYTE)), parse_constant=refuse)
+        self.close_connection = False
+        if not isinstance(values, dict):
+            raise ValueError("expected a JSON object")
+        self.send_json(ACTIONS[path](self.server, values))
+
+
+def refuse(constant: str) -> None:
+    """Raise ValueError: what would be kept with NaN in it could not be read by a browser."""
+    raise ValueError(f"{constant} is not a number")
+
+
 def start(server: "Server", asked: dict[str, str]) -> dict[str, Any]:
     store = server.store
     return {"options": server.start, "draft": store.draft, "runs": str(store.place.parent)}
 
 
 def state(server: "Server", asked: dict[str, str]) -> dict[str, Any]:
-    return server.queue.report() if server.queue else {"model": "", "jobs": [], "ahead": None}
+    if server.queue is None:
+        return {"model": "", "jobs": [], "ahead": None}
+    from minidrag.page.jobs import report
+
+    return report(server.queue)
 
 
 def preview(server: "Server", asked: dict[str, str]) -> tuple[str, bytes]:
@@ -177,10 +193,17 @@ def preview(server: "Server", asked: dict[str, str]) -> tuple[str, bytes]:
 
 
 def settings(server: "Server", asked: dict[str, str]) -> dict[str, Any]:
-    queue = server.working()
-    from minidrag.page.jobs import settings
+    terms = server.working().terms
+    from minidrag.page.terms import settings
 
-    return settings(queue)
+    return settings(terms)
+
+
+def check(server: "Server", values: dict[str, Any]) -> dict[str, Any]:
+    queue = server.working()
+    from minidrag.page.jobs import check
+
+    return check(queue, values)
 
 
 def stop(server: "Server", values: dict[str, Any]) -> dict[str, Any]:
@@ -198,21 +221,21 @@ ANSWERS: dict[str, Callable[["Server", dict[str, str]], Any]] = {
     "/start": start,
     "/settings": settings,
     "/state": state,
-    "/history": lambda server, asked: server.store.history(),
-    "/run": lambda server, asked: server.store.run(asked["name"]),
+    "/history": lambda server, asked: server.store.history.entries(),
+    "/run": lambda server, asked: server.store.history.run(asked["name"]),
 }
 FILES: dict[str, Callable[["Server", dict[str, str]], tuple[str, bytes]]] = {
     "/picture": lambda server, asked: server.store.picture(asked["image"]),
     "/preview": preview,
-    "/file": lambda server, asked: server.store.file(asked["name"], asked["file"]),
-    "/thumb": lambda server, asked: server.store.thumb(asked["name"]),
+    "/file": lambda server, asked: server.store.history.file(asked["name"], asked["file"]),
+    "/thumb": lambda server, asked: server.store.history.thumb(asked["name"]),
 }
 ACTIONS: dict[str, Callable[["Server", dict[str, Any]], Any]] = {
     "/picture": lambda server, values: server.store.add_picture(values["data"]),
     "/mask": lambda server, values: {"mask": server.store.add_mask(values["data"])},
-    "/match": lambda server, values: server.store.match(values),
+    "/match": lambda server, values: match(server.store, values),
     "/draft": lambda server, values: server.store.keep_draft(values) or {},
-    "/check": lambda server, values: server.working().check(values),
+    "/check": check,
     "/prepare": lambda server, values: server.working().prepare(values) or {},
     "/submit": submit,
     "/stop": stop,

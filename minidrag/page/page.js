@@ -21,6 +21,9 @@ let mode = "points", tool = "brush", showing = "edit";
 let half = null, selected = null, action = null, pointer = null, space = false, previewing = false;
 let result = null;  // a run that is shown: {name, options, result, files, original, edited, raw}
 let watched = null;  // number of the job that this tab waits for
+const sent = new Map();  // jobs of this tab, and what the edit was when each was sent
+const offered = new Map();  // those that ended while the person was at something else
+let scene = { image: "", shown: null };  // the picture of the job that is watched, if another one is open
 let state = { model: "", jobs: [], ahead: null };
 let foreseen = { key: "", image: null };
 let start = null, lastPrepared = "", split = 0.5;
@@ -105,6 +108,7 @@ async function restore(to) {
     size = to.size;
     view.fit = true;
   }
+  action = null;  // a point in the hand may be of another state
   edit = structuredClone(to.edit);
   setMask(unpack(to.mask, size[0] * size[1]), to.version);
   half = null;
@@ -113,12 +117,14 @@ async function restore(to) {
   changed();
 }
 
-const step = attempt(async (by) => {
-  if (half) { half = null; return draw(); }
+let stepping = Promise.resolve();  // steps of undo in turn: one may wait for a picture
+const step = (by) => { stepping = stepping.then(() => stepNow(by)); };
+const stepNow = attempt(async (by) => {
+  if (half) { half = action = null; return draw(); }
   if (!past[now + by]) return;
   now += by;
   show("edit");
-  await restore(past[now]);
+  try { await restore(past[now]); } catch (error) { now -= by; throw error; }
 });
 
 function changed() {
@@ -126,7 +132,7 @@ function changed() {
   markPreset();
   $("undo").disabled = now <= 0;
   $("redo").disabled = now >= past.length - 1;
-  $("run").disabled = !edit.drags.length;
+  $("run").disabled = $("drags-clear").disabled = !edit.drags.length;
   draw();
   keepDraft();
   check();
@@ -217,6 +223,24 @@ async function bitsOf(image) {  // white of an image, as load_mask sees it
   return Uint8Array.from({ length: size[0] * size[1] }, (_, i) => (gray(4 * i) >= 128 ? 1 : 0));
 }
 
+async function loadMask(file) {  // by way of the server, which reads it as the command does
+  const { mask: path } = await api("/mask", { data: await base64(file) });
+  if (!path) throw new Error("the mask is all black: paint white what may change");
+  setMask(await bitsOf(await loadImage(query("/picture", { image: path }))));
+  commit();
+}
+
+async function isMask(file) {  // true for an image of the picture's size that is black and white
+  const url = URL.createObjectURL(file);
+  try {
+    const image = await loadImage(url), sheet = document.createElement("canvas"), pen = sheet.getContext("2d");
+    if (image.naturalWidth !== size[0] || image.naturalHeight !== size[1]) return false;
+    [sheet.width, sheet.height] = size;
+    pen.drawImage(image, 0, 0);
+    return pen.getImageData(0, 0, ...size).data.every((value, i) => i % 4 === 3 || value < 16 || value > 239);
+  } catch { return false; } finally { URL.revokeObjectURL(url); }
+}
+
 async function maskFile() {  // the mask as PNG, in base64
   const sheet = document.createElement("canvas");
   [sheet.width, sheet.height] = size;
@@ -260,9 +284,20 @@ async function wanted() {
 const generate = attempt(async () => {
   if (!edit.prompt.trim()) throw new Error("say in the prompt what the picture shall show");
   const { negative, guidance } = edit, asked = { ...(await options()), image: null, mask: null, drags: [], negative, guidance };
-  watched = (await api("/submit", asked)).number;
+  await submit(asked);
   await poll();
 });
+
+async function submit(asked) {
+  const { number } = await api("/submit", asked);
+  sent.set(number, standing());
+  const waits = watchedJob();
+  if (waits) say("added to the queue");
+  else watched = number;
+  return !waits;
+}
+
+const standing = () => JSON.stringify([edit, mask.version]);
 
 async function openOptions(given) {  // in the form of run.json, with pictures that the server has
   const image = await loadImage(query("/picture", { image: given.image }));
@@ -283,7 +318,8 @@ async function openOptions(given) {  // in the form of run.json, with pictures t
   setMask(new Uint8Array(size[0] * size[1]));
   if (given.mask) setMask(await bitsOf(await loadImage(query("/picture", { image: given.mask }))));
   if (given.made) edit.made = recipe();
-  half = selected = null;
+  if (given.lora) say(`that run used the LoRA ${String(given.lora).split(/[\\/]/).pop()}: here one is trained on the picture instead`);
+  half = selected = action = null;
   view.fit = true;
   $("brush-size").value = Math.round(100 * Math.sqrt(0.12));
   fillForm();
@@ -292,8 +328,10 @@ async function openOptions(given) {  // in the form of run.json, with pictures t
 
 async function upload(file) {
   if (file.size > 48 * 2 ** 20) throw new Error("the file has more than 48 MB: send a smaller one");
-  announce("sending the picture");
-  return (await api("/picture", { data: await base64(file) })).image;
+  say("opening the picture");
+  const { image } = await api("/picture", { data: await base64(file) });
+  $("toast").hidden = true;
+  return image;
 }
 
 async function openFiles(files) {
@@ -301,6 +339,7 @@ async function openFiles(files) {
   const images = list.filter((file) => file !== json);
   if (!json && !images.length) return;
   show("edit");
+  if (!json && mode === "mask" && await isMask(images[0])) return loadMask(images[0]);
   if (!json) return openOptions({ image: await upload(images[0]), model: edit.model, config: edit.config, seed: edit.seed });
   let values;
   try { values = JSON.parse(await json.text()); } catch { throw new Error(`${json.name} cannot be read as JSON`); }
@@ -481,17 +520,27 @@ function reduced(image, wide) {  // the smallest of them that is at least so wid
   return list.filter((one) => widthOf(one) >= wide).pop() || image;
 }
 
-function placeImage(image) { place(reduced(image, size[0] * view.scale * (window.devicePixelRatio || 1))); }
+function placeImage(image) { place(reduced(image, frame()[0] * view.scale * (window.devicePixelRatio || 1))); }
 
-function place(image) { context.drawImage(image, view.x, view.y, size[0] * view.scale, size[1] * view.scale); }
+function place(image) { context.drawImage(image, view.x, view.y, frame()[0] * view.scale, frame()[1] * view.scale); }
+
+function frame() {  // size of what is shown: a result and a job may be of another picture than the one that is open
+  const shown = showing === "result" && result ? result.original : showing === "watch" ? sceneOf(watchedJob()) : null;
+  return shown ? [shown.naturalWidth, shown.naturalHeight] : size;
+}
+
+function sceneOf(job) {  // null: the picture that is open
+  return job && scene.image === job.values.image && job.values.image !== edit.image ? scene.shown : null;
+}
 
 const onScreen = ([x, y]) => [view.x + (x + 0.5) * view.scale, view.y + (y + 0.5) * view.scale];
 
 function fit() {
   const room = [$("views").hidden ? 24 : 62, 28, showing !== "result" ? 56 : width < 760 ? 112 : 72];  // top, sides, bottom
-  view.scale = Math.min((width - 2 * room[1]) / size[0], (height - room[0] - room[2]) / size[1]);
-  view.x = (width - size[0] * view.scale) / 2;
-  view.y = room[0] + (height - room[0] - room[2] - size[1] * view.scale) / 2;
+  const [wide, high] = frame();
+  view.scale = Math.min((width - 2 * room[1]) / wide, (height - room[0] - room[2]) / high);
+  view.x = (width - wide * view.scale) / 2;
+  view.y = room[0] + (height - room[0] - room[2] - high * view.scale) / 2;
 }
 
 function render() {
@@ -511,7 +560,7 @@ function render() {
   context.shadowColor = "rgb(0 0 0 / 22%)";
   context.shadowBlur = 18;
   context.shadowOffsetY = 3;
-  context.fillRect(view.x, view.y, size[0] * view.scale, size[1] * view.scale);
+  context.fillRect(view.x, view.y, frame()[0] * view.scale, frame()[1] * view.scale);
   context.restore();
   if (showing === "result" && result) renderResult();
   else if (showing === "watch") renderWatch();
@@ -577,7 +626,7 @@ function renderMask() {
 
 function renderWatch() {
   const job = watchedJob();
-  placeImage(picture);
+  placeImage(sceneOf(job) || picture);
   if (!job) return;
   if (foreseen.image && foreseen.key.startsWith(`${job.number}-`)) place(foreseen.image);
   const { drags } = job.values;
@@ -601,7 +650,7 @@ function drawTrail(path, drag) {
 
 function renderResult() {
   const edited = $("show-raw").checked && result.raw ? result.raw : result.edited;
-  const border = view.x + split * size[0] * view.scale;
+  const [wide, high] = frame(), border = view.x + split * wide * view.scale;
   placeImage(result.original);
   context.save();
   context.beginPath();
@@ -610,7 +659,7 @@ function renderResult() {
   placeImage(edited);
   context.restore();
   if ($("show-paths").checked) result.options.drags.forEach((drag, i) => drawTrail((result.result.paths || [])[i] || [], drag));
-  const top = view.y, bottom = view.y + size[1] * view.scale, middle = (top + bottom) / 2;
+  const top = view.y, bottom = view.y + high * view.scale, middle = (top + bottom) / 2;
   context.lineWidth = 4;
   context.strokeStyle = "rgb(0 0 0 / 35%)";
   line(border, top, border, bottom);
@@ -820,7 +869,7 @@ canvas.addEventListener("wheel", (event) => {
 }, { passive: false });
 
 function slide(at) {
-  split = Math.min(1, Math.max(0, (at.x - view.x) / (size[0] * view.scale)));
+  split = Math.min(1, Math.max(0, (at.x - view.x) / (frame()[0] * view.scale)));
   $("compare").value = Math.round(1000 * split);
 }
 
@@ -836,14 +885,22 @@ function typing(target) { return target.matches("textarea, select, input:not([ty
 window.addEventListener("keydown", (event) => {
   if ($("help-box").open) return;
   const command = event.ctrlKey || event.metaKey, key = event.key.toLowerCase();
-  if (command && key === "enter") { event.preventDefault(); return $("run").click(); }
-  if (typing(event.target)) return;
+  if (command && key === "enter") { event.preventDefault(); event.target.blur(); return $("run").click(); }  // what is typed counts
+  if (typing(event.target) && !(command && event.target.matches("select"))) return;
+  if ((key === "[" || key === "]") && !event.metaKey && (event.altKey || !event.ctrlKey)) {  // on some keyboards with AltGr, which is Ctrl and Alt
+    $("brush-size").value = Number($("brush-size").value) + (key === "[" ? -4 : 4);
+    return draw();
+  }
   if (command && (key === "z" || key === "y")) { event.preventDefault(); return step(key === "y" || event.shiftKey ? 1 : -1); }
   if (command || event.altKey) return;
   const keys = { p: "mode-points", m: "mode-mask", b: "brush", e: "eraser", v: "preview", n: "add-drag", delete: "delete", backspace: "delete", "+": "zoom-in", "=": "zoom-in", "-": "zoom-out", 0: "zoom-fit", "?": "help" };
   if (keys[key]) { if (key === "b" || key === "e") setMode("mask"); event.preventDefault(); return $(keys[key]).click(); }
-  if (key === "[" || key === "]") { $("brush-size").value = Number($("brush-size").value) + (key === "[" ? -4 : 4); draw(); }
-  if (key === "escape") { half = null; if (action && action.kind === "pair") action = null; draw(); }
+  if (key === "escape") {
+    half = null;
+    if (action && action.kind === "move") { edit.drags = structuredClone(past[now].edit.drags); drawDrags(); }
+    if (action && ["pair", "move"].includes(action.kind)) action = null;
+    draw();
+  }
   if (key === " " && (event.target === canvas || event.target === document.body)) { space = true; cursor(); event.preventDefault(); }
   if (event.target === canvas) keyOnCanvas(event);
 });
@@ -900,7 +957,6 @@ function show(to) {
   const before = showing;
   showing = to;
   if (before !== to && (before === "edit" || to === "edit")) view.fit = true;
-  if (to === "result" && size.join() !== [result.original.naturalWidth, result.original.naturalHeight].join()) showing = "edit";
   for (const name of ["edit", "watch", "result"]) $(`view-${name}`).setAttribute("aria-checked", name === showing);
   $("view-watch").hidden = !watchedJob();
   $("view-result").hidden = !result;
@@ -969,7 +1025,7 @@ function fillRow(row, index) {
 
 function remove(index) {
   edit.drags.splice(index, 1);
-  selected = null;
+  selected = action = null;
   commit();
 }
 
@@ -1128,7 +1184,7 @@ async function follow(before) {
   if (watched === null && running) watched = running.number;  // after a reload, or of another tab
   for (const job of state.jobs) {
     const was = before.jobs.find((one) => one.number === job.number);
-    if (!active(job) && was && active(was)) await finished(job);
+    if (!active(job) && (sent.has(job.number) || (was && active(was)))) await finished(job);  // it may have failed at once
   }
   showJobs();
   await lookAhead();
@@ -1140,6 +1196,10 @@ async function follow(before) {
 
 async function lookAhead() {
   const job = watchedJob(), key = job && job.pictures ? `${job.number}-${job.pictures}` : "";
+  if (job && job.values.image && job.values.image !== edit.image && job.values.image !== scene.image) {
+    scene = { image: job.values.image, shown: await loadImage(query("/picture", { image: job.values.image })).catch(() => null) };
+    if (showing === "watch") view.fit = true;
+  }
   if (!key || key === foreseen.key || document.hidden) return;
   try {
     const image = await loadImage(query("/preview", { job: job.number, key }));
@@ -1160,16 +1220,34 @@ async function within(image, path) {  // what the edit will keep of a picture: t
 }
 
 async function finished(job) {
-  await drawHistory();
-  if (job.state === "failed") say(`the edit failed: ${job.message}`);
-  if (job.number !== watched) return;
-  watched = null;
+  await drawHistory().catch(() => {});
+  const seen = job.number === watched, untouched = await isUntouched(job);
+  if (job.state === "failed") {
+    say("the edit failed: below Run it says why");
+    offered.set(job.number, job);
+  }
+  if (!seen && !sent.has(job.number)) return;
+  sent.delete(job.number);
+  if (seen) watched = null;
   announce(`the edit is ${job.state}`);
-  const made = `${start.runs}/${job.run}/generated.png`;
-  if (job.run && !job.values.drags.length) await openOptions({ ...job.values, image: made, made: true });
-  else if (job.run) await openRun(job.run, job.values.image === edit.image || (!job.values.image && edit.made), job);
-  else if (job.state === "stopped") say(job.message);
+  if (job.run && untouched && !half && !action && showing !== "result") await open(job);
+  else if (job.run) {
+    offered.set(job.number, job);
+    say(`edit ${job.number} is ${job.state}: Show, below Run, opens it`);
+  } else if (job.state === "stopped") say(job.message);
   check();
+}
+
+async function isUntouched(job) {  // true if the edit is still what was sent; after a reload, if it equals that
+  if (sent.has(job.number)) return sent.get(job.number) === standing();
+  return Boolean(settings) && JSON.stringify(await wanted()) === JSON.stringify(job.values);
+}
+
+async function open(job) {  // what came of a job; the picture that is open stays, unless one was generated
+  const made = `${start.runs}/${job.run}/generated.png`;
+  if (job.values.drags.length) return openRun(job.run, job);
+  await openOptions({ ...job.values, image: made, made: true });
+  show("edit");
 }
 
 function showJobs() {
@@ -1190,16 +1268,34 @@ function showJobs() {
     $("stages").replaceChildren(...STAGES.map((name) => element("li", { textContent: name, className: stages.indexOf(name) < index ? "past" : name === at.stage ? "now" : "" })));
     drawPlot(job);
   }
-  $("queue").replaceChildren(...state.jobs.filter((one) => one !== job && (active(one) || one.state === "interrupted")).map(queued));
+  showQueue(state.jobs.filter((one) => one !== job && (active(one) || one.state === "interrupted" || offered.has(one.number))));
+}
+
+const rows = new Map();  // of the queue, made anew only for other buttons: else a click or the focus would be lost
+
+function showQueue(jobs) {
+  const before = [...rows.keys()], keys = jobs.map((job) => [job.number, job.state, offered.has(job.number)].join());
+  jobs.forEach((job, i) => {
+    if (!rows.has(keys[i])) rows.set(keys[i], queued(job));
+    rows.get(keys[i]).firstChild.textContent = `Edit ${job.number}, ${told(job)}`;
+  });
+  for (const key of before) if (!keys.includes(key)) rows.delete(key);
+  if (before.join(" ") !== keys.join(" ")) $("queue").replaceChildren(...keys.map((key) => rows.get(key)));
+}
+
+function told(job) {
+  if (job.state === "running") return `running: ${job.stage} ${job.done} of ${job.total}`;
+  return job.state === "interrupted" ? job.message : job.state === "failed" ? `failed: ${job.message}` : job.state;
 }
 
 function queued(job) {
-  const text = { waiting: "waiting", running: `running: ${job.stage} ${job.done} of ${job.total}`, interrupted: job.message }[job.state];
-  const row = element("li", {}, element("span", { textContent: `Edit ${job.number}, ${text}` }));
+  const row = element("li", {}, element("span"));
   if (job.state === "running") row.append(element("button", { className: "button", textContent: "Watch", onclick: () => { watched = job.number; show("watch"); } }));
-  if (job.state === "interrupted") row.append(element("button", { className: "button", textContent: "Run again", onclick: attempt(async () => { await api("/stop", { number: job.number }); watched = (await api("/submit", job.values)).number; poll(); }) }));
-  const drop = element("button", { className: "button", textContent: job.state === "running" ? "Stop" : "Cancel", "aria-label": `Cancel edit ${job.number}` });
-  drop.onclick = attempt(async () => { await api("/stop", { number: job.number }); poll(); });
+  if (job.state === "interrupted") row.append(element("button", { className: "button", textContent: "Run again", onclick: attempt(async () => { watched = (await api("/submit", job.values)).number; await api("/stop", { number: job.number }); poll(); }) }));
+  if (offered.has(job.number) && job.run) row.append(element("button", { className: "button", textContent: "Show", onclick: attempt(async () => { await open(job); offered.delete(job.number); showJobs(); }) }));
+  const what = job.state === "running" ? "Stop" : offered.has(job.number) ? "Dismiss" : "Cancel";
+  const drop = element("button", { className: "button", textContent: what, "aria-label": `${what} edit ${job.number}` });
+  drop.onclick = attempt(async () => { if (!offered.delete(job.number)) await api("/stop", { number: job.number }); showJobs(); poll(); });
   row.append(drop);
   return row;
 }
@@ -1227,23 +1323,21 @@ function drawPlot(job) {
 const run = attempt(async () => {
   if (!edit.drags.length) throw new Error("make a drag first: press on something and drag it");
   $("run").disabled = true;
-  try {
-    watched = (await api("/submit", await wanted())).number;
-  } finally { $("run").disabled = !edit.drags.length; }
-  foreseen = { key: "", image: null };
+  let first;
+  try { first = await submit(await wanted()); } finally { $("run").disabled = !edit.drags.length; }
   await poll();
-  show("watch");
+  if (first) show("watch");
 });
 
 // ---- results and history
 
-async function openRun(name, here, job) {
+async function openRun(name, job) {  // job: the one that made it, if it has just ended; its picture stays closed
   const found = await api(query("/run", { name }));
   const file = (which) => (found.files.includes(which) ? loadImage(query("/file", { name, file: which, v: found.time })) : null);
   const [original, edited, raw] = await Promise.all([found.options.image ? loadImage(query("/picture", { image: found.options.image })) : file("generated.png"), file("edited.png"), file("raw.png")]);
   result = { ...found, original, edited, raw };
-  if (!here) await openOptions(found.options.image ? found.options : { ...found.options, image: `${start.runs}/${name}/generated.png`, made: true });
-  if (result.original.naturalWidth !== size[0] || result.original.naturalHeight !== size[1]) return show("edit");
+  if (!job) await openOptions(found.options.image ? found.options : { ...found.options, image: `${start.runs}/${name}/generated.png`, made: true });
+  view.fit = true;
   $("raw-box").hidden = !raw;
   $("show-raw").checked = false;
   split = 0.5;
@@ -1270,7 +1364,7 @@ async function drawHistory() {
       element("img", { src: query("/thumb", { name: one.name, v: one.time }), alt: "", loading: "lazy" }),
       element("span", {}, element("i", { className: kind }), one.name));
     button.setAttribute("aria-label", `Run ${one.name}, ${about}`);
-    button.onclick = attempt(() => openRun(one.name, false));
+    button.onclick = attempt(() => openRun(one.name));
     return element("li", {}, button);
   }));
 }
@@ -1311,6 +1405,7 @@ function bind() {
   $("zoom-fit").onclick = () => { view.fit = true; draw(); };
   $("preview").onclick = () => { previewing = !previewing; $("preview").setAttribute("aria-pressed", previewing); draw(); };
   $("delete").onclick = () => { if (half) { half = null; draw(); } else if (selected) remove(selected.index); };
+  $("drags-clear").onclick = () => { edit.drags = []; half = selected = action = null; commit(); };
   $("add-drag").onclick = () => {
     setMode("points");
     const at = pixelAt({ x: width / 2, y: height / 2 }), far = Math.max(1, Math.round(size[0] / 10));
@@ -1334,9 +1429,8 @@ function bind() {
   $("mask-load").onclick = () => $("mask-file").click();
   $("mask-file").onchange = attempt(async () => {
     const [file] = $("mask-file").files;
-    if (!file) return;
-    const url = URL.createObjectURL(file);
-    try { setMask(await bitsOf(await loadImage(url))); commit(); } finally { URL.revokeObjectURL(url); $("mask-file").value = ""; }
+    $("mask-file").value = "";
+    if (file) await loadMask(file);
   });
   $("mask-save").onclick = attempt(async () => {
     const url = URL.createObjectURL(await maskFile());
@@ -1350,7 +1444,7 @@ function bind() {
   $("show-paths").onchange = $("show-raw").onchange = draw;
   $("result-close").onclick = () => show("edit");
   $("continue").onclick = attempt(async () => {
-    await openOptions({ ...edit, image: `${start.runs}/${result.name}/edited.png`, drags: [], mask: null, made: "" });
+    await openOptions({ ...result.options, image: `${start.runs}/${result.name}/edited.png`, drags: [], mask: null });
     show("edit");
   });
   $("prompt").oninput = () => { edit.prompt = $("prompt").value; prepare(); };

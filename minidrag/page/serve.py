@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from minidrag import console
 from minidrag.page.handler import Handler, Refused
-from minidrag.page.store import Store, read_json
+from minidrag.page.history import read_json
+from minidrag.page.store import Store
 
 if TYPE_CHECKING:
     from minidrag.page.jobs import Queue
@@ -61,11 +63,11 @@ class Server(ThreadingHTTPServer):
             fixed = {name: getattr(arguments, name) for name in ("vae", "tokenizer", "device", "dtype")}
             queue = Queue(self.store, self.start["model"], fixed)
             with suppress(ValueError):  # a photo that cannot be read: the page says so when it shows it
-                queue.prepare(self.start | queue.fixed, "load")
-            queue.start()
+                queue.prepare(self.start | queue.terms.fixed, "load")
+            queue.worker.start()
             self.queue = queue
-        except ValueError as error:
-            self.trouble = str(error)
+        except Exception as error:  # else the page would wait for ever
+            self.trouble = console.reason(error)
             threading.Thread(target=self.shutdown).start()
         self.ready.set()
 
@@ -92,14 +94,9 @@ def own_names(host: str) -> set[str]:
     return names
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (--page --help lists all options)")
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; ValueError, one sentence, for what cannot be."""
-    parser = Parser("demo.py --page", "demo.py --page [PHOTO] [options]", allow_abbrev=False)
+    parser = console.Parser("demo.py --page", "demo.py --page [PHOTO] [options]", allow_abbrev=False)
     add = parser.add_argument
     add("--page", action="store_true", help="open the page, in place of one edit")
     add("image", nargs="?", metavar="PHOTO", help="an image to begin with (default: the one that ships)")
@@ -142,16 +139,11 @@ def listen(host: str, port: int | None, store: Store, start: dict[str, Any]) -> 
     raise ValueError(f"cannot listen at {host}:{port or PORTS[0]}: {reason.strerror}; give another --port")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl-C; return the exit status."""
-    try:
-        given = parse(arguments)
-        start = start_options(given.image, given.model)
-        store = Store(*(Path(start[name]) for name in ("image", "mask") if start.get(name)))
-        server = listen(given.host, given.port, store, start)
-    except (ValueError, OSError) as error:
-        print("minidrag:", error, file=sys.stderr)
-        return 2
+def serve(given: argparse.Namespace) -> None:
+    """Serve until Ctrl-C. Raises ValueError, one sentence, for what cannot be."""
+    start = start_options(given.image, given.model)
+    store = Store(*(Path(start[name]) for name in ("image", "mask") if start.get(name)))
+    server = listen(given.host, given.port, store, start)
     print(f"page: {server.address}", "Ctrl-C ends it", sep="\n", flush=True)
     if given.expose:
         print("warning: other machines can reach this page: the address is its key", flush=True)
@@ -163,9 +155,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         server.serve_forever()
     server.server_close()
     if server.trouble:
-        print("minidrag:", server.trouble, file=sys.stderr)
-        return 2
-    if server.queue:
+        raise ValueError(server.trouble)
+    ended = server.queue is None
+    with suppress(KeyboardInterrupt):  # once more, by someone who does not wait for the step
         print("stopping", flush=True)
-        server.queue.close()
-    return 0
+        ended = server.queue is None or server.queue.close()
+    if not ended:
+        os._exit(0)  # in the middle of a step: PyTorch would abort while Python ends
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return the exit status."""
+    return console.command(lambda: serve(parse(arguments)))

@@ -1,4 +1,4 @@
-"""Files of the page: pictures and masks that it may name, the runs of this folder, and the draft.
+"""Files of the page: pictures and masks that it may name, and the draft.
 
 A name that the page sends is looked up in a table and never opened. Nothing here imports PyTorch at the top,
 so that the first page is there before it.
@@ -7,28 +7,18 @@ so that the first page is there before it.
 import base64
 import binascii
 import hashlib
-import io
 import json
 import tempfile
 import threading
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from minidrag.page.history import History, read_json, to_png
+
 RUNS = Path("runs")
-FILES = {  # of a run, as the page may name them, with their types
-    "edited.png": "image/png",
-    "generated.png": "image/png",
-    "raw.png": "image/png",
-    "comparison.png": "image/png",
-    "process.gif": "image/gif",
-    "run.json": "application/json",
-    "lora.safetensors": "application/octet-stream",
-}
 PLAIN = {"PNG": "image/png", "JPEG": "image/jpeg"}  # formats that every browser shows as Pillow reads them
-THUMB = 192
 
 
 class Store:
@@ -37,7 +27,7 @@ class Store:
     def __init__(self, *inputs: Path):
         self.place = RUNS.resolve() / ".page"
         self.inputs = [path.resolve() for path in inputs]
-        self.cache: dict[Path, tuple[int, dict[str, Any]]] = {}  # run.json by its time of writing
+        self.history = History(self.place.parent)
         self.writing = threading.Lock()  # two tabs may write the same file
         self.draft: Any = read_json(self.place / "draft.json")
 
@@ -46,7 +36,7 @@ class Store:
         runs = self.place.parent
         found = [*self.inputs, *self.place.glob("*/*.png")]
         found += [*runs.glob("*/edited.png"), *runs.glob("*/generated.png")]
-        for values in self.runs().values():
+        for values in self.history.runs().values():
             found += [Path(values[name]) for name in ("image", "picture", "mask") if values.get(name)]
         return {str(path): path for path in found}
 
@@ -96,72 +86,6 @@ class Store:
 
         return "image/png", to_png(images.load_image(path))
 
-    def runs(self) -> dict[str, dict[str, Any]]:
-        """Contents of every run.json by the name of its folder, without broken ones."""
-        found = {}
-        for path in self.place.parent.glob("*/run.json"):
-            try:
-                written = path.stat().st_mtime_ns
-            except OSError:
-                continue
-            if self.cache.get(path, (0, {}))[0] != written:
-                values = read_json(path)
-                valid = isinstance(values, dict) and isinstance(values.get("result", {}), dict)
-                self.cache[path] = written, values if valid and values.get("drags") else {}
-            if values := self.cache[path][1]:
-                found[path.parent.name] = values | {"time": written / 1e9}
-        return found
-
-    def history(self) -> list[dict[str, Any]]:
-        """The runs of this folder, the newest first."""
-        found = []
-        for name, values in self.runs().items():
-            result = values.get("result", {})
-            shown = {key: result.get(key) for key in ("arrived", "remaining", "distances", "stopped")}
-            files = [file for file in FILES if (self.place.parent / name / file).is_file()]
-            entry = {"name": name, "time": values["time"], "prompt": values.get("prompt", ""), "files": files}
-            found.append(entry | shown)
-        return sorted(found, key=lambda entry: entry["time"], reverse=True)[:200]
-
-    def run(self, name: str) -> dict[str, Any]:
-        """Options and result of a run, in today's names; ValueError if its files are gone or have changed."""
-        from minidrag.app.options import read_options, to_json
-
-        values = self.runs()[name]
-        file = self.place.parent / name / "run.json"
-        options = read_options({"base": file, "device": "cpu", "dtype": None})  # it may be from elsewhere
-        entry = next(entry for entry in self.history() if entry["name"] == name)
-        return {"options": to_json(options), "result": values.get("result", {}), **entry}
-
-    def file(self, name: str, file: str) -> tuple[str, bytes]:
-        """Type and content of one of FILES of a run."""
-        if name not in self.runs():
-            raise KeyError(name)
-        return FILES[file], (self.place.parent / name / file).read_bytes()
-
-    def thumb(self, name: str) -> tuple[str, bytes]:
-        _, content = self.file(name, "edited.png")
-        image = Image.open(io.BytesIO(content))
-        image.thumbnail((THUMB, THUMB))
-        return "image/png", to_png(image)
-
-    def match(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Pictures here that a run.json from anywhere means, by name or by checksum, and its settings."""
-        from minidrag.app.options import EARLIER, check_kinds, configured, current_names
-        from minidrag.config import EditConfig
-
-        known, sums = self.known(), {}
-        for run in self.runs().values():
-            sums |= {digest: run.get(name) for name, digest in run.get("sha256", {}).items()}
-        values = current_names(values)
-        check_kinds(values)
-        settings = (EARLIER if "versions" in values else {}) | current_names(values.get("config", {}))
-        found: dict[str, Any] = {"config": asdict(configured(EditConfig(), settings))}
-        for name in ("image", "mask"):
-            path, same = values.get(name), sums.get(str(values.get("sha256", {}).get(name)))
-            found[name] = path if path in known else same if path and same in known else None
-        return found
-
     def keep_draft(self, draft: Any) -> None:
         self.draft = draft
         self.write_json("draft.json", draft)
@@ -177,14 +101,6 @@ class Store:
         return path
 
 
-def read_json(path: Path) -> Any:
-    """Contents of a JSON file; None if it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
 def decode(data: Any) -> bytes:
     try:
         return base64.b64decode(data, validate=True)
@@ -198,9 +114,3 @@ def own_words(load: Any, path: Path, name: str) -> Image.Image:
         return load(path)
     except ValueError as error:
         raise ValueError(str(error).replace(str(path), name)) from None
-
-
-def to_png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

@@ -1,6 +1,7 @@
 """Time estimates of an edit, from the last run on this machine and the work that its settings ask for."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from minidrag.config import EditConfig
@@ -36,8 +37,11 @@ def rates(history: list[dict[str, Any]], model: str, device: str) -> dict[str, f
         seconds, losses = result.get("seconds"), result.get("losses")
         if values.get("model") == model and values.get("device") == device and seconds and losses is not None:
             settings = {name: value for name, value in values.get("config", {}).items() if name in KNOWN}
-            units = work(EditConfig(**settings), len(losses))
-            return {name: seconds[name] / units[name] for name in units if name in seconds and units[name]}
+            with suppress(TypeError, ValueError):  # of another version, or written by hand
+                units = work(EditConfig(**settings), len(losses))
+                return {
+                    name: seconds[name] / units[name] for name in units if name in seconds and units[name]
+                }
     return {}
 
 

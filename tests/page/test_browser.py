@@ -1,5 +1,6 @@
 """The page in a real browser: a whole session by mouse, wide and tall pictures, sharp screens, a phone."""
 
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.browser import Browser, Point, opened
+from support.command import raising
 from support.page import Client, serving, until
 
 from minidrag import tiny
@@ -23,8 +25,19 @@ NAMELESS = """
     return controls.filter((one) => !one.closest("[aria-hidden=true]") && !(named(one) && one.tabIndex >= 0))
         .map((one) => one.outerHTML);
 """  # controls that a screen reader cannot name or a key cannot reach
+COVERED = """
+    return [...document.querySelectorAll(arguments[0])].filter((one) => one.offsetParent).filter((one) => {
+        one.scrollIntoView({ block: "nearest" });
+        const { left, right, top, bottom } = one.getBoundingClientRect();
+        const middle = (top + bottom) / 2;
+        return [[left + 4, middle], [right - 4, middle]].some((at) => {
+            const found = document.elementFromPoint(...at);
+            return !(found && (one.contains(found) || found.contains(one) && found.tagName === "LABEL"));
+        });
+    }).map((one) => one.id);
+"""  # controls with a corner that is out of the window or under something else
 DRAG = read_options({"base": tiny.DEMO / "drag.json"})
-RIGHT, DELETE, ESCAPE, CONTROL, SHIFT = "\ue014", "\ue017", "\ue00c", "\ue009", "\ue008"
+RIGHT, DELETE, ESCAPE, CONTROL, SHIFT, ENTER = "\ue014", "\ue017", "\ue00c", "\ue009", "\ue008", "\ue007"
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +195,204 @@ def test_files_are_dropped(browser: Browser, client: Client, tmp_path: Path) -> 
     until(lambda: browser.drags() == [[43, 90, 56, 90]])
 
 
+def open_demo(browser: Browser, client: Client) -> None:
+    """Open the demo's picture and drag with few steps in a fresh window."""
+    browser.open(client.server.address)
+    browser.click("mode-points")
+    if browser.drags():  # of the draft, so that those of the file are seen to come
+        browser.click("drags-clear")
+        assert browser.drags() == [] and not browser.enabled("drags-clear")
+    browser.drop(*(tiny.DEMO / name for name in ("drag.json", "picture.png", "mask.png")))
+    until(lambda: browser.drags() == [[43, 90, 56, 90]])
+    browser.click("[data-preset=fast]")
+
+
+# A run that ends while the person is at something else
+
+
+def begin(browser: Browser, client: Client) -> int:
+    """Run the demo's drag with few steps, go back to the drags at once, and return the job's number."""
+    open_demo(browser, client)
+    browser.click("run")
+    until(lambda: browser.shown("progress-card"))
+    browser.click("view-edit")
+    return client.get("/state")["jobs"][-1]["number"]
+
+
+def test_a_run_that_ends_leaves_another_picture_open(
+    browser: Browser, client: Client, tmp_path: Path
+) -> None:
+    number, runs = begin(browser, client), len(client.get("/history"))
+    colored(80, 70).save(tmp_path / "another.png")
+    browser.drop(tmp_path / "another.png")
+    until(lambda: browser.text("size") == "80 × 70")
+    browser.click("view-watch")
+    browser.click("view-edit")
+    assert client.wait(number)["state"] == "done"
+    until(lambda: f"edit {number}, done" in browser.text("queue").lower())
+    assert len(browser.driver.find_elements("css selector", "#history button")) == runs + 1
+    assert browser.text("size") == "80 × 70" and not browser.shown("result-card")
+    browser.click("#queue li button")
+    until(lambda: browser.shown("result-card"))
+    assert browser.text("result-title") == client.job(number)["run"] and not browser.text("queue")
+    shown = browser.screenshot()
+    x, y, _, _ = middle_and_size(browser)
+    assert shown[int(y) - 60, int(x) - 60, 2] != 60, "the run's own picture"
+    browser.click("view-edit")
+    assert browser.text("size") == "80 × 70" and browser.drags() == []
+    assert client.get("/start")["draft"]["edit"]["drags"] == []
+    assert browser.complaints() == []
+
+
+def test_a_run_that_ends_leaves_later_changes_and_their_undo(browser: Browser, client: Client) -> None:
+    number = begin(browser, client)
+    x, y = upper(browser)
+    browser.mouse((x, y), (x + 40, y), (x + 70, y))
+    both = browser.drags()
+    assert len(both) == 2
+    browser.mouse((x - 60, y), (x - 40, y), release=False)  # the hand is on the picture when it ends
+    assert client.wait(number)["state"] == "done"
+    until(lambda: browser.text("queue"))
+    assert browser.shown("drags") and not browser.shown("result-card")
+    browser.keys(ESCAPE)
+    browser.lift((x - 40, y))
+    assert browser.drags() == both
+    browser.click("#queue li button")
+    until(lambda: browser.shown("result-card"))
+    browser.click("view-edit")
+    assert browser.drags()[:2] == both
+    while len(browser.drags()) > 1:
+        browser.keys(CONTROL, "z")
+    assert browser.drags() == both[:1]
+    browser.keys(CONTROL, SHIFT, "z")
+    until(lambda: browser.drags() == both)
+    assert browser.complaints() == []
+
+
+def test_a_failed_run_keeps_saying_why(
+    browser: Browser, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_demo(browser, client)
+    monkeypatch.setattr("minidrag.page.editor.drag_edit", raising(ValueError("there is no such thing")))
+    browser.click("run")
+    until(lambda: "failed: there is no such thing" in browser.text("queue"))
+    assert browser.enabled("run") and not browser.shown("result-card")
+    browser.click("#queue button")
+    until(lambda: not browser.text("queue"))
+    assert browser.drags() == [[43, 90, 56, 90]]
+
+
+def test_what_is_typed_counts_and_buttons_of_the_queue_stay(browser: Browser, client: Client) -> None:
+    open_demo(browser, client)
+    browser.click("#settings-card summary")
+    seed = browser.element("seed")
+    seed.clear()
+    seed.send_keys("7")
+    browser.keys(CONTROL, ENTER)
+    until(lambda: browser.shown("progress-card"))
+    assert client.get("/state")["jobs"][-1]["values"]["seed"] == 7
+    browser.click("run")
+    until(lambda: "waiting" in browser.text("queue"))
+    cancel, seen = browser.element("#queue button"), browser.text("progress-title")
+    until(lambda: browser.text("progress-title") != seen)
+    cancel.click()  # it is the same one, or a click that takes as long as an update would be lost
+    until(lambda: not browser.text("queue"))
+    browser.click("stop")
+    until(lambda: not browser.shown("progress-card"))
+    assert [job["state"] for job in client.get("/state")["jobs"][-2:]] == ["stopped"] * 2
+    assert browser.complaints() == []
+
+
+# What a clumsy person does
+
+
+def test_a_point_in_the_hand_can_be_let_go_undone_and_deleted(browser: Browser, client: Client) -> None:
+    open_demo(browser, client)
+    x, y = upper(browser)
+    browser.mouse((x, y), (x + 40, y), (x + 70, y))
+    both = browser.drags()
+    browser.mouse((x + 70, y), (x + 90, y + 20), release=False)
+    assert browser.drags() != both
+    browser.keys(ESCAPE)
+    assert browser.drags() == both
+    browser.lift((x + 95, y + 30))
+    assert browser.drags() == both
+    for keys in ((CONTROL, "z"), (DELETE,)):
+        browser.mouse((x + 70, y), (x + 90, y + 20), release=False)
+        browser.keys(*keys)
+        browser.lift((x + 95, y + 30))
+        assert browser.drags() == both[:1]
+        browser.keys(CONTROL, SHIFT, "z") if keys != (DELETE,) else browser.keys(CONTROL, "z")
+        until(lambda: browser.drags() == both)
+    assert browser.complaints() == []
+
+
+def test_steps_of_undo_are_taken_in_turn(browser: Browser, client: Client, tmp_path: Path) -> None:
+    open_demo(browser, client)
+    for size in ((90, 80), (80, 90)):
+        colored(*size).save(tmp_path / "colored.png")
+        browser.drop(tmp_path / "colored.png")
+        until(lambda: browser.text("size") == "{} × {}".format(*size))  # noqa: B023, called at once
+    x, y, _, _ = middle_and_size(browser)
+    browser.mouse((x, y), (x + 30, y), (x + 60, y))
+    (drag,) = browser.drags()
+    steps = "for (const name of ['undo', 'undo', 'redo', 'undo', 'redo', 'redo'])"
+    browser.driver.execute_script(f"{steps} document.getElementById(name).onclick()")  # waiting for none
+    browser.settle()
+    until(lambda: browser.text("size") == "80 × 90" and browser.drags() == [drag])
+    until(lambda: client.get("/start")["draft"]["size"] == [80, 90])
+    assert browser.complaints() == []
+
+
+def test_keys_of_lists_and_of_other_keyboards(browser: Browser, client: Client) -> None:
+    open_demo(browser, client)
+    before = browser.value("brush-size")
+    press = "document.body.dispatchEvent(new KeyboardEvent('keydown', arguments[0]))"
+    for held in ({"ctrlKey": True, "altKey": True}, {"altKey": True}, {}):  # AltGr here, there, and none
+        browser.driver.execute_script(press, {"key": "]", "bubbles": True, **held})
+    assert int(browser.value("brush-size")) == int(before) + 12
+    browser.click("#settings-card summary")
+    chosen = browser.element("[data-setting=motion_loss]")
+    chosen.send_keys("s")
+    assert chosen.get_attribute("value") == "sum"
+    browser.keys(CONTROL, "z")
+    until(lambda: chosen.get_attribute("value") == "mean")
+
+
+def test_masks_are_read_as_the_command_reads_them(browser: Browser, client: Client, tmp_path: Path) -> None:
+    open_demo(browser, client)
+    layer = Image.new("RGBA", (128, 128))
+    layer.paste((200, 20, 20, 255), (30, 40, 90, 100))  # paint on a transparent layer, darker than gray
+    layer.save(tmp_path / "layer.png")
+    browser.click("mode-mask")
+    browser.element("mask-file").send_keys(str(tmp_path / "layer.png"))
+    until(lambda: marked(client) == 60 * 60)
+    Image.new("L", (128, 128)).save(tmp_path / "black.png")
+    browser.element("mask-file").send_keys(str(tmp_path / "black.png"))
+    until(lambda: "all black" in browser.text("toast"))
+    browser.drop(tiny.DEMO / "mask.png")  # in Mask, one of the right size is no picture
+    expected = int((np.asarray(Image.open(str(DRAG.mask)).convert("L")) >= 128).sum())
+    until(lambda: marked(client) == expected)
+    assert browser.drags() == [[43, 90, 56, 90]]
+    browser.drop(tiny.DEMO / "picture.png")
+    until(lambda: browser.drags() == [])
+
+
+def test_a_run_with_a_lora_of_its_own_says_that_it_is_not_used(
+    browser: Browser, client: Client, tmp_path: Path
+) -> None:
+    open_demo(browser, client)
+    values = json.loads((tiny.DEMO / "drag.json").read_text()) | {"lora": "/elsewhere/mine.safetensors"}
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    browser.drop(tmp_path / "run.json", *(tiny.DEMO / name for name in ("picture.png", "mask.png")))
+    until(lambda: "run used the LoRA mine.safetensors" in browser.text("toast"))
+    (tmp_path / "run.json").write_text(json.dumps(values | {"drags": [{"handle": [1, 2, 3], "target": 4}]}))
+    browser.drop(tmp_path / "run.json", *(tiny.DEMO / name for name in ("picture.png", "mask.png")))
+    until(lambda: "invalid drag" in browser.text("toast").lower())
+    assert browser.drags() == [[43, 90, 56, 90]]
+    assert all("/match" in complaint for complaint in browser.complaints()), "refused, nothing else"
+
+
 # Pixels and sizes
 
 
@@ -227,6 +438,16 @@ def test_nothing_is_out_of_reach_on_a_small_screen(
     for name in ("open", "mode-mask", "undo", "run", "prompt", "zoom-fit", "help"):
         box = browser.element(name).rect
         assert box["x"] >= 0 and box["x"] + box["width"] <= size[0], name
+    browser.click("mode-mask")
+    covered = browser.driver.execute_script(COVERED, ".toolbar button, .toolbar input")
+    assert covered == []
+    names = ("drags", "invert", "clear", "load", "save")
+    tops = {browser.element(f"mask-{name}").rect["y"] for name in names}
+    assert len(tops) == 1 or size[0] < 800, "two rows with the modes"
+    browser.click("mode-points")
+    assert browser.driver.execute_script(COVERED, ".toolbar button") == []
+    tops = {browser.element(name).rect["y"] // 20 for name in ("mode-points", "preview", "undo")}
+    assert len(tops) == 1 or size[0] < 800, "one row"
 
 
 def test_every_control_has_a_name_and_can_be_reached_by_keys(browser: Browser, client: Client) -> None:

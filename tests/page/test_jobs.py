@@ -22,6 +22,7 @@ from minidrag.page import times
 from minidrag.page.editor import in_words
 from minidrag.page.foresee import Foresight
 from minidrag.page.job import Job
+from minidrag.page.serve import main
 from minidrag.weights.model import load_model
 
 STAGES = ["LoRA", "inversion", "drag", "denoising", "animation"]
@@ -113,6 +114,10 @@ def test_notes_come_before_an_edit_and_name_no_options(client: Client) -> None:
         in_words("try --lora-lr, or mark more in --mask (--mask FILE)")
         == "try lora lr, or mark more in the mask"
     )
+    assert (
+        in_words("run `hf download --local-dir X`, or try --size")
+        == "run `hf download --local-dir X`, or try size"
+    )
 
 
 def test_a_generated_picture_is_dragged_as_the_command_does(client: Client) -> None:
@@ -129,6 +134,10 @@ def test_a_generated_picture_is_dragged_as_the_command_does(client: Client) -> N
     for name in ("generated.png", *WRITTEN[:-1]):
         assert Path("again", name).read_bytes() == Path("runs/generated-2", name).read_bytes(), name
     assert client.get("/run?name=generated-2")["options"]["image"] is None
+    dropped = json.loads(Path("runs/generated-2/run.json").read_text())
+    found = client.post("/match", dropped)
+    assert found["made"] and found["image"] == str(Path("runs/generated-2/generated.png").resolve())
+    assert client.post("/match", dropped | {"seed": 6})["image"] is None
     client.post("/submit", asked | {"prompt": ""}, status=400)
 
 
@@ -335,6 +344,7 @@ def test_a_run_of_another_place_is_matched_by_checksum(client: Client, workdir: 
     assert client.post("/match", moved)["image"] == str(workdir / "photo.png")
     unknown = moved | {"sha256": {"image": "0" * 64}}
     assert client.post("/match", unknown)["image"] is None
+    client.post("/match", unknown | {"drags": [{"handle": [1, 2, 3], "target": "x"}]}, status=400)
     old = {"picture": "/x.png", "drags": [], "config": {"drag_rate": 0.02}, "versions": {}}
     found = client.post("/match", old)
     assert found["config"]["drag_lr"] == 0.02 and found["config"]["drag_levels"] == 1
@@ -361,12 +371,54 @@ def test_a_killed_program_loses_no_run(workdir: Path, untrained: Path) -> None:
     assert not [*Path("runs/.page").glob("job-*")]
 
 
+def test_a_folder_that_turns_into_a_file_ends_no_queue(client: Client, workdir: Path) -> None:
+    until(lambda: client.get("/state")["model"])
+    shutil.rmtree("runs", ignore_errors=True)
+    number = start(client)
+    client.wait(number)
+    shutil.rmtree("runs/.page")
+    Path("runs/.page").write_text("")
+    asked = client.options()
+    client.post("/submit", asked, status=507)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client.server.store, "write_json", lambda name, values: Path(name))
+        assert client.wait(start(client))["state"] == "done"
+        assert client.wait(start(client))["state"] == "done", "the queue goes on"
+
+
+def test_a_program_that_cannot_start_says_why(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "minidrag.page.jobs.Queue.__init__", raising(OSError(13, "Permission denied", "runs"))
+    )
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert main(["--page", "photo.png", "--no-browser", "--port", "0"]) == 2
+    assert capsys.readouterr().err == "minidrag: runs: Permission denied\n"
+
+
 def test_ctrl_c_ends_the_program_cleanly(workdir: Path, untrained: Path) -> None:
     process, other = outside(untrained)
     assert other.get("/settings")["models"] == [str(untrained), "sd15", "tiny"]
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0 and said == ""
+
+
+def test_an_impatient_second_ctrl_c_ends_it_at_once(workdir: Path, untrained: Path) -> None:
+    process, other = outside(untrained)
+    assert process.stdout
+    asked = {"image": str(workdir / "photo.png"), "drags": [{"handle": [30, 40], "target": [48, 42]}]}
+    settings = other.get("/settings")
+    asked |= {"model": str(untrained), "config": QUICK | {"lora_steps": 10**6}, **settings["fixed"]}
+    number = other.post("/submit", asked)["number"]
+    until(lambda: other.job(number)["stage"] == "LoRA")
+    process.send_signal(signal.SIGINT)
+    while process.stdout.readline() != "stopping\n":
+        pass
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "")
 
 
 def outside(model: Path) -> tuple[subprocess.Popen[str], Client]:

@@ -97,7 +97,8 @@ def test_a_body_in_chunks_is_refused(shared: Client) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b"1", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"a":' + b"9" * 9000 + b"}"],
+    [b"", b"{", b"[]", b"1", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"a":' + b"9" * 9000 + b"}"]
+    + [b'{"a": NaN}', b'{"a": -Infinity}'],
 )
 def test_what_is_not_a_json_object_is_refused(shared: Client, body: bytes) -> None:
     for path in ACTIONS:
@@ -234,6 +235,46 @@ def test_malformed_requests_leave_no_trace(
     assert "Traceback" not in said.err and "mistake" not in said.err
 
 
+def test_slow_senders_hold_up_nobody(client: Client) -> None:
+    slow = [socket.create_connection((LOCAL, client.port), timeout=20) for _ in range(150)]
+    for number, connection in enumerate(slow):
+        connection.sendall(b"POST /mask HTTP/1.1\r\nHost: "[: number % 30])
+    assert [client.ask("GET", path)[0] for path in ("/", "/state", "/history")] == [200] * 3
+    for connection in slow:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image": 3},
+        {"prompt": ["x"]},
+        {"mask": {}},
+        {"result": []},
+        {"result": {"remaining": "x", "distances": 3}},
+        {"result": {"remaining": ["x"]}},
+        {"result": {"seconds": [1], "losses": [0.0]}},
+        {"result": {"seconds": {"inversion": "x"}, "losses": [0.0]}},
+        {"config": {"steps": -1}, "result": {"seconds": {"inversion": 1.0}, "losses": [0.0]}},
+        {"config": [], "result": {"seconds": {"inversion": 1.0}, "losses": [0.0]}},
+        {"sha256": [1]},
+        {"drags": 1, "time": "x"},
+    ],
+)
+def test_a_strange_run_json_breaks_nothing(shared: Client, values: dict[str, Any]) -> None:
+    folder = shared.server.store.place.parent / "strange-1"
+    folder.mkdir(parents=True, exist_ok=True)
+    run = {"model": shared.server.start["model"], "device": "cpu", "drags": [{}], "config": {}} | values
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "edited.png").write_bytes(b"no picture")
+    for path in ("/history", "/state", "/start"):
+        shared.get(path)
+    assert shared.post("/check", shared.options())["error"] is None
+    assert shared.ask("GET", f"/picture?image={shared.server.start['image']}")[0] == 200
+    status, _, said = shared.ask("GET", "/thumb?name=strange-1")
+    assert status in (400, 404) and b"mistake" not in said and b"None" not in said
+
+
 def test_a_full_disk_is_said_in_a_sentence(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     full = OSError(28, "No space left on device", "runs/.page/draft.json")
     monkeypatch.setattr("minidrag.images.write_whole", raising(full))
@@ -285,7 +326,10 @@ def test_a_wrong_command_ends_with_a_sentence(
     options: list[str], words: str, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = listing(workdir)
-    assert main(["--page", "--no-browser", *options]) == 2
+    try:
+        assert main(["--page", "--no-browser", *options]) == 2
+    except SystemExit as end:  # of the parser
+        assert end.code == 2
     error = capsys.readouterr().err
     assert error.startswith("minidrag: ") and words in error and error.count("\n") == 1
     assert listing(workdir) == before

@@ -113,6 +113,15 @@ class Browser:
             pointer.pointer_up()
         actions.perform()
 
+    def lift(self, at: Point) -> None:
+        """Move a mouse that is held to a point of the window and let it go."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        actions = ActionChains(self.driver, duration=5)
+        actions.w3c_actions.pointer_action.move_to_location(round(at[0]), round(at[1]))
+        actions.w3c_actions.pointer_action.pointer_up()
+        actions.perform()
+
     def wheel(self, at: Point, turns: int) -> None:
         event = {"type": "mouseWheel", "x": at[0], "y": at[1], "deltaX": 0, "deltaY": 100 * turns}
         self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)

@@ -72,7 +72,7 @@ class Client:
         """Options of a quick edit of the picture that the page begins with."""
         drags = [{"handle": [30, 40], "target": [48, 42]}]
         usual = {"drags": drags, "prompt": "", "config": QUICK, "seed": 0}
-        return self.server.start | usual | self.server.working().fixed | values
+        return self.server.start | usual | self.server.working().terms.fixed | values
 
     def job(self, number: int) -> dict[str, Any]:
         return next(job for job in self.get("/state")["jobs"] if job["number"] == number)
