@@ -25,6 +25,7 @@ CONFIG = EditConfig(
     inversion_steps=6,
     drag_levels=2,
     drag_steps=5,
+    hold_steps=0,
     drag_lr=0.15,
     motion_step=6.0,
     motion_reference="moving",

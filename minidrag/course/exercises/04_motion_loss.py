@@ -11,7 +11,8 @@ The features one step ahead are to become those at the handle now. So only the p
 otherwise the cheapest way would be to change both to something in between.
 
 In words, for each handle:
-1. Skip it if it has arrived: `arrived(handle, target, config.tolerance)`.
+1. Skip it if it has arrived: `arrived(handle, target, config.tolerance)`. (The project's default holds it
+   there instead, by `config.hold_steps`, which is 0 here.)
 2. d_i points from the handle to the target. Its length is `config.motion_step`, but at most the distance
    to the target, or 1 if the target is nearer than that.
 3. The cells q: `patch(handle, config.motion_radius, features)`, (P, 2); fewer at the border.
