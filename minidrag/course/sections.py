@@ -304,9 +304,9 @@ def supervision(subject: Subject) -> Section:
         ],
         "Each update should lower the first term. Will it be zero when the handle has arrived?",
         row(*(patches(subject, moment) for moment in chosen)) + chart(curves, "state", "loss", borders(edit)),
-        f"Over the drag the pull went from {first:.1f} to {last:.1f}; a handle that has arrived is not "
-        "pulled any more. Whenever a handle advances, the frame advances too, so the loss can jump up "
-        "again.",
+        f"Over the drag the pull went from {first:.1f} to {last:.1f}; a handle that has arrived is "
+        f"{'held there' if config.hold_steps else 'not pulled any more'}. Whenever a handle advances, the "
+        "frame advances too, so the loss can jump up again.",
         r"L_{\text{ms}} = \sum_i \sum_{q \in \Omega(h_i^k, r_1)} \| F_{q + d_i}(\hat z_t^k) - "
         + (r"F_{q - h_i^k + h_i^0}(z_t)" if held != "now" else r"\sg(F_q(\hat z_t^k))")
         + " \\|_1\n"
