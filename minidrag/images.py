@@ -148,7 +148,11 @@ def silence() -> Iterator[None]:
 def to_8_bits(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB, or to RGBA if something of it may be transparent."""
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip at 255
-        image = Image.fromarray(np.rint(np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise OSError("it has values of more than 16 bits: save it with 8 or 16 bits")
+        # A mask that has 1 for white must not become black.
+        image = Image.fromarray(np.maximum(np.rint(levels / 257), levels > 0).astype(np.uint8))
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
