@@ -27,7 +27,7 @@ import torch
 from minidrag import images
 from minidrag.app.options import check_prompt, to_pixel
 from minidrag.bench.cases import Case
-from minidrag.files import read_json, regular, shorten
+from minidrag.files import SparingUnpickler, read_json, regular, shorten
 from minidrag.points import Pixel, check_instruction
 
 IMAGE, PICKLE, JSON, MASK = "original_image.png", "meta_data.pkl", "drag_instruction.json", "mask.png"
@@ -38,7 +38,7 @@ OTHERS = {
 NAMES = (IMAGE, PICKLE, JSON, *OTHERS, *OTHERS.values())
 SDE_SIDE = 512  # pixels: the points of SDE-Drag are for images of this size
 MASK_TYPES = ("u1", "b1")  # uint8 and bool
-MAX_PICKLE = 100_000_000  # bytes
+MAX_PICKLE = 20_000_000  # bytes; those of DragBench have 0.3 million
 
 
 class NumpyStub:
@@ -65,7 +65,7 @@ ALLOWED = {
 }
 
 
-class Unpickler(pickle.Unpickler):
+class Unpickler(SparingUnpickler):
     """Unpickler for plain values and arrays; raises UnpicklingError for anything else before importing it."""
 
     def find_class(self, module: str, name: str) -> type[NumpyStub]:
