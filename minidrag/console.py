@@ -118,8 +118,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def fail(message: str, status: int = 2) -> int:
-    text = " ".join(message.split())
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
-    print("minidrag:", text, file=sys.stderr)
+    print("minidrag:", one_line(message), file=sys.stderr)
     return status
+
+
+def one_line(message: str) -> str:
+    """A message in one line, without the middle of a very long one."""
+    text = " ".join(message.split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
