@@ -123,6 +123,7 @@ SUPPORTED: dict[str, dict[str, tuple[Any, ...]]] = {
         "set_alpha_to_one": YES_OR_NO,
         "steps_offset": (Number(0, 9999),),
         "trained_betas": (None,),
+        "use_flow_sigmas": NO,
     },
     "tokenizer_config.json": {"model_max_length": (None, Number(2.0, float("inf")))},
     "the adapter's configuration": {  # peft's adapter_config.json
@@ -206,6 +207,8 @@ def read_schedule(values: Json) -> Schedule:
     """Read the noise schedule, whatever the sampler; raises ValueError for an unsupported schedule."""
     file = "scheduler_config.json"
     check(file, values)
+    if isinstance(sampler := values.get("_class_name"), str) and "FlowMatch" in sampler:
+        raise unsupported(file, "_class_name", sampler, "a sampler of a diffusion model")
     schedule = Schedule(**sizes(Schedule, file, values))
     if schedule.steps_offset >= schedule.num_train_timesteps:
         raise unsupported(file, "steps_offset", schedule.steps_offset, "one of num_train_timesteps")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minidrag import images
 from minidrag.config import EditConfig
-from minidrag.files import regular
+from minidrag.files import LINK, regular
 from minidrag.method.ddim import Schedule
 from minidrag.method.lora import Moments
 from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
@@ -229,8 +229,8 @@ def local_path(source: str | Path) -> Path | None:
     """The file or folder that a source names, None for a hub id; raises FileNotFoundError for neither."""
     if not str(source):
         raise ValueError("the name of the model is empty: give a folder, a .safetensors file or a hub id")
-    if re.match(r"https?:/", str(source)):
-        known = re.match(r"https?:/+huggingface\.co/([\w.-]+/[\w.-]+)", str(source))
+    if re.match(LINK, str(source)):
+        known = re.match(r"(?i)https?:/+huggingface\.co/([\w.-]+/[\w.-]+)", str(source))
         what = f"give {known[1]}" if known else "download it first, and give the file, or a hub id OWNER/NAME"
         raise ValueError(f"{source} is a link: {what}")
     path = Path(os.path.expanduser(source))
@@ -364,6 +364,8 @@ def find_tokenizer(path: Path, given: str | Path | None, parts: dict[str, Part])
 
 def tokenizer_folder(path: Path, given: str | Path | None) -> Path:
     """The folder with the vocabulary: the one given or the model's, beside a single file, or on the hub."""
+    if given is not None and re.match(LINK, str(given)):
+        raise ValueError(f"{given} is a link: download the tokenizer first, and give its folder")
     place = Path(os.path.expanduser(given)) if given is not None else path if path.is_dir() else path.parent
     if folder := find_vocabulary(place):
         return folder
