@@ -106,7 +106,7 @@ class Trainer:
             self.networks.load_state_dict(state["networks"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.done = state["done"]
+            self.done = int(state["done"])
         except Exception as error:  # torch.load raises many exception types for a broken file
             raise checkpoint_error(self.path, error) from error
 
@@ -135,6 +135,10 @@ class Trainer:
             self.optimizer.step()
             self.update_average(min(self.config.ema, (step + 1) / (step + 10)))
             self.done = step + 1
+            if not loss.isfinite():
+                raise FloatingPointError(
+                    f"{name}: the loss of step {step} is {loss.item()}: try a smaller rate"
+                )
             smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
             bar.set_postfix(loss=f"{smooth:.5f}", refresh=False)
             if self.done % self.config.save_every == 0 or self.done == self.steps:
