@@ -18,6 +18,9 @@ import sys, warnings, logging
 from minidrag import console
 
 def job():
+    with open(__file__) as opened:
+        if opened.fileno() <= 2:
+            return 3
     for _ in range(3000):
         print("wrote 照片.png")
         print("wrote 照片.png", file=sys.stderr, flush=True)
@@ -33,6 +36,7 @@ sys.exit(console.command(job))
         ("> /dev/full 2> /dev/full", False),
         ("2>&1 | true", False),
         (">&- 2>&-", False),
+        ("<&- >&- 2>&-", False),
     ],
 )
 def test_nothing_that_is_printed_fails_a_run(tmp_path: Path, redirection: str, said: bool) -> None:

@@ -78,13 +78,15 @@ def read_pickle(file: Path) -> dict[str, Any]:
     """Read prompt, points and mask, (H, W), bool, of meta_data.pkl. Raises ValueError if it is invalid."""
     try:
         with regular(file, MAX_PICKLE).open("rb") as opened:
-            values = Unpickler(opened, encoding="latin1").load()  # latin1: arrays pickled by Python 2
-        return {"prompt": values["prompt"], "points": values["points"], "mask": to_mask(values["mask"])}
-    except KeyError as error:
-        raise ValueError(f"{PICKLE} has no {error.args[0]}") from error
+            values = dict(Unpickler(opened, encoding="latin1").load())  # latin1: arrays pickled by Python 2
+        missing = [name for name in ("prompt", "points", "mask") if name not in values]
+        mask = None if missing else to_mask(values["mask"])
     except Exception as error:  # damaged pickles raise almost any exception
-        known = isinstance(error, ValueError | EOFError | OSError | pickle.UnpicklingError)
+        known = isinstance(error, OSError | pickle.UnpicklingError) or str(file) in str(error)
         raise ValueError(f"cannot read {PICKLE}: {error if known else 'it is damaged'}") from error
+    if missing:
+        raise ValueError(f"{PICKLE} has no {missing[0]}")
+    return {"prompt": values["prompt"], "points": values["points"], "mask": mask}
 
 
 def to_mask(array: NumpyStub) -> np.ndarray:
@@ -99,7 +101,7 @@ def to_mask(array: NumpyStub) -> np.ndarray:
         order = "F" if column_major else "C"
     kind = dtype.arguments[0]
     if kind not in MASK_TYPES or len(shape) != 2:
-        raise ValueError(f"the mask must be (H, W), uint8 or bool, got shape {shape} and {kind}")
+        raise pickle.UnpicklingError(f"the mask must be (H, W), uint8 or bool, got shape {shape} and {kind}")
     levels = np.frombuffer(to_bytes(data), np.uint8).reshape(shape, order=order)
     return (levels if axes is None else levels.transpose(axes)) > 0
 
@@ -109,7 +111,7 @@ def to_bytes(data: Any) -> bytes:
     if isinstance(data, NumpyStub):
         data, encoding = data.arguments
         if encoding != "latin1":
-            raise ValueError("it has bytes of an unknown encoding")
+            raise pickle.UnpicklingError("it has bytes of an unknown encoding")
     return data.encode("latin1") if isinstance(data, str) else bytes(memoryview(data))
 
 

@@ -389,6 +389,11 @@ def check_vocabulary(vocabulary: dict[str, Any], merges: list[tuple[str, str]]) 
         if not ID.has(number):
             raise ValueError(f"the token {token!r} has {SHORT.repr(number)} in place of an id")
     long = {token for token in vocabulary if len(token.removesuffix("</w>")) > 1 and token not in (BOS, EOS)}
+    for left, right in merges:
+        if not {left, right, left + right} <= vocabulary.keys():
+            raise ValueError(
+                f"the merge {SHORT.repr(f'{left} {right}')} has tokens that the vocabulary lacks"
+            )
     made = {left + right for left, right in merges}
     # A few tokens may have been added by hand.
     if len(long - made) > (len(vocabulary) // 10 if merges else 0):
@@ -421,12 +426,13 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
     """Read pairs of tokens to merge, one per line, after a line with the version."""
     regular(path, MAX_JSON)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
         if not lines:
             raise ValueError("it is empty")
-        pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        pairs = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
         if wrong := [pair for pair in pairs if len(pair) != 2]:
             raise ValueError(f"a line is {SHORT.repr(' '.join(wrong[0]))}")
         return [(left, right) for left, right in pairs]
     except ValueError as error:
-        raise ValueError(f"{path} is not a list of pairs of tokens: download it again ({error})") from error
+        why = "it is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise ValueError(f"{path} is not a list of pairs of tokens: download it again ({why})") from error

@@ -278,15 +278,15 @@ def single_file_schedule(header: Header) -> Json:
     for file in (header.file.with_suffix(suffix) for suffix in (".yaml", ".yml")):
         if file.is_file():
             text = regular(file, 2**20).read_text(encoding="utf-8", errors="replace")
-            said = value_in(text, "parameterization") or said
-            rescaled |= (value_in(text, "rescale_betas_zero_snr") or "").lower() == "true"
+            said = value_in(text, "parameterization") or value_in(text, "prediction_type") or said
+            rescaled |= (value_in(text, "rescale_betas_zero_snr") or "").lower() in ("true", "yes", "on")
     names = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
     return {"prediction_type": names.get(said, said), "rescale_betas_zero_snr": rescaled}
 
 
 def value_in(yaml: str, key: str) -> str | None:
-    """The word that a line of a YAML file has for a key."""
-    found = re.search(rf"""(?m)^[^#\n]*\b{key}["']?[ \t]*:[ \t]*["']?(\w+)""", yaml)
+    """The word that a YAML file has for a key, in its line or the next, after any tag or anchor."""
+    found = re.search(rf"""(?m)^[^#\n]*\b{key}["']?[ \t]*:\s*(?:[&!]\S+\s+)*["']?(\w+)""", yaml)
     return found[1] if found else None
 
 
