@@ -285,8 +285,8 @@ def single_file_schedule(header: Header) -> Json:
 
 
 def value_in(yaml: str, key: str) -> str | None:
-    """The word that a YAML file has for a key, in its line or a later one, after any tag, anchor, or comment."""
-    found = re.search(rf"""(?m)^[^#\n]*\b{key}["']?[ \t]*:(?:\s|#.*$|[&!]\S+)*["']?(\w+)""", yaml)
+    """The word that a YAML file has for a key, after any tag, anchor, or comment."""
+    found = re.search(rf"""(?m)^[^#\n]*\b{key}["']?[ \t]*:(?:\s|#.*$|[&!]\S*\s)*["']?(\w+)""", yaml)
     return found[1] if found else None
 
 
