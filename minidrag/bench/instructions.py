@@ -13,6 +13,7 @@ Cases of Drag100 (GoodDrag) and of SDE-Drag are read too, from a folder above th
     DragBench/CASE/origin_image.png, mask.png, prompt.json    {"prompt": text, "source": [], "target": []}
 """
 
+import io
 import json
 import pickle
 from collections.abc import Sequence
@@ -77,8 +78,8 @@ class Unpickler(SparingUnpickler):
 def read_pickle(file: Path) -> dict[str, Any]:
     """Read prompt, points and mask, (H, W), bool, of meta_data.pkl. Raises ValueError if it is invalid."""
     try:
-        with regular(file, MAX_PICKLE).open("rb") as opened:
-            values = dict(Unpickler(opened, encoding="latin1").load())  # latin1: arrays pickled by Python 2
+        content = io.BytesIO(regular(file, MAX_PICKLE).read_bytes())  # a file reserves what is asked
+        values = dict(Unpickler(content, encoding="latin1").load())  # latin1: arrays pickled by Python 2
         missing = [name for name in ("prompt", "points", "mask") if name not in values]
         mask = None if missing else to_mask(values["mask"])
     except Exception as error:  # damaged pickles raise almost any exception

@@ -172,6 +172,6 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         save_file(dict(tensors), path, dict(metadata))
     except SafetensorError as error:  # a full disk, for example
         told = re.search(r"os error (\d+)", str(error))
-        number = int(told[1]) if told else errno.EIO
-        raise OSError(number, os.strerror(number), str(path)) from error
+        code, reason = (int(told[1]), os.strerror(int(told[1]))) if told else (errno.EIO, str(error))
+        raise OSError(code, reason, str(path)) from error
     path.chmod(mode)
