@@ -129,16 +129,14 @@ class Trainer:
                 group["lr"] = self.rate * min((step + 1) / 100, 1.0, (self.steps - step) / (0.3 * self.steps))
             with autocast(self.config):
                 loss = loss_of(step)
+            if not loss.isfinite():
+                raise FloatingPointError(f"the loss of the {name} became {loss.item()}: try a smaller rate")
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
             self.optimizer.step()
             self.update_average(min(self.config.ema, (step + 1) / (step + 10)))
             self.done = step + 1
-            if not loss.isfinite():
-                raise FloatingPointError(
-                    f"{name}: the loss of step {step} is {loss.item()}: try a smaller rate"
-                )
             smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
             bar.set_postfix(loss=f"{smooth:.5f}", refresh=False)
             if self.done % self.config.save_every == 0 or self.done == self.steps:
