@@ -10,9 +10,12 @@ python demo.py --page                                   # the same with a mouse,
 import sys
 
 if __name__ == "__main__" and "--page" in sys.argv[1:]:  # before PyTorch is imported: the page opens at once
+    from minidrag.console import printing
     from minidrag.page.serve import main as serve
 
-    sys.exit(serve(sys.argv[1:]))
+    with printing():
+        status = serve(sys.argv[1:])
+    sys.exit(status)
 
 from collections.abc import Sequence
 from pathlib import Path

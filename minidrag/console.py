@@ -66,6 +66,7 @@ class Stream:
 @contextmanager
 def printing() -> Iterator[None]:
     """Let nothing that is printed fail within a context, and let no other library print warnings."""
+    fill_descriptors()
     before, disabled = (sys.stdout, sys.stderr), logging.root.manager.disable
     streams: Any = [Stream(stream) for stream in before]
     sys.stdout, sys.stderr = streams
@@ -80,6 +81,17 @@ def printing() -> Iterator[None]:
             stream.flush()
         sys.stdout, sys.stderr = before
         logging.disable(disabled)
+
+
+def fill_descriptors() -> None:
+    """Give closed standard streams a place, which else the next file that is opened would get.
+
+    Libraries write to the number of the standard error, or redirect it, whatever is there.
+    """
+    number = os.open(os.devnull, os.O_RDWR)
+    while number <= 2:
+        number = os.open(os.devnull, os.O_RDWR)
+    os.close(number)
 
 
 def command(
@@ -118,8 +130,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def fail(message: str, status: int = 2) -> int:
-    text = " ".join(message.split())
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
-    print("minidrag:", text, file=sys.stderr)
+    print("minidrag:", one_line(message), file=sys.stderr)
     return status
+
+
+def one_line(message: str) -> str:
+    """A message in one line, without the middle of a very long one."""
+    text = " ".join(message.split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"

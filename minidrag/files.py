@@ -2,15 +2,18 @@
 
 import json
 import os
+import pickle
 import platform
 import re
 import shutil
 import stat
+import struct
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+LINK = r"(?i)[a-z]{2,}:/"  # C:/ is a drive
 MAX_JSON = 20_000_000  # bytes; a run.json has some thousands
 PART = f".part-{platform.node()}-"  # of unfinished files and folders of this machine, before the process's id
 
@@ -20,7 +23,7 @@ def regular(path: Path, most: int | None = None) -> Path:
 
     A pipe would be waited for without end, and a device such as /dev/zero read without end.
     """
-    if re.match(r"[a-z]+:/", str(path)):  # Path made one slash of two
+    if re.match(LINK, str(path)):  # Path made one slash of two
         raise ValueError(f"{path} is a link: download it first, and give the file")
     try:
         found = path.stat()
@@ -68,6 +71,16 @@ def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {shorten(twice)} is there more than once")
     return values
+
+
+class SparingUnpickler(pickle._Unpickler):
+    """Unpickler that takes no more memory than the file has; the one in C takes what the file asks for."""
+
+    def load_bytearray8(self) -> None:
+        (count,) = struct.unpack("<Q", self.read(8))  # type: ignore[attr-defined]
+        self.append(bytearray(self.read(count)))  # type: ignore[attr-defined]
+
+    dispatch: dict[int, Any] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
 
 
 def refuse(constant: str) -> float:

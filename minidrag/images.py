@@ -62,7 +62,7 @@ def load_mask(path: Path, size: tuple[int, int]) -> Tensor | None:
     it is the paint that is editable, whichever color it has.
     Raises ValueError for an unreadable mask, one of another size, or one whose marks are all dark gray.
     """
-    image = read(path)
+    image = read(path, with_labels)
     if image.size != size:
         found, wanted = (f"{width}x{height}" for width, height in (image.size, size))
         raise ValueError(f"the mask {path} is {found} pixels, the image {wanted}: make them the same size")
@@ -72,6 +72,14 @@ def load_mask(path: Path, size: tuple[int, int]) -> Tensor | None:
     if 0 < levels.max() < 128:
         raise ValueError(f"the mask {path} has no white: its lightest gray is {int(levels.max())} of 255")
     return torch.from_numpy((levels >= 128).astype(np.float32)) if levels.any() else None
+
+
+def with_labels(image: Image.Image) -> Image.Image:
+    """Lighten labels of 16 bits, such as 1 of 65535, which would become black in 8 bits; not black itself."""
+    if not image.mode.startswith("I"):
+        return image
+    levels = np.asarray(image)
+    return Image.fromarray(np.where(levels > 0, levels.clip(257), levels))
 
 
 def opacity(image: Image.Image) -> np.ndarray:
@@ -148,7 +156,10 @@ def silence() -> Iterator[None]:
 def to_8_bits(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB, or to RGBA if something of it may be transparent."""
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip at 255
-        image = Image.fromarray(np.rint(np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise OSError("it has values of more than 16 bits: save it with 8 or 16 bits")
+        image = Image.fromarray(np.rint(levels / 257).astype(np.uint8))
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 

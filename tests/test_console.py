@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
+from support.command import ROOT
 
 from minidrag import console
 
@@ -18,6 +19,9 @@ import sys, warnings, logging
 from minidrag import console
 
 def job():
+    with open(__file__) as opened:
+        if opened.fileno() <= 2:
+            return 3
     for _ in range(3000):
         print("wrote 照片.png")
         print("wrote 照片.png", file=sys.stderr, flush=True)
@@ -33,6 +37,7 @@ sys.exit(console.command(job))
         ("> /dev/full 2> /dev/full", False),
         ("2>&1 | true", False),
         (">&- 2>&-", False),
+        ("<&- >&- 2>&-", False),
     ],
 )
 def test_nothing_that_is_printed_fails_a_run(tmp_path: Path, redirection: str, said: bool) -> None:
@@ -46,6 +51,14 @@ def test_nothing_that_is_printed_fails_a_run(tmp_path: Path, redirection: str, s
     if said:
         for name in ("out", "err"):
             assert (tmp_path / name).read_text() == 3000 * "wrote \\u7167\\u7247.png\n"
+
+
+def test_the_page_on_a_full_disk_ends_with_its_own_sentence() -> None:
+    command = f"{sys.executable} demo.py --page --no-browser --port 0 --device foo > /dev/full"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "minidrag: unknown device 'foo': use cpu, cuda, or mps"
+    assert "Traceback" not in done.stderr
 
 
 def test_streams_are_as_before_afterwards() -> None:

@@ -406,6 +406,22 @@ def test_floating_point_image(tmp_path: Path) -> None:
         load_image(tmp_path / "image.tif")
 
 
+def test_whole_numbers_of_more_than_16_bits(tmp_path: Path) -> None:
+    levels = np.linspace(0, 2**31 - 1, HEIGHT * WIDTH).astype(np.int32).reshape(HEIGHT, WIDTH)
+    for values in (levels, -levels):
+        Image.fromarray(values).save(tmp_path / "image.tif")
+        with pytest.raises(ValueError, match="it has values of more than 16 bits: save it with 8 or 16"):
+            load_image(tmp_path / "image.tif")
+
+
+def test_a_mask_of_labels_in_16_bits_is_not_empty(tmp_path: Path) -> None:
+    labels = np.zeros((HEIGHT, WIDTH), np.uint16)
+    labels[:5] = 1
+    Image.fromarray(labels).save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match="has no white: its lightest gray is 1 of 255"):
+        load_mask(tmp_path / "mask.png", (WIDTH, HEIGHT))
+
+
 @pytest.mark.parametrize("size", [(8001, 8000), (10_000, 9_000), (20_000, 20_000), (200_000, 1_000)])
 def test_oversized_image(tmp_path: Path, size: tuple[int, int], recwarn: pytest.WarningsRecorder) -> None:
     header = b"P4\n%d %d\n" % size  # a bitmap without its pixels: nothing may try to read them

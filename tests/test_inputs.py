@@ -284,6 +284,8 @@ def test_drags_of_other_programs_and_doubled_ones(capsys: pytest.CaptureFixture[
 
 HABITS = {  # arguments, and what is said
     "link": (["https://example.org/photo.jpg", *DRAG], "is a link: download it first, and give the file"),
+    "link in capitals": (["HTTPS://example.org/photo.jpg", *DRAG], "is a link: download it first"),
+    "guidance that is no number": ([*PHOTO, "--guidance", "nan"], "--guidance must be 0 to 100, got NaN"),
     "link to a mask": ([*PHOTO, "--mask", "http://example.org/m.png"], "is a link: download it first"),
     "link to points": (
         ["photo.png", "--points", "https://example.org/p.json"],
@@ -324,6 +326,7 @@ def test_habits_of_people(case: str, capsys: pytest.CaptureFixture[str]) -> None
             "https://example.org/model.safetensors",
             "download it first, and give the file, or a hub id OWNER/NAME",
         ),
+        ("FILE:///tmp/model.safetensors", "is a link: download it first, and give the file"),
         ("~nosuchuser/model", "does not exist: give a folder"),
         ("", "the name of the model is empty"),
     ],

@@ -82,9 +82,7 @@ def report(source: Path) -> int:
 
 def sentence(error: OSError | ValueError) -> str:
     """An error in one line, in characters that every terminal can print."""
-    named = isinstance(error, OSError) and error.filename and error.strerror
-    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and named else str(error)
-    return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+    return console.one_line(console.reason(error)).encode("utf-8", "backslashreplace").decode()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -62,8 +62,10 @@ class Header:
 
 def check(source: Path) -> Iterator[str]:
     """Yield the report line by line; raises ValueError or OSError if minidrag cannot load `source`."""
-    if not source.exists():
+    found = weights.local_path(source)
+    if found is None:
         raise FileNotFoundError(f"{source} does not exist: give a file or a folder")
+    source = found
     if is_lora(source):
         yield from check_lora(source)
     elif is_vae(source):
@@ -79,7 +81,7 @@ def is_lora(source: Path) -> bool:
     if source.is_dir():
         names = (lora_file.FILE_NAME, lora_file.ADAPTER)
         return not (source / "unet").is_dir() and any((source / name).is_file() for name in names)
-    return any("lora" in key or "hada_" in key or "lokr_" in key for key in keys_of(source))
+    return lora_file.has_adapter(keys_of(source))
 
 
 def is_vae(source: Path) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minidrag.files import part_of, sweep
 from minidrag.weights.checkpoint import FLOATS
 from minidrag.weights.files import PICKLES, Header, find_shards, read_header, read_tensor, save_tensors
 from minidrag.weights.model import single_file_schedule
@@ -25,22 +26,31 @@ def written_whole(target: Path) -> Iterator[Path]:
 
     Raises FileExistsError if `target` exists and OSError if writing fails, leaving nothing behind.
     """
-    if os.path.lexists(target):  # a link that leads nowhere is someone's too
-        raise FileExistsError(f"{target} already exists: delete it or choose another name")
+    refuse_taken(target)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"cannot write {target}: {target.parent} is not a folder")
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    part = None
     try:
+        sweep(target.parent)
+        part = part_of(target.parent)
+        unfinished = part / target.name
         yield unfinished
+        refuse_taken(target)
+        if unfinished.is_file():
+            target.touch(exist_ok=False)  # of two processes, one succeeds; a folder replaces no full one
         unfinished.rename(target)
     except OSError as error:
         if error.errno is None:  # not of the system but a sentence of ours, on what was read
             raise
         raise OSError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        unfinished.unlink(missing_ok=True)
+        if part:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def refuse_taken(target: Path) -> None:
+    if os.path.lexists(target):  # a link that leads nowhere is someone's too
+        raise FileExistsError(f"{target} already exists: delete it or choose another name")
 
 
 def save(tensors: Tensors, file: Path, metadata: dict[str, str] | None = None) -> None:

@@ -5,6 +5,7 @@ known, and they are ours; every other name gets an inert stand-in, so that the t
 checkpoint can be read without its callbacks. Kinds and sizes are checked before any number is read.
 """
 
+import errno
 import io
 import pickle
 import struct
@@ -17,10 +18,10 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from minidrag.files import regular
+from minidrag.files import SparingUnpickler, regular
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first object of a file by PyTorch before 1.6, which is not a zip archive
-PICKLE_LIMIT = 32 * 2**20  # bytes of descriptions; those of Stable Diffusion are below 1 MB
+PICKLE_LIMIT = 8 * 2**20  # bytes of descriptions, each an object; those of Stable Diffusion are below 1 MB
 STORAGES = {
     "BFloat16Storage": torch.bfloat16,
     "BoolStorage": torch.bool,
@@ -34,6 +35,9 @@ STORAGES = {
     "ShortStorage": torch.int16,
     "UntypedStorage": torch.uint8,
 }
+DTYPES = {*STORAGES.values(), torch.uint16, torch.uint32, torch.uint64}
+DTYPES |= {torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
+STORAGES |= {"ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128}
 ODD = {  # functions that build other kinds of tensors
     "_rebuild_sparse_tensor": "sparse",
     "_rebuild_sparse_csr_tensor": "sparse",
@@ -91,7 +95,10 @@ class Items(dict[Any, Any]):
         pass
 
 
-def plain(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Described:
+def plain(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Described:
+    """A tensor; after requires_grad and hooks may come what turns the sign of its numbers."""
+    if more[2:] and isinstance(more[2], dict) and any(more[2].values()):
+        return Described(None, odd="a view with other signs")
     if not isinstance(storage, Storage):
         return Described(None, odd="broken")
     return Described(storage, offset, size, stride, storage.dtype)
@@ -99,7 +106,7 @@ def plain(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Describ
 
 def typed(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Described:
     """A tensor whose storage has bytes; its dtype comes after requires_grad and hooks."""
-    found, dtype = plain(storage, offset, size, stride), more[2]
+    found, dtype = plain(storage, offset, size, stride, *more[:2], *more[3:]), more[2]
     return found._replace(dtype=dtype) if isinstance(dtype, torch.dtype) else Described(None, odd="broken")
 
 
@@ -125,7 +132,7 @@ KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
-class Unpickler(pickle._Unpickler):  # the one in C takes as much memory as a file asks for
+class Unpickler(SparingUnpickler):
     """Builds descriptions of tensors and stand-ins."""
 
     def __init__(self, file: Any):
@@ -175,9 +182,9 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
             zipped = zipfile.is_zipfile(opened)
             opened.seek(0)
             values, places = read_zip(opened, size) if zipped else read_stream(opened, size)
-    except OSError:
-        raise
     except Exception as error:  # damaged files raise many exception types
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that: a place before the start
+            raise
         reason = f" ({error})" if isinstance(error, pickle.UnpicklingError) else ""
         raise ValueError(f"{file} is truncated or not a PyTorch pickle{reason}: download it again") from error
     described = dict(named_tensors(values, file))
@@ -258,6 +265,8 @@ def problem_of(tensor: Described, places: Places) -> str:
         numbers += shape if isinstance(shape, (list, tuple)) else [None]
     if any(type(number) is not int or number < 0 for number in numbers):
         return "broken"
+    if tensor.dtype not in DTYPES:
+        return f"of the kind {str(tensor.dtype).removeprefix('torch.')}"
     if storage.place == "meta":
         return "without numbers (on the meta device)"
     if storage.key not in places or len(tensor.size) != len(tensor.stride):

@@ -235,8 +235,10 @@ def read_options(given: dict[str, Any]) -> Options:
         check_generation(values)
     elif not values.get("drags"):
         raise ValueError("no drag: give at least one --drag X,Y:X,Y, handle and target in pixels")
+    if not 0 <= (guidance := values.get("guidance", 1.0)) <= 100:
+        raise ValueError(f"--guidance must be 0 to 100, got {shown(guidance)}")
     if not 0 <= values.get("seed", 0) < 2**63:
-        raise ValueError(f"--seed must be 0 to 2**63 - 1, got {values['seed']}")
+        raise ValueError(f"--seed must be 0 to 2**63 - 1, got {shown(values['seed'])}")
     if values.get("lora"):
         values["lora"] = find_file(values["lora"])
     values["device"], values["dtype"] = choose_device(values.get("device"), values.get("dtype"))
@@ -274,8 +276,6 @@ def check_generation(values: dict[str, Any]) -> None:
     """Raise ValueError for options from which no image can be generated."""
     if not values.get("prompt", "").strip():
         raise ValueError("--generate needs a --prompt that describes the image")
-    if not 0 <= (guidance := values.get("guidance", 1.0)) <= 100:
-        raise ValueError(f"--guidance must be 0 to 100, got {guidance}")
     values.setdefault("drags", [])
 
 
@@ -354,6 +354,8 @@ def current_names(values: Any) -> Any:
     """A JSON object of version 0.1 under the names of today; anything else as it is."""
     if not isinstance(values, dict):
         return values
+    if twice := [new for old, new in RENAMED.items() if old in values and new in values]:
+        raise ValueError(f"the key {twice[0]} is there more than once, by its old name too")
     return {RENAMED.get(name, name): value for name, value in values.items()}
 
 
@@ -379,7 +381,7 @@ def check_kinds(values: Any) -> None:
     if not isinstance(values, dict):
         raise ValueError("expected a JSON object")
     if unknown := sorted(values.keys() - known.keys()):
-        raise ValueError(f"unknown keys {', '.join(unknown)}: the keys are {', '.join(KINDS)}")
+        raise ValueError(f"unknown keys {shorten(', '.join(unknown))}: the keys are {', '.join(KINDS)}")
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, known[name]):
             raise ValueError(f"{name} cannot be {shown(value)}")

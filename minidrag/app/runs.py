@@ -22,6 +22,7 @@ from minidrag.weights import lora_file
 from minidrag.weights.model import Model, decode, working_size
 
 RESULTS = ("comparison.png", "edited.png", "generated.png", "lora.safetensors", "process.gif", "run.json")
+LONGEST = 60  # characters of an image's name in a folder's: file systems allow 255 bytes
 FRAME_EVERY = 5  # drag steps between two frames of the animation
 
 
@@ -32,7 +33,7 @@ def output(out: Path | None, image: Path) -> Iterator[Path]:
     out: None: the first of runs/NAME-1, runs/NAME-2, ... that no other run has, NAME being the image's.
     Raises ValueError at once if nothing can be written there, or if results would be replaced.
     """
-    numbered = (Path("runs") / f"{image.stem}-{number}" for number in count(1))
+    numbered = (Path("runs") / f"{image.stem[:LONGEST]}-{number}" for number in count(1))
     try:
         folder, made = next(filter(None, map(claim, numbered))) if out is None else (out, make(out))
         sweep(folder)

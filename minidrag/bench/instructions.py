@@ -13,6 +13,7 @@ Cases of Drag100 (GoodDrag) and of SDE-Drag are read too, from a folder above th
     DragBench/CASE/origin_image.png, mask.png, prompt.json    {"prompt": text, "source": [], "target": []}
 """
 
+import io
 import json
 import pickle
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ import torch
 from minidrag import images
 from minidrag.app.options import check_prompt, to_pixel
 from minidrag.bench.cases import Case
-from minidrag.files import read_json, regular, shorten
+from minidrag.files import SparingUnpickler, read_json, regular, shorten
 from minidrag.points import Pixel, check_instruction
 
 IMAGE, PICKLE, JSON, MASK = "original_image.png", "meta_data.pkl", "drag_instruction.json", "mask.png"
@@ -38,7 +39,7 @@ OTHERS = {
 NAMES = (IMAGE, PICKLE, JSON, *OTHERS, *OTHERS.values())
 SDE_SIDE = 512  # pixels: the points of SDE-Drag are for images of this size
 MASK_TYPES = ("u1", "b1")  # uint8 and bool
-MAX_PICKLE = 100_000_000  # bytes
+MAX_PICKLE = 20_000_000  # bytes; those of DragBench have 0.3 million
 
 
 class NumpyStub:
@@ -65,7 +66,7 @@ ALLOWED = {
 }
 
 
-class Unpickler(pickle.Unpickler):
+class Unpickler(SparingUnpickler):
     """Unpickler for plain values and arrays; raises UnpicklingError for anything else before importing it."""
 
     def find_class(self, module: str, name: str) -> type[NumpyStub]:
@@ -77,14 +78,16 @@ class Unpickler(pickle.Unpickler):
 def read_pickle(file: Path) -> dict[str, Any]:
     """Read prompt, points and mask, (H, W), bool, of meta_data.pkl. Raises ValueError if it is invalid."""
     try:
-        with regular(file, MAX_PICKLE).open("rb") as opened:
-            values = Unpickler(opened, encoding="latin1").load()  # latin1: arrays pickled by Python 2
-        return {"prompt": values["prompt"], "points": values["points"], "mask": to_mask(values["mask"])}
-    except KeyError as error:
-        raise ValueError(f"{PICKLE} has no {error.args[0]}") from error
+        content = io.BytesIO(regular(file, MAX_PICKLE).read_bytes())  # a file reserves what is asked
+        values = dict(Unpickler(content, encoding="latin1").load())  # latin1: arrays pickled by Python 2
+        missing = [name for name in ("prompt", "points", "mask") if name not in values]
+        mask = None if missing else to_mask(values["mask"])
     except Exception as error:  # damaged pickles raise almost any exception
-        known = isinstance(error, ValueError | EOFError | OSError | pickle.UnpicklingError)
+        known = isinstance(error, OSError | pickle.UnpicklingError) or str(file) in str(error)
         raise ValueError(f"cannot read {PICKLE}: {error if known else 'it is damaged'}") from error
+    if missing:
+        raise ValueError(f"{PICKLE} has no {missing[0]}")
+    return {"prompt": values["prompt"], "points": values["points"], "mask": mask}
 
 
 def to_mask(array: NumpyStub) -> np.ndarray:
@@ -99,7 +102,7 @@ def to_mask(array: NumpyStub) -> np.ndarray:
         order = "F" if column_major else "C"
     kind = dtype.arguments[0]
     if kind not in MASK_TYPES or len(shape) != 2:
-        raise ValueError(f"the mask must be (H, W), uint8 or bool, got shape {shape} and {kind}")
+        raise pickle.UnpicklingError(f"the mask must be (H, W), uint8 or bool, got shape {shape} and {kind}")
     levels = np.frombuffer(to_bytes(data), np.uint8).reshape(shape, order=order)
     return (levels if axes is None else levels.transpose(axes)) > 0
 
@@ -109,7 +112,7 @@ def to_bytes(data: Any) -> bytes:
     if isinstance(data, NumpyStub):
         data, encoding = data.arguments
         if encoding != "latin1":
-            raise ValueError("it has bytes of an unknown encoding")
+            raise pickle.UnpicklingError("it has bytes of an unknown encoding")
     return data.encode("latin1") if isinstance(data, str) else bytes(memoryview(data))
 
 

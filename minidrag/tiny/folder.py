@@ -18,9 +18,13 @@ from minidrag.weights.model import STEMS
 
 
 def must_be_free(out: Path) -> None:
-    """Raise ValueError unless `out` is missing or an empty folder."""
+    """Raise ValueError unless `out` is missing or an empty folder, OSError if it cannot be made."""
     if os.path.lexists(out) and not (out.is_dir() and next(out.iterdir(), None) is None):
         raise ValueError(f"{out} exists already: give another folder, or delete it")
+    if not out.exists():  # tried before a long training
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.mkdir()
+        out.rmdir()
 
 
 def write(
@@ -32,7 +36,6 @@ def write(
     ValueError if `out` is not free, and OSError if writing fails.
     """
     must_be_free(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     sweep(out.parent)
     part = part_of(out.parent)
     try:

@@ -106,7 +106,7 @@ class Trainer:
             self.networks.load_state_dict(state["networks"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.done = state["done"]
+            self.done = int(state["done"])
         except Exception as error:  # torch.load raises many exception types for a broken file
             raise checkpoint_error(self.path, error) from error
 
@@ -129,6 +129,8 @@ class Trainer:
                 group["lr"] = self.rate * min((step + 1) / 100, 1.0, (self.steps - step) / (0.3 * self.steps))
             with autocast(self.config):
                 loss = loss_of(step)
+            if not loss.isfinite():
+                raise FloatingPointError(f"the loss of the {name} became {loss.item()}: try a smaller rate")
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)

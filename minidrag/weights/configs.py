@@ -123,6 +123,7 @@ SUPPORTED: dict[str, dict[str, tuple[Any, ...]]] = {
         "set_alpha_to_one": YES_OR_NO,
         "steps_offset": (Number(0, 9999),),
         "trained_betas": (None,),
+        "use_flow_sigmas": NO,
     },
     "tokenizer_config.json": {"model_max_length": (None, Number(2.0, float("inf")))},
     "the adapter's configuration": {  # peft's adapter_config.json
@@ -206,6 +207,8 @@ def read_schedule(values: Json) -> Schedule:
     """Read the noise schedule, whatever the sampler; raises ValueError for an unsupported schedule."""
     file = "scheduler_config.json"
     check(file, values)
+    if isinstance(sampler := values.get("_class_name"), str) and "FlowMatch" in sampler:
+        raise unsupported(file, "_class_name", sampler, "a sampler of a diffusion model")
     schedule = Schedule(**sizes(Schedule, file, values))
     if schedule.steps_offset >= schedule.num_train_timesteps:
         raise unsupported(file, "steps_offset", schedule.steps_offset, "one of num_train_timesteps")
@@ -386,6 +389,11 @@ def check_vocabulary(vocabulary: dict[str, Any], merges: list[tuple[str, str]]) 
         if not ID.has(number):
             raise ValueError(f"the token {token!r} has {SHORT.repr(number)} in place of an id")
     long = {token for token in vocabulary if len(token.removesuffix("</w>")) > 1 and token not in (BOS, EOS)}
+    for left, right in merges:
+        if not {left, right, left + right} <= vocabulary.keys():
+            raise ValueError(
+                f"the merge {SHORT.repr(f'{left} {right}')} has tokens that the vocabulary lacks"
+            )
     made = {left + right for left, right in merges}
     # A few tokens may have been added by hand.
     if len(long - made) > (len(vocabulary) // 10 if merges else 0):
@@ -418,12 +426,13 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
     """Read pairs of tokens to merge, one per line, after a line with the version."""
     regular(path, MAX_JSON)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
         if not lines:
             raise ValueError("it is empty")
-        pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        pairs = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
         if wrong := [pair for pair in pairs if len(pair) != 2]:
             raise ValueError(f"a line is {SHORT.repr(' '.join(wrong[0]))}")
         return [(left, right) for left, right in pairs]
     except ValueError as error:
-        raise ValueError(f"{path} is not a list of pairs of tokens: download it again ({error})") from error
+        why = "it is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise ValueError(f"{path} is not a list of pairs of tokens: download it again ({why})") from error

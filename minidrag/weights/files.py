@@ -5,6 +5,7 @@ A network's tensors are in one safetensors file, or in several, the shards, that
 
 import errno
 import json
+import os
 import re
 import stat
 from collections.abc import Mapping
@@ -98,7 +99,7 @@ def read_whole(file: Path) -> Header:
             dtypes = {key: str(part.get_dtype()) for key, part in slices.items()}
             metadata = opened.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(diagnose(file, size, error)) from error
+        raise ValueError(diagnose(file, size)) from error
     return Header(file, shapes, dtypes, metadata, dict.fromkeys(shapes, file))
 
 
@@ -106,7 +107,7 @@ def conversion(file: Path) -> str:
     return f"convert it with `python -m weights_convert safetensors {file} OUT`"
 
 
-def diagnose(file: Path, size: int, error: Exception) -> str:
+def diagnose(file: Path, size: int) -> str:
     """A sentence on a file that is not a safetensors file."""
     # Only now: a valid file can begin with any eight bytes, the length of its header.
     with open(file, "rb") as opened:
@@ -118,7 +119,7 @@ def diagnose(file: Path, size: int, error: Exception) -> str:
         return f"{file} is a pickle despite its suffix: rename it to .ckpt and {conversion(file)}"
     if start.startswith(b"version https://git-lfs"):
         return f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull`"
-    return f"{file} is truncated or not a safetensors file: download it again ({size:,} bytes: {error})"
+    return f"{file} is truncated or not a safetensors file: download it again (it has {size:,} bytes)"
 
 
 def read_index(index: Path) -> dict[str, Path]:
@@ -170,5 +171,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     try:
         save_file(dict(tensors), path, dict(metadata))
     except SafetensorError as error:  # a full disk, for example
-        raise OSError(errno.EIO, str(error), str(path)) from error
+        told = re.search(r"os error (\d+)", str(error))
+        code, reason = (int(told[1]), os.strerror(int(told[1]))) if told else (errno.EIO, str(error))
+        raise OSError(code, reason, str(path)) from error
     path.chmod(mode)

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 
@@ -44,8 +44,11 @@ MODELS = {  # that a LoRA is for, by a part of a key
 }
 WIDTHS = {1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by the channels of the text
 FOREIGN = {"hada_": "LoHa", "lokr_": "LoKr", "lora_mid": "LoCon in Tucker form"}
+FOREIGN |= {r"\bboft_": "BOFT", r"\boft_": "OFT", r"ia3_l|\.on_input$": "IA3", "vera_lambda": "VeRA"}
+FOREIGN |= {r"\.[ab][12]\.weight$": "GLoRA", r"\.[wb]_norm$": "a file of weight differences"}
 FOREIGN |= {"^lora_vae_|^vae\\.": "a LoRA of a VAE"}
 FOREIGN |= {"dora_scale|lora_magnitude": "DoRA", r"\.diff(_b)?$": "a file of weight differences"}
+FOREIGN |= {"^emb_params$|^<.*>$|^clip_[lg]$|^string_to_param": "an embedding of textual inversion"}
 STYLES = {  # keys for the UNet, keys for the text encoder, names of down and up
     "peft": ("unet.{}.lora_{}.weight", "text_encoder.{}.lora_{}.weight", "A", "B"),
     "diffusers": ("unet.{}.lora.{}.weight", "text_encoder.{}.lora_linear_layer.{}.weight", "down", "up"),
@@ -91,6 +94,12 @@ def find_file(path: Path) -> Path:
     raise FileNotFoundError(f"{path} has neither {FILE_NAME} nor {ADAPTER}: {found}")
 
 
+def has_adapter(keys: Iterable[str]) -> bool:
+    """True for the keys of a LoRA, or of what is given in place of one."""
+    patterns = re.compile("|".join(["lora", "^bundle_emb", *FOREIGN]))
+    return any(patterns.search(key) for key in keys)
+
+
 def left_out(path: str | Path) -> list[str]:
     """Sentences on what a LoRA's file has besides the LoRA."""
     matches = [LEFT_OUT.match(key) for key in read_header(find_file(Path(path))).shapes]
@@ -113,7 +122,10 @@ def sort_keys(header: Header, models: Mapping[str, nn.Module]) -> Keys:
         name = layer.replace(".", "_")
         if part is None:  # peft's keys do not name the network
             part = "unet" if name in paths["unet"] or name not in paths["text_encoder"] else "text_encoder"
-        found[part].setdefault(paths[part].get(name, layer), {})[role] = key
+        roles = found[part].setdefault(paths[part].get(name, layer), {})
+        if role in roles:
+            raise ValueError(f"the LoRA of layer {layer} is there twice, as {roles[role]} and as {key}")
+        roles[role] = key
     if not any(found.values()):
         raise ValueError("there is no LoRA in the file")
     return found
@@ -219,7 +231,10 @@ def _read_factor(header: Header, key: str) -> Tensor:
             f"the tensor {key} is {header.dtypes[key]}: only floating point numbers are supported"
         )
     tensor = read_tensor(header, key)
-    return tensor.float() if tensor.dtype.itemsize == 1 else tensor  # little can be computed in 8 bits
+    tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # little can be computed in 8 bits
+    if not tensor.isfinite().all():
+        raise ValueError(f"the tensor {key} has numbers that are not finite: its training has failed")
+    return tensor
 
 
 def _read_alpha(header: Header, key: str) -> float:

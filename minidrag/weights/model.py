@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minidrag import images
 from minidrag.config import EditConfig
-from minidrag.files import regular
+from minidrag.files import LINK, regular
 from minidrag.method.ddim import Schedule
 from minidrag.method.lora import Moments
 from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
@@ -229,8 +229,8 @@ def local_path(source: str | Path) -> Path | None:
     """The file or folder that a source names, None for a hub id; raises FileNotFoundError for neither."""
     if not str(source):
         raise ValueError("the name of the model is empty: give a folder, a .safetensors file or a hub id")
-    if re.match(r"https?:/", str(source)):
-        known = re.match(r"https?:/+huggingface\.co/([\w.-]+/[\w.-]+)", str(source))
+    if re.match(LINK, str(source)):
+        known = re.match(r"(?i)https?:/+huggingface\.co/([\w.-]+/[\w.-]+)", str(source))
         what = f"give {known[1]}" if known else "download it first, and give the file, or a hub id OWNER/NAME"
         raise ValueError(f"{source} is a link: {what}")
     path = Path(os.path.expanduser(source))
@@ -278,15 +278,15 @@ def single_file_schedule(header: Header) -> Json:
     for file in (header.file.with_suffix(suffix) for suffix in (".yaml", ".yml")):
         if file.is_file():
             text = regular(file, 2**20).read_text(encoding="utf-8", errors="replace")
-            said = value_in(text, "parameterization") or said
-            rescaled |= (value_in(text, "rescale_betas_zero_snr") or "").lower() == "true"
+            said = value_in(text, "parameterization") or value_in(text, "prediction_type") or said
+            rescaled |= (value_in(text, "rescale_betas_zero_snr") or "").lower() in ("true", "yes", "on")
     names = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
     return {"prediction_type": names.get(said, said), "rescale_betas_zero_snr": rescaled}
 
 
 def value_in(yaml: str, key: str) -> str | None:
-    """The word that a line of a YAML file has for a key."""
-    found = re.search(rf"""(?m)^[^#\n]*\b{key}["']?[ \t]*:[ \t]*["']?(\w+)""", yaml)
+    """The word that a YAML file has for a key, after any tag, anchor, or comment."""
+    found = re.search(rf"""(?m)^[^#\n]*\b{key}["']?[ \t]*:(?:\s|#.*$|[&!]\S*\s)*["']?(\w+)""", yaml)
     return found[1] if found else None
 
 
@@ -364,6 +364,8 @@ def find_tokenizer(path: Path, given: str | Path | None, parts: dict[str, Part])
 
 def tokenizer_folder(path: Path, given: str | Path | None) -> Path:
     """The folder with the vocabulary: the one given or the model's, beside a single file, or on the hub."""
+    if given is not None and re.match(LINK, str(given)):
+        raise ValueError(f"{given} is a link: download the tokenizer first, and give its folder")
     place = Path(os.path.expanduser(given)) if given is not None else path if path.is_dir() else path.parent
     if folder := find_vocabulary(place):
         return folder

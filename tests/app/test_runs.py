@@ -45,6 +45,11 @@ def test_files_appear_together_at_the_end() -> None:
     assert listing(out) == {Path("a.txt"), Path("b.txt")}
 
 
+def test_a_long_name_of_a_photo_is_cut(workdir: Path) -> None:
+    with runs.output(None, Path("ü" * 120 + ".png")) as folder:
+        assert folder.parent.name == "ü" * 60 + "-1"
+
+
 def test_files_of_others_are_kept_and_results_are_not_replaced() -> None:
     Path("out").mkdir()
     Path("out/mine.txt").write_text("mine")

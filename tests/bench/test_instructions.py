@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,20 @@ def test_an_empty_mask_makes_everything_editable(tmp_path: Path) -> None:
     assert read_case(case).mask.all()
 
 
+@pytest.mark.parametrize("start", [b"\x96", b"\x8e", b"\x8d", b"\x95", b"}r"])
+def test_a_pickle_takes_no_more_memory_than_it_has(start: bytes, tmp_path: Path) -> None:
+    case = write_case(tmp_path, "animals/a", PAIRS["animals/a"])
+    size = (2**28).to_bytes(4 if start == b"}r" else 8, "little")
+    (case / "meta_data.pkl").write_bytes(b"\x80\x05" + start + size + b"x.")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="meta_data.pkl"):
+            read_case(case)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+
+
 def write_bytes(name: str, content: bytes) -> Callable[[Path], object]:
     return lambda case: (case / name).write_bytes(content)
 
@@ -132,7 +147,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {  # damage, and words
         write_bytes("meta_data.pkl", pickle.dumps(meta())[:200]),
         "cannot read meta_data.pkl",
     ),
-    "empty pickle": (write_bytes("meta_data.pkl", b""), "cannot read meta_data.pkl: Ran out of input"),
+    "empty pickle": (write_bytes("meta_data.pkl", b""), "cannot read meta_data.pkl: it is damaged"),
+    "bytes for a mask": (
+        write_bytes("meta_data.pkl", pickle.dumps(meta(mask=b"\xff"), 2)),
+        "cannot read meta_data.pkl: it is damaged",
+    ),
+    "unknown operation": (write_bytes("meta_data.pkl", b"x."), "cannot read meta_data.pkl: it is damaged"),
     "broken JSON": (write_bytes("drag_instruction.json", b"{"), "drag_instruction.json.* not valid JSON"),
     "JSON without a mask": (write_bytes("drag_instruction.json", b"{}"), "there is no file .*mask.png"),
     "mask of another size": (

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from support.checkpoints import Tensors
 
 import weights_convert
 import weights_convert.convert as convert_module
+from minidrag.files import PART
 from minidrag.weights import model as weights
 from minidrag.weights.model import load_model
 from weights_convert.__main__ import main
@@ -296,6 +298,35 @@ def test_ctrl_c_leaves_nothing(
     monkeypatch.setattr(convert_module, "save", stop)
     assert convert("folder", single, tmp_path / "out") == 130
     assert "stopped" in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before
+
+
+def test_what_a_killed_conversion_left_is_swept(single: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    left = tmp_path / f"{PART}{process.pid}-x"
+    left.mkdir()
+    (left / "out").write_text("half of it")
+    assert convert("half", single, tmp_path / "out") == 0
+    assert not left.exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("command", ["half", "folder"])
+def test_what_appears_meanwhile_is_not_replaced(
+    single: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    out, save = tmp_path / "out", convert_module.save
+
+    def write_both(*arguments: Any) -> None:
+        save(*arguments)
+        out.write_text("of another process")
+
+    monkeypatch.setattr(convert_module, "save", write_both)
+    assert "already exists" in refused(capsys, command, single, out)
+    assert out.read_text() == "of another process" and not list(tmp_path.glob(".*"))
 
 
 def test_sources_of_the_wrong_kind(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,6 +114,10 @@ ODD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: {"w": torch.zeros(1).expand(10**6, 10**6)},
         "is expanded: it has 1,000,000,000,000 numb",
     ),
+    "complex": (lambda: {"w": with_numbers * 1j}, "is of the kind complex64"),
+    "complex of 16 bits": (lambda: {"w": torch.zeros(2, dtype=torch.complex32)}, "is of the kind complex32"),
+    "negative view": (lambda: {"w": torch._neg_view(with_numbers)}, "is a view with other signs"),
+    "conjugate view": (lambda: {"w": (with_numbers * 1j).conj()}, "is a view with other signs"),
     "itself": (itself, "contains itself"),
     "overlapping": (overlapping, "but its tensors 40,000,000"),
     "a module": (lambda: nn.Linear(2, 2), "no named tensors"),
@@ -195,6 +199,15 @@ def test_an_archive_that_unpacks_to_much_is_refused(tmp_path: Path) -> None:
     refused(bomb, r"it would unpack to 300,000,\d+ bytes")
 
 
+def test_an_archive_with_an_impossible_place_is_refused(tmp_path: Path) -> None:
+    file = archive(tmp_path / "x.pt", described((2,), (1,)))
+    content = bytearray(file.read_bytes())
+    entry = content.rindex(b"PK\x01\x02") + 42  # of the storage: where in the file it begins
+    content[entry : entry + 4] = b"\xff" * 4
+    file.write_bytes(content)
+    refused(file, "is truncated or not a PyTorch pickle|the tensor w in")
+
+
 STREAMS = {
     "empty": b"",
     "web page": b"<!DOCTYPE html>",
@@ -203,6 +216,7 @@ STREAMS = {
     "a text without an end": b"c" + b"x" * 10**7,
     "a large index": b"\x80\x02Nr\xff\xff\xff\x7f.",
     "a large text": b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x.",
+    "a large array of bytes": b"\x80\x05\x96" + (2**33).to_bytes(8, "little") + b"x.",
     "zip": b"PK\x03\x04" + bytes(100),
     "zip without a pickle": b"PK\x05\x06" + bytes(18),
 }

@@ -334,6 +334,34 @@ def test_the_error_names_a_broken_checkpoint(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("place", ["x" * 300, "file/model"])
+def test_a_folder_that_cannot_be_made_is_refused_before_the_training(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert place.partition("/")[0] in refused(capsys, tmp_path / place, "--work", tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
+    layer = nn.Linear(1, 1)
+    trainer = train.Trainer(nn.ModuleDict({"x": layer}), 0.1, 3, TrainConfig(), tmp_path / "x.pt")
+    with pytest.raises(FloatingPointError, match="the loss of the UNet became nan: try a smaller rate"):
+        trainer.run(lambda step: layer.weight.sum() * float("nan"), "UNet")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("done", ["x", None, [1]])
+def test_the_error_names_a_checkpoint_with_damaged_numbers(
+    done: Any, trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(trained[1], work)
+    state = torch.load(work / "vae.pt", weights_only=True)
+    torch.save(state | {"done": done}, work / "vae.pt")
+    assert str(work / "vae.pt") in refused(capsys, tmp_path / "model", "--work", work)
+
+
 def test_the_error_names_a_checkpoint_of_other_networks(
     trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -1,6 +1,7 @@
 """The small files of a model folder: sizes, schedule and tokenizer, read and written."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,8 @@ def test_the_official_schedule_is_the_default() -> None:
         ("trained_betas", [0.1, 0.2], "None"),
         ("rescale_betas_zero_snr", True, "False"),
         ("beta_schedule", "squaredcos_cap_v2", "'scaled_linear' or 'linear'"),
+        ("use_flow_sigmas", True, "False"),
+        ("_class_name", "FlowMatchEulerDiscreteScheduler", "a sampler of a diffusion model"),
     ],
 )
 def test_another_schedule_is_refused(key: str, value: Any, supported: str) -> None:
@@ -307,6 +310,14 @@ def test_missing_file_of_a_tokenizer(folder: Path, name: str) -> None:
         load_tokenizer(folder)
 
 
+@pytest.mark.parametrize("change", [lambda x: b"\xef\xbb\xbf" + x, lambda x: x + b"\n \n"])
+def test_merges_as_editors_leave_them(folder: Path, change: Callable[[bytes], bytes]) -> None:
+    expected = load_tokenizer(folder)("a photo").tolist()
+    file = folder / "merges.txt"
+    file.write_bytes(change(file.read_bytes()))
+    assert load_tokenizer(folder)("a photo").tolist() == expected
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -317,7 +328,8 @@ def test_missing_file_of_a_tokenizer(folder: Path, name: str) -> None:
         ("vocab.json", b'{"a": 0}', "the vocabulary lacks"),
         ("merges.txt", b"#version: 0.2\na b c\n", "merges.txt is not a list of pairs"),
         ("merges.txt", b"\xff\xfe\x00", "merges.txt is not a list of pairs"),
-        ("merges.txt", b"#version: 0.2\nqqq zzz\n", "do not fit together"),
+        ("merges.txt", b"#version: 0.2\nqqq zzz\n", "the merge 'qqq zzz' has tokens that the vocabulary"),
+        ("merges.txt", b"\xed\xa0\x80 b\n", r"download it again \(it is not text in UTF-8\)"),
         (
             "special_tokens_map.json",
             b"{",

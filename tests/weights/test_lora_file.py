@@ -415,10 +415,28 @@ def test_a_full_disk_raises_oserror_and_leaves_no_file_behind(tmp_path: Path) ->
 
 # Files that are refused.
 
+PATH = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 FIRST = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 REFUSED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {  # shapes by key, pattern of the message
     "LoHa": ({f"{FIRST}.hada_w1_a": (2, 16)}, "LoHa"),
     "LoKr": ({f"{FIRST}.lokr_w1": (2, 16)}, "LoKr"),
+    "OFT": ({f"{FIRST}.oft_blocks": (4, 4, 4)}, "this is OFT"),
+    "OFT by peft": ({"base_model.model.x.to_q.oft_R.weight": (4, 6)}, "this is OFT"),
+    "BOFT": ({"base_model.model.x.to_q.boft_R": (1, 4, 4, 4)}, "this is BOFT"),
+    "IA3": ({"base_model.model.x.to_q.ia3_l": (16, 1)}, "this is IA3"),
+    "VeRA": ({"base_model.model.x.to_q.vera_lambda_b": (16,)}, "this is VeRA"),
+    "GLoRA": ({f"{FIRST}.a1.weight": (2, 16)}, "this is GLoRA"),
+    "norms": ({"lora_unet_conv_norm_out.w_norm": (16,)}, "weight differences"),
+    "embedding": ({"emb_params": (2, 16)}, "an embedding of textual inversion"),
+    "embedding of diffusers": ({"<cat>": (16,)}, "an embedding of textual inversion"),
+    "two styles at once": (
+        {f"{FIRST}.lora_down.weight": (2, 16), f"{PATH}.lora_A.weight": (2, 16)},
+        f"is there twice, as {FIRST}.lora_down.weight and as {PATH}.lora_A.weight",
+    ),
+    "two adapters": (
+        {f"{PATH}.lora_A.{name}.weight": (2, 16) for name in ("cat", "dog")},
+        "is there twice, as .*cat.weight and as .*dog.weight",
+    ),
     "Tucker": ({f"{FIRST}.lora_mid.weight": (2, 2, 3, 3)}, "Tucker"),
     "DoRA": ({f"{FIRST}.dora_scale": (16, 1)}, "DoRA"),
     "DoRA by peft": ({"unet.x.to_q.lora_magnitude_vector": (16,)}, "DoRA"),
@@ -468,6 +486,7 @@ MALFORMED: dict[str, tuple[dict[str, Tensor], str | None, str]] = {  # tensors, 
     "alpha that is no number": (PLAIN | {f"{FIRST}.alpha": torch.tensor(torch.nan)}, None, "alpha is nan"),
     "infinite alpha": (PLAIN | {f"{FIRST}.alpha": torch.tensor(torch.inf)}, None, "alpha is inf"),
     "huge alpha": (PLAIN | {f"{FIRST}.alpha": torch.tensor(1e30)}, None, r"alpha is 1e\+30"),
+    "numbers that are not": ({key: x / 0 for key, x in PLAIN.items()}, None, "that are not finite"),
     "integers": ({key: x.to(torch.int8) for key, x in PLAIN.items()}, None, "is I8: only floating point"),
     "complex": ({key: x * 1j for key, x in PLAIN.items()}, None, "is C64: only floating point"),
     "packed": (

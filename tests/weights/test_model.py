@@ -310,6 +310,10 @@ V_PREDICTION: dict[str, Callable[[Path, Tensors], None]] = {
     "tensor": lambda file, _: None,
     "yaml": lambda file, _: said(file, 'model:\n  params:\n    parameterization: "v"\n'),
     "yml": lambda file, _: said(file, "parameterization : 'v'  # as trained\n", ".yml"),
+    "next line": lambda file, _: said(file, "parameterization:\n    v\n"),
+    "comment between": lambda file, _: said(file, "parameterization: # eps\n  v\n"),
+    "tag": lambda file, _: said(file, "parameterization: !!str &p 'v'\n"),
+    "diffusers' name": lambda file, _: said(file, "scheduler:\n  prediction_type: v_prediction\n"),
     "flow": lambda file, _: said(file, "model: {target: x, parameterization: v}\n"),
     "metadata": lambda file, tensors: save_file(tensors, file, {"modelspec.prediction_type": "v"}),
 }
@@ -336,7 +340,8 @@ def test_single_files_that_predict_v(folder: Path, tensors: dict[str, Tensors], 
 @pytest.mark.usefixtures("small")
 def test_single_files_that_predict_the_noise(folder: Path, tensors: dict[str, Tensors]) -> None:
     file = checkpoints.write(folder / "model.safetensors", checkpoints.emaonly(tensors))
-    for text in ('parameterization: "eps"\n', '# parameterization: "v"\nscale: 1\n', "\xff\n", ""):
+    texts = ['parameterization: "eps"\n', '# parameterization: "v"\nscale: 1\n', "\xff\n", ""]
+    for text in [*texts, "parameterization: # v\n  eps", f"parameterization: {'!' * 10_000}?"]:
         file.with_suffix(".yaml").write_text(text, encoding="latin-1")
         assert load(file).prediction == "epsilon"
     checkpoints.write(file, checkpoints.emaonly(tensors) | {"ztsnr": torch.zeros(0)})
