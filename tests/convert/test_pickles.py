@@ -116,7 +116,7 @@ ODD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "complex": (lambda: {"w": with_numbers * 1j}, "is of the kind complex64"),
     "complex of 16 bits": (lambda: {"w": torch.zeros(2, dtype=torch.complex32)}, "is of the kind complex32"),
-    "negative view": (lambda: {"w": torch._neg_view(with_numbers)}, "is a view with other signs"),
+    "negative view": (lambda: {"w": (with_numbers * 1j).conj().imag}, "is a view with other signs"),
     "conjugate view": (lambda: {"w": (with_numbers * 1j).conj()}, "is a view with other signs"),
     "itself": (itself, "contains itself"),
     "overlapping": (overlapping, "but its tensors 40,000,000"),
