@@ -1,12 +1,13 @@
 """The runs of this folder, as the page shows them, and what a run.json from anywhere means here."""
 
 import io
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+
+from minidrag import files
 
 if TYPE_CHECKING:
     from minidrag.page.store import Store
@@ -51,8 +52,8 @@ class History:
         for name, values in self.runs().items():
             result = values.get("result", {})
             shown = {key: result.get(key) for key in ("arrived", "remaining", "distances", "stopped")}
-            files = [file for file in FILES if (self.folder / name / file).is_file()]
-            entry = {"name": name, "time": values["time"], "prompt": values.get("prompt", ""), "files": files}
+            there = [file for file in FILES if (self.folder / name / file).is_file()]
+            entry = {"name": name, "time": values["time"], "prompt": values.get("prompt", ""), "files": there}
             found.append(entry | shown)
         return sorted(found, key=lambda entry: entry["time"], reverse=True)[:200]
 
@@ -70,7 +71,7 @@ class History:
         """Type and content of one of FILES of a run."""
         if name not in self.runs():
             raise KeyError(name)
-        return FILES[file], (self.folder / name / file).read_bytes()
+        return FILES[file], files.regular(self.folder / name / file).read_bytes()
 
     def thumb(self, name: str) -> tuple[str, bytes]:
         _, content = self.file(name, "edited.png")
@@ -120,8 +121,8 @@ def is_run(values: Any) -> bool:
 def read_json(path: Path) -> Any:
     """Contents of a JSON file; None if it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return files.read_json(path)
+    except (OSError, ValueError):
         return None
 
 

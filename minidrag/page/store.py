@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from minidrag.files import regular
 from minidrag.page.history import History, read_json, to_png
 
 RUNS = Path("runs")
@@ -79,7 +80,7 @@ class Store:
     def picture(self, name: str) -> tuple[str, bytes]:
         """Type and content of a picture, as a browser shows it: upright, RGB, transparency on white."""
         path = self.known()[name]
-        with Image.open(path) as image:
+        with Image.open(regular(path)) as image:
             if image.format in PLAIN and image.mode in ("RGB", "L") and not image.has_transparency_data:
                 return PLAIN[image.format], path.read_bytes()
         from minidrag import images

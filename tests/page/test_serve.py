@@ -1,6 +1,7 @@
 """Who may ask the page's server, and that nothing that is sent can bring it down."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -273,6 +274,21 @@ def test_a_strange_run_json_breaks_nothing(shared: Client, values: dict[str, Any
     assert shared.ask("GET", f"/picture?image={shared.server.start['image']}")[0] == 200
     status, _, said = shared.ask("GET", "/thumb?name=strange-1")
     assert status in (400, 404) and b"mistake" not in said and b"None" not in said
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_among_the_runs_is_not_waited_for(shared: Client) -> None:
+    runs = shared.server.store.place.parent
+    (runs / "pipe-1").mkdir(parents=True)
+    (runs / "pipe-2").mkdir()
+    run = {"model": "tiny", "drags": [{}], "image": str(runs / "pipe-1" / "edited.png")}
+    (runs / "pipe-1" / "run.json").write_text(json.dumps(run))
+    os.mkfifo(runs / "pipe-1" / "edited.png")
+    os.mkfifo(runs / "pipe-2" / "run.json")
+    names = [entry["name"] for entry in shared.get("/history")]
+    assert "pipe-1" in names and "pipe-2" not in names
+    for path in ("/thumb?name=pipe-1", "/file?name=pipe-1&file=edited.png", f"/picture?image={run['image']}"):
+        assert shared.ask("GET", path)[0] in (400, 404)
 
 
 def test_a_full_disk_is_said_in_a_sentence(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
