@@ -77,8 +77,8 @@ class EditConfig:
 
     @classmethod
     def fast(cls) -> "EditConfig":
-        """No LoRA, fewer DDIM steps to the same noise level, and few updates."""
-        return cls(steps=20, inversion_steps=14, drag_levels=3, drag_steps=4, lora_steps=0)
+        """No LoRA, and fewer DDIM steps to the same noise level."""
+        return cls(steps=20, inversion_steps=14, drag_levels=5, lora_steps=0)
 
 
 def check_bounds(values: object, bounds: Mapping[str, tuple[float, float]]) -> None:
