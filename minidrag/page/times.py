@@ -21,7 +21,7 @@ def work(config: EditConfig, updates: int | None = None) -> dict[str, float]:
     return {
         "LoRA": 2 * config.lora_steps * config.lora_batch,
         "inversion": config.inversion_steps,
-        "drag": 2 * updates + 2 * levels,  # looks at edit and original, and backward passes
+        "drag": 2 * updates + levels + (levels if several else 0),  # looks at the edit, at the original
         "denoising": 2 * (config.inversion_steps - (levels if several else 0)),
         "animation": 1 + updates / FRAME_EVERY,
     }

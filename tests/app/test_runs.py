@@ -271,7 +271,7 @@ def test_every_file_is_written(untrained: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_drag_that_arrives_at_once_has_one_frame(start: Callable[..., int]) -> None:
-    assert start("photo.png", "--drag", "30,40:30,40", "--out", "out") == 0
+    assert start("photo.png", "--drag", "30,40:30,40", "--hold-steps", "0", "--out", "out") == 0
     with Image.open("out/process.gif") as animation:
         assert getattr(animation, "n_frames", 1) == 3  # the original, the start, and the edit
     result = json.loads(Path("out/run.json").read_text())["result"]

@@ -176,7 +176,7 @@ def test_a_file_of_the_same_name_is_kept(
 @pytest.mark.usefixtures("workdir")
 def test_a_folder_without_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "nowhere"]) == 2
-    assert "nowhere/run.json cannot be read" in complaint(capsys)
+    assert "there is no file nowhere/run.json" in complaint(capsys)
 
 
 @pytest.mark.parametrize(

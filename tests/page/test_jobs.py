@@ -245,15 +245,15 @@ def test_the_time_left_is_that_of_a_steady_pace(monkeypatch: pytest.MonkeyPatch)
     settings: dict[str, Any] = {"warp_start": False, "drag_levels": 1, "drag_steps": 4, "lora_steps": 0}
     settings |= {"steps": 20, "inversion_steps": 10}
     config = EditConfig(**settings)
-    # Ten seconds for 5 of 10 evaluations; then 2 (4 + 1) + 1 of the drag, 20 of denoising, 1.8 pictures.
-    assert times.left(config, "inversion", 5, 10, 100.0, {}) == pytest.approx(2 * (5 + 11 + 20 + 1.8))
+    # Ten seconds for 5 of 10 evaluations; then 5 looks and 4 backward passes, 20 of denoising, 1.8 pictures.
+    assert times.left(config, "inversion", 5, 10, 100.0, {}) == pytest.approx(2 * (5 + 9 + 20 + 1.8))
     assert times.left(config, "inversion", 0, 10, 100.0, {}) is None, "nothing measured yet"
-    seconds = {"inversion": 20.0, "drag": 33.0, "denoising": 20.0, "animation": 18.0}
+    seconds = {"inversion": 20.0, "drag": 27.0, "denoising": 20.0, "animation": 18.0}
     run: dict[str, Any] = {"model": "tiny", "device": "cpu", "config": settings}
     run["result"] = {"seconds": seconds, "losses": [0.0] * 4}
     measured = times.rates([run], "tiny", "cpu")
     assert measured == pytest.approx({"inversion": 2, "drag": 3, "denoising": 1, "animation": 10})
-    assert times.expected(config, measured) == pytest.approx(20 + 33 + 20 + 18)
+    assert times.expected(config, measured) == pytest.approx(20 + 27 + 20 + 18)
     assert times.rates([run], "sd15", "cpu") == {} and times.expected(config, {}) is None
 
 
