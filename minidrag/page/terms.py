@@ -1,4 +1,4 @@
-"""What the page may ask for: pictures that are here, known models, and settings in their bounds."""
+"""Terms of the page: pictures that are here, known models, and settings in their bounds."""
 
 import json
 import tempfile
