@@ -10,12 +10,9 @@ python demo.py --page                                   # the same with a mouse,
 import sys
 
 if __name__ == "__main__" and "--page" in sys.argv[1:]:  # before PyTorch is imported: the page opens at once
-    from minidrag.console import printing
     from minidrag.page.serve import main as serve
 
-    with printing():
-        status = serve(sys.argv[1:])
-    sys.exit(status)
+    sys.exit(serve(sys.argv[1:]))
 
 from collections.abc import Sequence
 from pathlib import Path
