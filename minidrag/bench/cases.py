@@ -83,6 +83,8 @@ class Edited:
     raw: Image.Image  # as decoded, before the background is pasted
     seconds: dict[str, float]  # per stage
     back: Image.Image | None = None  # the image after the same drag backwards
+    # PSNR of the original, inverted and denoised without a drag, by what the autoencoder makes of it.
+    reconstruction: float | None = None
 
 
 Editor = Callable[[Case], Edited]

@@ -45,7 +45,7 @@ from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
 from minidrag.files import read_json, regular, sweep
 from minidrag.points import to_task
-from minidrag.weights.model import Model, load_model
+from minidrag.weights.model import Model, decode, load_model
 
 T = TypeVar("T")
 MAX_CASES = 10_000  # all are drawn before the first is edited
@@ -151,7 +151,9 @@ def editor(model: Model, config: EditConfig, seed: int, back: bool = False) -> E
             lora=lora,
             progress=progress,
         )
-        return Edited(edit.image, edit.raw, progress.seconds)
+        autoencoded = images.resize(decode(model, edit.path[0]), case.before.size)
+        reconstruction = images.psnr(edit.reconstruction, autoencoded)
+        return Edited(edit.image, edit.raw, progress.seconds, reconstruction=reconstruction)
 
     return dragging_back(edit) if back else edit
 
@@ -165,6 +167,7 @@ def run_case(
     edited = edit(case)
     began = time.perf_counter()
     rows = {"edit": measure(case, edited.image, edited.raw, learned) | measure_back(case, edited)}
+    rows["edit"]["PSNR reconstruction"] = edited.reconstruction
     rows |= {name: measure(case, picture, picture, learned) for name, picture in others.items()}
     seconds = edited.seconds | {"measuring": time.perf_counter() - began}
     result = {"case": case.name, "kind": case.kind, "drag": case.drags, "prompt": case.prompt}

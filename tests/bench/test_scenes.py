@@ -15,6 +15,8 @@ from support.dragbench import Counting, learned, to_truth
 from minidrag.bench import harness, scenes, tables
 from minidrag.bench.cases import Case, Edited, dragging_back, make_cases
 from minidrag.config import EditConfig
+from minidrag.edit import drag_edit
+from minidrag.weights.model import decode, encode, load_model
 
 
 def run(out: Path, edit: Callable[[Case], Edited], count: int = 3) -> list[dict[str, Any]]:
@@ -154,3 +156,20 @@ def test_measures_of_what_comes_back(tmp_path: Path, moved: int) -> None:
     assert row["PSNR back"] == pytest.approx(exact, abs=1e-6)
     assert (row["SSIM back"] == 1.0) == (moved == 0)
     assert (tmp_path / "cases/object-000/back.png").is_file()
+
+
+def test_a_reconstruction_is_compared_with_what_the_autoencoder_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINIDRAG_CACHE", str(tmp_path / "cache"))
+    model, (case,) = load_model("tiny", device="cpu"), make_cases(1, ["light"], 1)
+    config = EditConfig(steps=4, inversion_steps=3, drag_levels=1, drag_steps=1, hold_steps=0, lora_steps=0)
+    out = tmp_path / "out"
+    (result,) = harness.run_cases([case], harness.editor(model, config, 0), learned, out, compare=False)
+    points = [[(40.0, 40.0)], [(50.0, 40.0)]]  # another drag of the same image has the same reconstruction
+    found = drag_edit(model, case.before, *points, prompt=case.prompt, config=config).reconstruction
+    autoencoded = decode(model, encode(model, case.before, config)[0])
+    error = np.mean((np.asarray(found, float) - np.asarray(autoencoded, float)) ** 2)
+    decibels = 10 * np.log10(255**2 / error)
+    assert result["rows"]["edit"]["PSNR reconstruction"] == pytest.approx(decibels, abs=1e-6)
+    assert 15 < decibels < 60
