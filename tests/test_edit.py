@@ -438,8 +438,10 @@ def test_the_constants_are_those_of_the_paper_and_of_its_code() -> None:
 
 
 def test_the_edited_step_of_the_paper_is_time_index_681(shared: Model) -> None:
+    for config in (EditConfig.paper(), EditConfig.official()):
+        assert shared.schedule.pairs(config.steps)[config.steps - config.inversion_steps] == (681, 661)
     config = EditConfig()
-    assert shared.schedule.pairs(config.steps)[config.steps - config.inversion_steps] == (681, 661)
+    assert shared.schedule.pairs(config.steps)[config.steps - config.inversion_steps] == (651, 601)
 
 
 # Refusals.
@@ -706,7 +708,8 @@ def test_inversion_then_denoising_returns_the_picture(trained: Model, moves: lis
 @pytest.mark.slow
 def test_reference_latent_control_keeps_what_the_mask_keeps(trained: Model, moves: list[Move]) -> None:
     """After a drag by the authors' program; the default's changes nothing out there that it could keep."""
-    ratios, config = [], replace(EditConfig.official(), drag_steps=40)
+    steps = {name: getattr(LEARNED, name) for name in ("steps", "inversion_steps")}
+    ratios, config = [], replace(EditConfig.official(), drag_steps=40, **steps)
     unet, schedule = trained.unet, trained.schedule
     for move in moves:
         changed, path = [], move.edit.path

@@ -37,7 +37,7 @@ CONFIGS = {
     "official": EditConfig.official(),
     "fast": EditConfig.fast(),
 }
-CONFIG_HELP = "paper: to the letter; official: the authors' program; fast: no LoRA and fewer steps"
+CONFIG_HELP = "paper: to the letter; official: the authors' program; fast: the default without a LoRA"
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 NAMED = ("sd15", "tiny")  # models that have a name
 PLACES = ("model", "vae", "tokenizer")  # options that may be files or folders

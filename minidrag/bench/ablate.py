@@ -39,14 +39,14 @@ from minidrag.bench.tables import MEASURES, entry, markdown, summarize
 from minidrag.config import EditConfig
 from minidrag.images import write_whole
 
-VALUES: dict[str, tuple[Any, ...]] = {  # the paper's, and what users ask for
-    "inversion_steps": (10, 20, 30, 35, 40, 50),
+VALUES: dict[str, tuple[Any, ...]] = {  # around the default, for a drag in turn
+    "inversion_steps": (4, 8, 12, 14, 16, 20),  # of 20, the noise levels of the paper's 10 to 50 of 50
     "lora_steps": (0, 20, 40, 80, 120, 200),
     "block": (1, 2, 3, 4),
     "mask_weight": (0.0, 0.1, 0.2, 0.5, 1.0),
     "lora_targets": ("qk", "qkv", "qkvo"),
-    "drag_lr": (0.005, 0.01, 0.02, 0.04),
-    "drag_steps": (20, 40, 80, 160),
+    "drag_lr": (0.01, 0.02, 0.04, 0.08),
+    "drag_steps": (0, 3, 6, 12),
     "motion_loss": ("sum", "mean"),
     "motion_reference": ("moving", "start"),
     "motion_step": (1.0, 2.0, 4.0),

@@ -27,7 +27,7 @@ from minidrag.method.ddim import invert
 from minidrag.points import Pixel, to_task
 from minidrag.weights.model import Model, encode, load_model
 
-CONFIG = EditConfig()
+CONFIG = EditConfig.official()
 CELL = 208  # pixels: longer side of a feature map
 GAP, MARGIN = 8, 32  # pixels: between feature maps, around the page
 STRIP = 44  # pixels: height of a label

@@ -35,7 +35,7 @@ from minidrag.method.sampling import guided
 from minidrag.tiny.scenes import Scene, caption, random_scene, render
 from minidrag.weights.model import Model, load_model
 
-CONFIG, GUIDANCE = EditConfig(), 5.0
+CONFIG, GUIDANCE = EditConfig.official(), 5.0
 BATCH = 20
 SHEET = 6  # rows and columns of the sample sheet
 

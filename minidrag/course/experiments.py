@@ -144,7 +144,7 @@ def noise(bench: Bench) -> Finding:
 @torch.no_grad()
 def inversion(bench: Bench) -> Finding:
     """2: up to the noise and down again, with guidance on the way down alone, and on both ways."""
-    model, config = bench.model, EditConfig()
+    model, config = bench.model, EditConfig.official()
     negative = model.encode_text("")
 
     def predictor(scale: float) -> NoisePredictor:

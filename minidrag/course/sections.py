@@ -235,7 +235,9 @@ def moved_start(subject: Subject) -> Section:
         "Which part of the image will that be?",
         row(*shown),
         f"{moved} Denoising must repair the seams, and motion supervision brings what was left behind.",
-        r"z_t[q] \leftarrow z_t[q - (g_i - h_i)] \text{ where } q - (g_i - h_i) \text{ belongs to the thing}",
+        r"z_t[q] \leftarrow z_t[q - (g_i - h_i)]"
+        "\n"
+        r"\text{where } q - (g_i - h_i) \text{ belongs to the thing}",
     )
 
 

@@ -137,7 +137,7 @@ def edit_with(**values: Any) -> Edit:
 
 
 OPTIONS = Options(Path("photo.png"), [], config=EditConfig(drag_levels=1, drag_steps=1))
-LAST = SimpleNamespace(level=35, handles=[Cell(0, 0)])  # one level of 35 steps is all there is
+LAST = SimpleNamespace(level=14, handles=[Cell(0, 0)])  # one level of 14 steps is all there is
 FAR = SimpleNamespace(targets=[Cell(0, 9)])
 MORE = "advice: more --drag-levels or --drag-steps may bring it further"
 
@@ -188,7 +188,7 @@ def test_arrival_is_said() -> None:
 def test_a_drag_that_stood_still_is_said() -> None:
     path = [Pixel(0, 0), Pixel(5, 0)]
     values: dict[str, Any] = {"distances": [9.0], "remaining": [4.0], "paths": [path], "losses": [1.0]}
-    edit = edit_with(**values, steps=[LAST, SimpleNamespace(level=30)], task=FAR, arrived=False)  # not 29
+    edit = edit_with(**values, steps=[LAST, SimpleNamespace(level=9)], task=FAR, arrived=False)  # not 8
     assert advice.after(edit, replace(OPTIONS, config=EditConfig())) == [
         "handle 1 moved 5.0 of 9.0 pixels, 4.0 remain",
         "stopped: no handle moved any more, after 1 updates",

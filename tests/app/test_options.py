@@ -57,7 +57,11 @@ def test_every_setting_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert end.value.code == 0 and HELP.keys() == {field.name for field in fields(EditConfig)}
     assert all(" ".join(help.split()) in text for help in HELP.values())
     assert "(mean; paper sum)" in text and "(qk; paper qkv; official qkvo)" in text
-    assert "(7; paper 1; official 1; fast 5)" in text and "(12; paper 3; official 3)" in text
+    assert (
+        "(7; paper 1; official 1)" in text
+        and "(40; paper 80; official 80; fast 0)" in text
+        and "(12; paper 3; official 3)" in text
+    )
     assert "(start; paper moving; official moving)" in text and "(2; paper 3)" in text
 
 

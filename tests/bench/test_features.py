@@ -105,7 +105,7 @@ def test_constant_features_have_one_color() -> None:
 
 def test_features_are_taken_at_the_timestep_of_their_step(model: Model) -> None:
     frame, _ = features.scene_frames("light", 3)[0]
-    text, config = model.encode_text("a sun"), EditConfig()
+    text, config = model.encode_text("a sun"), EditConfig.official()
     found = features.inverted_features(model, frame.image, text, [3, 1], Progress(show=False))
     clean, _ = encode(model, frame.image, config)
     inversion = invert(model.unet, model.schedule, clean, text, replace(config, inversion_steps=3))
@@ -275,4 +275,4 @@ def test_default_arguments() -> None:
     args = parser.parse_args([])
     frames, prompt = features.read_frames(args)
     assert len(frames) == 2 and prompt
-    assert EditConfig().inversion_steps in args.steps and args.blocks == [1, 2, 3, 4]
+    assert EditConfig.official().inversion_steps in args.steps and args.blocks == [1, 2, 3, 4]

@@ -92,7 +92,7 @@ def test_drag_equals_the_official_program(name: str, compare: Callable) -> None:
 
 @pytest.mark.parametrize("name", FIRST)
 def test_denoising_equals_the_official_program(name: str, compare: Callable) -> None:
-    given, level = case(name), EditConfig().inversion_steps
+    given, level = case(name), EditConfig.official().inversion_steps
     pair = [given.inverted, given.edited]
     *_, found = denoise(model().unet, model().schedule, pair, given.text, level, given.config)
     compare("official program, denoising", torch.cat(found), given.final, DENOISING_BOUND)
