@@ -20,7 +20,7 @@ from minidrag.method.ddim import Schedule, invert
 from minidrag.method.dragdiffusion import dragdiffusion
 from minidrag.networks.unet import KeysValues
 from minidrag.points import to_task
-from minidrag.weights.model import Model
+from minidrag.weights.model import Model, working_size
 
 LAST_BLOCKS = ("up_blocks.2.", "up_blocks.3.")  # whose self-attention reads the original
 
@@ -40,7 +40,8 @@ def edit(model: Model, pipeline: Any, case: Case, config: EditConfig, progress: 
     unet, vae, schedule = pipeline.unet, pipeline.vae, model.schedule
     mask, text = torch.from_numpy(case.mask).float(), model.encode_text(case.prompt)
     task = to_task(model, case.before.size, case.handles, case.targets, mask, config)
-    pixels = images.to_tensor(case.before).to(model.device, model.dtype)
+    resized = images.resize(case.before, working_size(model, case.before.size, config))
+    pixels = images.to_tensor(resized).to(model.device, model.dtype)
     list(progress("LoRA", train(unet, vae, schedule, pixels, text, config), config.lora_steps))
     with torch.no_grad():
         clean = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor

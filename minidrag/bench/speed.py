@@ -1,11 +1,12 @@
-"""Cost of an edit by stage and preset, in UNet evaluations and seconds.
+"""Cost of an edit by stage and preset, in UNet evaluations, seconds, and memory.
 
     python -m minidrag.bench speed [--cases 3] [--presets default fast authors]
 
 An evaluation is a forward or a backward pass of the UNet on one sample. Their number is the same on every
 machine; seconds are of this one. The presets take turns on each case, so that a busy machine slows all alike.
-"authors" is their program's work done with diffusers and peft
-(`authors.py`), and what the others are compared with where it takes part.
+Memory is that of all tensors alive at once, weights included, in an edit of fewer updates. "authors" is their
+program's work done with diffusers and peft (`authors.py`), and what the others are compared with where it
+takes part.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from minidrag.app.options import CONFIGS
 from minidrag.app.progress import Progress
-from minidrag.bench import authors
+from minidrag.bench import authors, memory
 from minidrag.bench.cases import Case, make_cases
 from minidrag.bench.harness import add_dtype_argument, add_scene_arguments, load, seed
 from minidrag.bench.tables import markdown
@@ -57,15 +58,29 @@ class Counter(Progress):
             handle.remove()
 
 
-def cost(model: Model, case: Case, config: EditConfig) -> Counter:
-    """Evaluations and seconds of one edit, with a LoRA of its own."""
+def cost(model: Model, case: Case, config: EditConfig, pipeline: Any = None) -> Counter:
+    """Evaluations and seconds of one edit with a LoRA of its own; pipeline: by the authors' program."""
+    if pipeline is not None:
+        counter = Counter(pipeline.unet)
+        authors.edit(model, pipeline, case, config, counter)
+        return counter
     counter, mask = Counter(model.unet), torch.from_numpy(case.mask).float()
     points, told = (case.handles, case.targets), {"mask": mask, "prompt": case.prompt, "config": config}
     drag_edit(model, case.before, *points, **told, progress=counter)
     return counter
 
 
-def report(counters: dict[str, list[Counter]]) -> str:
+def peak(model: Model, case: Case, config: EditConfig, pipeline: Any = None) -> int:
+    """Most bytes of tensors at a time in an edit, weights included; two steps need as much as all."""
+    few = {name: min(getattr(config, name), 2) for name in ("lora_steps", "drag_steps", "hold_steps")}
+    networks = model.unet, model.vae, model.text_encoder
+    weights = sum(weight.nbytes for network in networks for weight in network.parameters())
+    with memory.Counter() as counter:
+        cost(model, case, replace(config, **few), pipeline)
+    return weights + counter.peak
+
+
+def report(counters: dict[str, list[Counter]], peaks: dict[str, int]) -> str:
     """Markdown table: evaluations (mean) and seconds (median), also as fractions of the most expensive."""
     evaluations = {name: [sum(x.evaluations.values()) for x in some] for name, some in counters.items()}
     seconds = {name: [sum(x.seconds.values()) for x in some] for name, some in counters.items()}
@@ -75,8 +90,9 @@ def report(counters: dict[str, list[Counter]]) -> str:
         row = [name, *(f"{np.mean([x.evaluations[stage] for x in some]):.0f}" for stage in STAGES)]
         row += [f"{np.mean(evaluations[name]):.0f}", f"{sum(evaluations[name]) / sum(evaluations[most]):.2f}"]
         ratios = [own / other for own, other in zip(seconds[name], seconds[most], strict=True)]
-        rows.append([*row, f"{np.median(seconds[name]):.1f}", f"{np.median(ratios):.2f}"])
-    head = ["preset", *STAGES, "evaluations", f"of {most}", "seconds", f"of {most}"]
+        row += [f"{np.median(seconds[name]):.1f}", f"{np.median(ratios):.2f}", f"{peaks[name] / 1e6:.0f}"]
+        rows.append(row)
+    head = ["preset", *STAGES, "evaluations", f"of {most}", "seconds", f"of {most}", "peak MB"]
     return markdown(head, rows)
 
 
@@ -91,17 +107,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure_speed(args: argparse.Namespace) -> int:
-    model, counters = load(args), {name: [] for name in args.presets}
+    model, counters, peaks = load(args), {name: [] for name in args.presets}, {}
     pipeline: Any = authors.load_pipeline(model) if AUTHORS in args.presets else None
     for case in make_cases(args.cases, args.kinds, args.seed, args.style):
         for name in args.presets:
-            if name == AUTHORS:
-                counters[name].append(Counter(pipeline.unet))
-                authors.edit(model, pipeline, case, EditConfig.official(), counters[name][-1])
-            else:
-                config = replace(PRESETS[name], size=args.size)
-                counters[name].append(cost(model, case, config))
-    print(report(counters))
+            config = replace(PRESETS.get(name, EditConfig.official()), size=args.size)
+            job = model, case, config, pipeline if name == AUTHORS else None
+            counters[name].append(cost(*job))
+            peaks[name] = peaks.get(name) or peak(*job)
+    print(report(counters, peaks))
     return 0
 
 
