@@ -180,7 +180,8 @@ def warped(model: Model, edit: Edit, text: Tensor) -> tuple[Tensor, bool]:
     """Cells of the first handle's thing in the latent, (H, W), and whether a warped start moved them."""
     top = edit.path[-1]
     features = origin_of(model, edit, text, len(edit.path) - 1).view.features
-    cells = thing(features, edit.task.handles[0], list(top.shape[2:]))
+    editable = torch.ones(top.shape[2:], device=top.device) if edit.task.mask is None else edit.task.mask
+    cells = thing(features, edit.task.handles[0], editable)
     handles = warp(top, edit.task, features)[1] if edit.config.warp_start else edit.task.handles
     return cells, handles[0] != edit.task.handles[0]
 

@@ -1,17 +1,18 @@
 """A start that is already near: things moved along their drags in the noisy latent.
 
 FastDrag (arXiv 2405.15769) stretches the masked region of the latent like a sheet. Here features say which
-cells belong to the thing under a handle, and it moves as a whole.
+cells belong to the thing under a handle, also parts of another look, and it moves as a whole.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d, normalize
 
-from minidrag.method.drag import Cell, Cells, patch, snap
+from minidrag.method.drag import Cell, Cells, patch, sample, snap
 from minidrag.method.dragdiffusion import Task
 
-SIMILAR = 0.35  # least cosine between features of a thing and of its handle
+SIMILAR = 0.45  # least cosine between features of a thing and of its handle
+UNLIKE = 0.5  # largest cosine between features of a part of another look and of any cell outside the mask
 HELD = 0.1  # a thing of which the mask holds more than this fraction is to be stretched, not moved
 
 
@@ -25,7 +26,7 @@ def warp(latent: Tensor, task: Task, features: Tensor) -> tuple[Tensor, Cells]:
     scale = torch.tensor(shape, device=latent.device) / torch.tensor(task.grid, device=latent.device)
     handles, targets = ((scale.new_tensor(at) + 0.5) * scale - 0.5 for at in (task.handles, task.targets))
     editable = torch.ones(shape, device=latent.device) if task.mask is None else task.mask
-    things = torch.stack([thing(features, handle, shape) for handle in task.handles])  # (N, H, W)
+    things = torch.stack([thing(features, handle, editable) for handle in task.handles])  # (N, H, W)
     free = (things * (1 - editable)).sum((1, 2)) <= HELD * things.sum((1, 2))  # (N,)
     moving = (things[free].sum(0) * editable).flatten() > 0  # (H W,)
     if not 0 < moving.sum() < len(moving):  # nothing moves, or all of the image
@@ -42,17 +43,20 @@ def warp(latent: Tensor, task: Task, features: Tensor) -> tuple[Tensor, Cells]:
     return warped, [snap(target, task.grid) if moved else handle for handle, target, moved in pairs]
 
 
-def thing(features: Tensor, handle: Cell, shape: list[int]) -> Tensor:
-    """Cells of the latent that look like the handle's and connect to it: (H, W), 1 or 0."""
+def thing(features: Tensor, handle: Cell, editable: Tensor) -> Tensor:
+    """Cells that connect to the handle and look like it or like nothing outside the mask: (H, W), 1 or 0."""
     features = normalize(features - features.mean((1, 2), keepdim=True), dim=0)
-    rows, columns = patch(handle, 1, features).long().T
-    own = normalize(features[:, rows, columns].mean(1), dim=0)
-    cosine = torch.einsum("crs,c->rs", features, own)
-    shrunk = interpolate(cosine[None, None], size=shape, mode="area")  # (R, S) -> (1, 1, H, W)
-    similar = (shrunk > SIMILAR).float()
-    found = torch.zeros_like(similar)
-    row, column = (int(at * n / m) for at, n, m in zip(handle, shape, features.shape[1:], strict=True))
+    own = normalize(sample(features, patch(handle, 1, features)).mean(1), dim=0)
+    cells = interpolate(features[None], size=editable.shape, mode="area")[0].flatten(1)  # (C, H W)
+    inside, unit = editable.flatten() > 0, normalize(cells, dim=0)
+    familiar = (unit.T @ unit * ~inside).amax(1)  # (H W,), with the cells outside
+    belongs = (own @ cells > SIMILAR) | (inside & (familiar < UNLIKE) & ~inside.all())
+    region = belongs.float().reshape(1, 1, *editable.shape)
+    found = torch.zeros_like(region)
+    row, column = (
+        int(at * n / m) for at, n, m in zip(handle, editable.shape, features.shape[1:], strict=True)
+    )
     found[..., row, column] = 1
-    while not torch.equal(found, grown := torch.maximum(found, max_pool2d(found, 3, 1, 1) * similar)):
+    while not torch.equal(found, grown := torch.maximum(found, max_pool2d(found, 3, 1, 1) * region)):
         found = grown
     return found[0, 0]

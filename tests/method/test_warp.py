@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minidrag.method.drag import Cell
 from minidrag.method.dragdiffusion import Task
-from minidrag.method.warp import HELD, SIMILAR, thing, warp
+from minidrag.method.warp import HELD, SIMILAR, UNLIKE, thing, warp
 
 LATENT, GRID = (9, 10), (18, 20)
 
@@ -26,40 +26,58 @@ def scene(*boxes: tuple[int, int, int, int]) -> Tensor:
     return features + 0.01 * random(*features.shape, seed=7)
 
 
-def similar_by_loop(features: Tensor, handle: Cell) -> list[list[bool]]:
+Place = tuple[int, int]
+
+
+def looks_by_loop(features: Tensor) -> list[list[list[Tensor]]]:
+    """The centered, normalized features of each cell of the latent: those of a few cells of the grid."""
     rows, columns = features.shape[1:]
     centered = features - features.mean((1, 2), keepdim=True)
     unit = [[centered[:, r, c] / centered[:, r, c].norm() for c in range(columns)] for r in range(rows)]
-    near = [
-        unit[r][c]
-        for r in range(int(handle.row) - 1, int(handle.row) + 2)
-        for c in range(int(handle.column) - 1, int(handle.column) + 2)
-        if 0 <= r < rows and 0 <= c < columns
-    ]
-    own = torch.stack(near).mean(0)
-    own = own / own.norm()
-    cosine = [[float(unit[r][c] @ own) for c in range(columns)] for r in range(rows)]
     tall, wide = rows // LATENT[0], columns // LATENT[1]
     return [
         [
-            sum(cosine[tall * y + i][wide * x + j] for i in range(tall) for j in range(wide)) / (tall * wide)
-            > SIMILAR
+            [unit[tall * y + i][wide * x + j] for i in range(tall) for j in range(wide)]
             for x in range(LATENT[1])
         ]
         for y in range(LATENT[0])
     ]
 
 
-def thing_by_loop(features: Tensor, handle: Cell) -> set[tuple[int, int]]:
+def belongs_by_loop(features: Tensor, handle: Cell, mask: Tensor) -> set[Place]:
+    """Cells that look like the handle, and those of the mask that look like nothing outside."""
+    rows, columns = features.shape[1:]
+    centered = features - features.mean((1, 2), keepdim=True)
+    near = [
+        centered[:, r, c] / centered[:, r, c].norm()
+        for r in range(int(handle.row) - 1, int(handle.row) + 2)
+        for c in range(int(handle.column) - 1, int(handle.column) + 2)
+        if 0 <= r < rows and 0 <= c < columns
+    ]
+    own = torch.stack(near).mean(0)
+    own = own / own.norm()
+    looks = looks_by_loop(features)
+    means = {(y, x): torch.stack(looks[y][x]).mean(0) for y in range(LATENT[0]) for x in range(LATENT[1])}
+    outside = [mean for place, mean in means.items() if mask[place] == 0]
+    found = set()
+    for (y, x), mean in means.items():
+        alike = sum(float(look @ own) for look in looks[y][x]) / len(looks[y][x]) > SIMILAR
+        cosines = [float(torch.cosine_similarity(mean, other, dim=0)) for other in outside]
+        strange = bool(cosines) and mask[y, x] > 0 and max(cosines) < UNLIKE
+        found |= {(y, x)} if alike or strange else set()
+    return found
+
+
+def thing_by_loop(features: Tensor, handle: Cell, mask: Tensor | None = None) -> set[Place]:
     """Flood fill over the eight neighbors."""
-    similar = similar_by_loop(features, handle)
+    belongs = belongs_by_loop(features, handle, torch.ones(LATENT) if mask is None else mask)
     start = int(handle.row * LATENT[0] / GRID[0]), int(handle.column * LATENT[1] / GRID[1])
     found, waiting = {start}, [start]
     while waiting:
         row, column = waiting.pop()
         for r in range(max(row - 1, 0), min(row + 2, LATENT[0])):
             for c in range(max(column - 1, 0), min(column + 2, LATENT[1])):
-                if similar[r][c] and (r, c) not in found:
+                if (r, c) in belongs and (r, c) not in found:
                     found.add((r, c))
                     waiting.append((r, c))
     return found
@@ -75,7 +93,7 @@ def warp_by_loop(latent: Tensor, task: Task, features: Tensor) -> tuple[Tensor, 
     editable = {cell for cell in cells if task.mask is None or task.mask[cell] > 0}
     moving, ends = set(), []
     for handle, target in zip(task.handles, task.targets, strict=True):
-        found = thing_by_loop(features, handle)
+        found = thing_by_loop(features, handle, task.mask)
         free = len(found - editable) <= HELD * len(found)
         moving |= found & editable if free else set()
         ends.append(Cell(*map(round, target)) if free else handle)
@@ -128,9 +146,21 @@ def test_a_warp_is_that_of_a_slow_loop(name: str) -> None:
 def test_the_thing_is_what_a_flood_fill_finds(seed: int) -> None:
     features = torch.nn.functional.avg_pool2d(random(1, 3, *GRID, seed=seed), 5, 1, 2)[0]
     handle = Cell(4.0 * seed, 5.0 * seed)
-    expected = thing_by_loop(features, handle)
-    assert {(int(r), int(c)) for r, c in thing(features, handle, list(LATENT)).nonzero()} == expected
-    assert len(expected) > 1
+    for mask in (torch.ones(LATENT), (random(*LATENT, seed=9) > 1).float(), torch.zeros(LATENT)):
+        expected = thing_by_loop(features, handle, mask)
+        assert {(int(r), int(c)) for r, c in thing(features, handle, mask).nonzero()} == expected
+        assert len(expected) > 1
+
+
+def test_a_part_of_another_look_moves_with_its_thing() -> None:
+    """An eye in a face goes along, unless such eyes are outside the mask too."""
+    for other, goes in ((0, True), (1, False)):
+        features = scene((6, 6, 14, 14), (8, 8, 10, 10))
+        if other:
+            features[:, :2, :2] = features[:, 8:10, 8:10]
+        found = thing(features, Cell(12, 12), ALL_BUT_THE_RIM)
+        assert bool(found[4, 4]) == goes and found[6, 6] and found[3:7, 3:7].sum() == 15 + goes
+        assert found.sum() == 15 + goes
 
 
 def test_a_thing_moves_by_whole_cells_and_its_surroundings_fill_the_hole() -> None:
