@@ -1,8 +1,4 @@
-"""A start that is already near: things moved along their drags in the noisy latent.
-
-FastDrag (arXiv 2405.15769) stretches the masked region of the latent like a sheet. Here features say which
-cells belong to the thing under a handle, also parts of another look, and it moves as a whole.
-"""
+"""A start that is near: as in FastDrag (arXiv 2405.15769) the noisy latent is moved, but each thing whole."""
 
 import torch
 from torch import Tensor
@@ -11,8 +7,12 @@ from torch.nn.functional import interpolate, max_pool2d, normalize
 from minidrag.method.drag import Cell, Cells, patch, sample, snap
 from minidrag.method.dragdiffusion import Task
 
-SIMILAR = 0.45  # least cosine between features of a thing and of its handle
-UNLIKE = 0.5  # largest cosine between features of a part of another look and of any cell outside the mask
+SIMILAR = 0.45  # least cosine of a thing's features with its handle's, where no mask tells more
+RIVAL = 0.2  # how much more a cell in the mask may look like one outside than like the handle
+UNLIKE = (
+    0.4  # a cell in the mask that has no larger cosine to any outside is part of a thing: an eye, a wheel
+)
+SPREAD = 16  # cells nearby that fill by turns: a latent that repeats one cell is no noise, and grows things
 HELD = 0.1  # a thing of which the mask holds more than this fraction is to be stretched, not moved
 
 
@@ -20,7 +20,7 @@ def warp(latent: Tensor, task: Task, features: Tensor) -> tuple[Tensor, Cells]:
     """Move the things that lie within the mask; return the latent and where its handles are then.
 
     latent: (1, 4, H, W). features: (C, R, S), of the original. Each cell of a thing follows the nearest
-    handle. What a thing uncovers is filled from the nearest cells that stay.
+    handle. What a thing uncovers is filled from near cells that stay.
     """
     shape = list(latent.shape[2:])
     scale = torch.tensor(shape, device=latent.device) / torch.tensor(task.grid, device=latent.device)
@@ -35,7 +35,8 @@ def warp(latent: Tensor, task: Task, features: Tensor) -> tuple[Tensor, Cells]:
     drag = (targets - handles)[torch.cdist(cells, handles).argmin(1)]
     movers, others = moving.nonzero().flatten(), (~moving).nonzero().flatten()
     source = torch.arange(len(cells), device=latent.device)
-    source[movers] = others[torch.cdist(cells[movers], cells[others]).argmin(1)]
+    near = torch.cdist(cells[movers], cells[others]).argsort(stable=True)[:, :SPREAD]
+    source[movers] = others[near[range(len(movers)), 7 * torch.arange(len(movers)) % near.shape[1]]]
     distance, nearest = torch.cdist(cells, (cells + drag)[movers]).min(1)
     source = torch.where((distance < 0.75) & (editable.flatten() > 0), movers[nearest], source)
     warped = latent.flatten(2)[:, :, source].unflatten(2, shape)
@@ -44,13 +45,14 @@ def warp(latent: Tensor, task: Task, features: Tensor) -> tuple[Tensor, Cells]:
 
 
 def thing(features: Tensor, handle: Cell, editable: Tensor) -> Tensor:
-    """Cells that connect to the handle and look like it or like nothing outside the mask: (H, W), 1 or 0."""
+    """Cells that connect to the handle and look more like it than like the rest: (H, W), 1 or 0."""
     features = normalize(features - features.mean((1, 2), keepdim=True), dim=0)
     own = normalize(sample(features, patch(handle, 1, features)).mean(1), dim=0)
     cells = interpolate(features[None], size=editable.shape, mode="area")[0].flatten(1)  # (C, H W)
-    inside, unit = editable.flatten() > 0, normalize(cells, dim=0)
-    familiar = (unit.T @ unit * ~inside).amax(1)  # (H W,), with the cells outside
-    belongs = (own @ cells > SIMILAR) | (inside & (familiar < UNLIKE) & ~inside.all())
+    inside, unit, belongs = editable.flatten() > 0, normalize(cells, dim=0), own @ cells > SIMILAR
+    if not inside.all():
+        rival = (unit.T @ unit)[:, ~inside].amax(1)  # (H W,), largest cosine with a cell outside
+        belongs = torch.where(inside, (own @ cells > rival - RIVAL) | (rival < UNLIKE), belongs)
     region = belongs.float().reshape(1, 1, *editable.shape)
     found = torch.zeros_like(region)
     row, column = (

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minidrag.method.drag import Cell
 from minidrag.method.dragdiffusion import Task
-from minidrag.method.warp import HELD, SIMILAR, UNLIKE, thing, warp
+from minidrag.method.warp import HELD, RIVAL, SIMILAR, SPREAD, UNLIKE, thing, warp
 
 LATENT, GRID = (9, 10), (18, 20)
 
@@ -45,7 +45,7 @@ def looks_by_loop(features: Tensor) -> list[list[list[Tensor]]]:
 
 
 def belongs_by_loop(features: Tensor, handle: Cell, mask: Tensor) -> set[Place]:
-    """Cells that look like the handle, and those of the mask that look like nothing outside."""
+    """Cells like the handle; in the mask more like it than like what is outside, or like nothing there."""
     rows, columns = features.shape[1:]
     centered = features - features.mean((1, 2), keepdim=True)
     near = [
@@ -61,10 +61,13 @@ def belongs_by_loop(features: Tensor, handle: Cell, mask: Tensor) -> set[Place]:
     outside = [mean for place, mean in means.items() if mask[place] == 0]
     found = set()
     for (y, x), mean in means.items():
-        alike = sum(float(look @ own) for look in looks[y][x]) / len(looks[y][x]) > SIMILAR
-        cosines = [float(torch.cosine_similarity(mean, other, dim=0)) for other in outside]
-        strange = bool(cosines) and mask[y, x] > 0 and max(cosines) < UNLIKE
-        found |= {(y, x)} if alike or strange else set()
+        alike = sum(float(look @ own) for look in looks[y][x]) / len(looks[y][x])
+        if outside and mask[y, x] > 0:
+            rival = max(float(torch.cosine_similarity(mean, other, dim=0)) for other in outside)
+            belongs = alike > rival - RIVAL or rival < UNLIKE
+        else:
+            belongs = alike > SIMILAR
+        found |= {(y, x)} if belongs else set()
     return found
 
 
@@ -107,7 +110,11 @@ def warp_by_loop(latent: Tensor, task: Task, features: Tensor) -> tuple[Tensor, 
     for cell in editable:
         source = min(landed, key=lambda other: math.dist(cell, landed[other]), default=cell)
         if not landed or math.dist(cell, landed[source]) >= 0.75:
-            source = min((other for other in cells if other not in moving), key=lambda x: math.dist(cell, x))
+            source = cell
+            if cell in moving:
+                staying = sorted((x for x in cells if x not in moving), key=lambda x: math.dist(cell, x))
+                near = staying[:SPREAD]
+                source = near[7 * sorted(moving).index(cell) % len(near)]
         warped[..., cell[0], cell[1]] = latent[..., source[0], source[1]]
     return warped, ends
 
@@ -167,7 +174,11 @@ def test_a_thing_moves_by_whole_cells_and_its_surroundings_fill_the_hole() -> No
     latent, task = random(1, 4, *LATENT), Task([Cell(9, 9)], [Cell(9, 13)], None, GRID)
     warped, _ = warp(latent, task, scene(BOX))
     assert torch.equal(warped[..., 3:6, 5:8], latent[..., 3:6, 3:6])  # the box, two cells to the right
-    assert torch.equal(warped[..., 4, 3], latent[..., 4, 2])  # where it was, the nearest cell around it
+    around = [latent[0, :, row, column] for row in range(9) for column in range(8) if row not in (3, 4, 5)]
+    around += [latent[0, :, row, column] for row in (3, 4, 5) for column in (0, 1, 2, 6, 7)]
+    filled = [warped[0, :, row, column] for row in (3, 4, 5) for column in (3, 4)]
+    assert all(any(torch.equal(cell, other) for other in around) for cell in filled)
+    assert len({tuple(cell.tolist()) for cell in filled}) >= 5  # of 6: noise hardly repeats itself
     warped[..., 3:6, 3:8] = latent[..., 3:6, 3:8]
     assert torch.equal(warped, latent)
 
