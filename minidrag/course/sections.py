@@ -231,7 +231,7 @@ def moved_start(subject: Subject) -> Section:
         "noisy latent. What belongs to a thing is decided by features, and what it uncovers is filled from "
         "its surroundings.",
         [excerpt(warp, "movers, others", "warped =")],
-        "The warp takes what connects to the handle and looks like it or like nothing outside the mask. "
+        "The warp takes what connects to the handle and looks more like it than like what is outside. "
         "Which part of the image will that be?",
         row(*shown),
         f"{moved} Denoising must repair the seams, and motion supervision brings what was left behind.",

@@ -9,10 +9,8 @@ from minidrag.method.dragdiffusion import Task
 
 SIMILAR = 0.45  # least cosine of a thing's features with its handle's, where no mask tells more
 RIVAL = 0.2  # how much more a cell in the mask may look like one outside than like the handle
-UNLIKE = (
-    0.4  # a cell in the mask that has no larger cosine to any outside is part of a thing: an eye, a wheel
-)
-SPREAD = 16  # cells nearby that fill by turns: a latent that repeats one cell is no noise, and grows things
+UNLIKE = 0.4  # a cell in the mask that is less like all outside is part of a thing: an eye, a wheel
+SPREAD = 16  # near cells that fill in turn: a latent that repeats one cell is not noise, and grows phantoms
 HELD = 0.1  # a thing of which the mask holds more than this fraction is to be stretched, not moved
 
 
@@ -46,18 +44,16 @@ def warp(latent: Tensor, task: Task, features: Tensor) -> tuple[Tensor, Cells]:
 
 def thing(features: Tensor, handle: Cell, editable: Tensor) -> Tensor:
     """Cells that connect to the handle and look more like it than like the rest: (H, W), 1 or 0."""
-    features = normalize(features - features.mean((1, 2), keepdim=True), dim=0)
+    shape, features = editable.shape, normalize(features - features.mean((1, 2), keepdim=True), dim=0)
     own = normalize(sample(features, patch(handle, 1, features)).mean(1), dim=0)
-    cells = interpolate(features[None], size=editable.shape, mode="area")[0].flatten(1)  # (C, H W)
+    cells = interpolate(features[None], size=shape, mode="area")[0].flatten(1)  # (C, H W)
     inside, unit, belongs = editable.flatten() > 0, normalize(cells, dim=0), own @ cells > SIMILAR
     if not inside.all():
         rival = (unit.T @ unit)[:, ~inside].amax(1)  # (H W,), largest cosine with a cell outside
         belongs = torch.where(inside, (own @ cells > rival - RIVAL) | (rival < UNLIKE), belongs)
-    region = belongs.float().reshape(1, 1, *editable.shape)
+    region = belongs.float().reshape(1, 1, *shape)
     found = torch.zeros_like(region)
-    row, column = (
-        int(at * n / m) for at, n, m in zip(handle, editable.shape, features.shape[1:], strict=True)
-    )
+    row, column = (int(at * n / m) for at, n, m in zip(handle, shape, features.shape[1:], strict=True))
     found[..., row, column] = 1
     while not torch.equal(found, grown := torch.maximum(found, max_pool2d(found, 3, 1, 1) * region)):
         found = grown
