@@ -69,7 +69,10 @@ BILINEAR = Exercise(
             lambda features, points: sample(features.detach(), points),
         ),
     ),
-    ("minidrag.method.drag.sample",),
+    (
+        "minidrag.method.drag.sample",
+        "minidrag.method.warp.sample",
+    ),
 )
 
 
