@@ -51,8 +51,10 @@ VALUES: dict[str, tuple[Any, ...]] = {  # around the default, for a drag in turn
     "motion_reference": ("moving", "start"),
     "motion_step": (1.0, 2.0, 4.0),
 }
-SHOWN = ("MD", "IF", "distance", "remaining", "lost", "arrived")
-SHOWN += ("PSNR inside", "SSIM inside", "PSNR back", "PSNR reconstruction")
+SHOWN = (
+    *("MD", "IF", "distance", "remaining", "lost", "arrived"),
+    *("PSNR inside", "SSIM inside", "PSNR back", "PSNR reconstruction"),
+)
 PANELS = (("MD", "IF"), ("distance", "arrived"))  # of the plot: what its left and its right axis show
 NO_EDIT = "no edit"
 

@@ -166,8 +166,8 @@ def run_case(
     sweep(folder)
     edited = edit(case)
     began = time.perf_counter()
-    rows = {"edit": measure(case, edited.image, edited.raw, learned) | measure_back(case, edited)}
-    rows["edit"]["PSNR reconstruction"] = edited.reconstruction
+    own = measure_back(case, edited) | {"PSNR reconstruction": edited.reconstruction}
+    rows = {"edit": measure(case, edited.image, edited.raw, learned) | own}
     rows |= {name: measure(case, picture, picture, learned) for name, picture in others.items()}
     seconds = edited.seconds | {"measuring": time.perf_counter() - began}
     result = {"case": case.name, "kind": case.kind, "drag": case.drags, "prompt": case.prompt}

@@ -29,11 +29,16 @@ def scene(*boxes: tuple[int, int, int, int]) -> Tensor:
 Place = tuple[int, int]
 
 
-def looks_by_loop(features: Tensor) -> list[list[list[Tensor]]]:
-    """The centered, normalized features of each cell of the latent: those of a few cells of the grid."""
+def units_by_loop(features: Tensor) -> list[list[Tensor]]:
+    """The centered, normalized features of each cell of the grid."""
     rows, columns = features.shape[1:]
     centered = features - features.mean((1, 2), keepdim=True)
-    unit = [[centered[:, r, c] / centered[:, r, c].norm() for c in range(columns)] for r in range(rows)]
+    return [[centered[:, r, c] / centered[:, r, c].norm() for c in range(columns)] for r in range(rows)]
+
+
+def looks_by_loop(unit: list[list[Tensor]]) -> list[list[list[Tensor]]]:
+    """The features of each cell of the latent: those of a few cells of the grid."""
+    rows, columns = len(unit), len(unit[0])
     tall, wide = rows // LATENT[0], columns // LATENT[1]
     return [
         [
@@ -46,17 +51,16 @@ def looks_by_loop(features: Tensor) -> list[list[list[Tensor]]]:
 
 def belongs_by_loop(features: Tensor, handle: Cell, mask: Tensor) -> set[Place]:
     """Cells like the handle; in the mask more like it than like what is outside, or like nothing there."""
-    rows, columns = features.shape[1:]
-    centered = features - features.mean((1, 2), keepdim=True)
+    unit, (rows, columns) = units_by_loop(features), features.shape[1:]
     near = [
-        centered[:, r, c] / centered[:, r, c].norm()
+        unit[r][c]
         for r in range(int(handle.row) - 1, int(handle.row) + 2)
         for c in range(int(handle.column) - 1, int(handle.column) + 2)
         if 0 <= r < rows and 0 <= c < columns
     ]
     own = torch.stack(near).mean(0)
     own = own / own.norm()
-    looks = looks_by_loop(features)
+    looks = looks_by_loop(unit)
     means = {(y, x): torch.stack(looks[y][x]).mean(0) for y in range(LATENT[0]) for x in range(LATENT[1])}
     outside = [mean for place, mean in means.items() if mask[place] == 0]
     found = set()
