@@ -15,9 +15,7 @@ class EditConfig:
     """Constants of an edit. Raises ValueError for a value out of range."""
 
     steps: int = 20  # DDIM steps from noise to image; paper: 50 (4)
-    inversion_steps: int = (
-        14  # of them, from the image up to the noise that is dragged: t = 651; paper: 681 (4)
-    )
+    inversion_steps: int = 14  # of them, up to the noise that is dragged, t = 651; paper: 35, t = 681 (4)
     block: int = 3  # up block of the UNet, 1 to 4; the third has 640 channels at 64x64 (4)
     warp_start: bool = True  # begin with the things under the handles moved already (FastDrag)
     drag_levels: int = 7  # noise levels that are dragged (GoodDrag); paper: 1

@@ -105,7 +105,6 @@ def mask_to_latent(mask: Tensor, shape: tuple[int, int]) -> Tensor:
     The official code takes the nearest pixel, so that a thin line comes and goes with its position. If no
     cell is half covered, the most covered ones count: a mask never vanishes.
     """
-    covered = interpolate(mask[None, None], size=shape, mode="area")[
-        0, 0
-    ]  # (height, width) -> (rows, columns)
+    # (height, width) -> (rows, columns)
+    covered = interpolate(mask[None, None], size=shape, mode="area")[0, 0]
     return (covered >= covered.max().clamp(max=0.5)).to(mask) * (covered > 0)

@@ -69,7 +69,15 @@ RENAMED = {  # keys and settings of a run.json by version 0.1
     "keep_outside": "keep_background",
 }
 # What settings that came later were before they could be set.
-EARLIER = {"warp_start": False, "drag_levels": 1, "scale_radii": False}
+EARLIER = {
+    "warp_start": False,
+    "drag_levels": 1,
+    "hold_steps": 0,
+    "motion_step": 1.0,
+    "motion_reference": "moving",
+    "scale_radii": False,
+    "control_blocks": 2,
+}
 
 HELP = {  # of every field of EditConfig
     "steps": "DDIM steps from noise to image",

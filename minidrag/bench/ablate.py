@@ -47,6 +47,8 @@ VALUES: dict[str, tuple[Any, ...]] = {  # around the default, for a drag in turn
     "lora_targets": ("qk", "qkv", "qkvo"),
     "drag_lr": (0.01, 0.02, 0.04, 0.08),
     "drag_steps": (0, 3, 6, 12),
+    "drag_levels": (1, 3, 5, 7, 10),
+    "hold_steps": (0, 2, 3, 6),
     "motion_loss": ("sum", "mean"),
     "motion_reference": ("moving", "start"),
     "motion_step": (1.0, 2.0, 4.0),

@@ -219,7 +219,9 @@ SAME_SETTINGS = EditConfig(
     block=2,
     warp_start=False,
     drag_levels=1,
+    hold_steps=0,
     scale_radii=False,
+    control_blocks=2,
     drag_steps=2,
     drag_lr=0.02,
     motion_radius=2,
@@ -273,7 +275,8 @@ def write_old_run(workdir: Path, **values: Any) -> Path:
 def test_a_run_of_version_0_1_is_read(workdir: Path) -> None:
     changed = {name for name, value in asdict(SAME_SETTINGS).items() if value != getattr(EditConfig(), name)}
     known = {RENAMED.get(name, name) for name in OLD_SETTINGS}
-    assert changed == known | EARLIER.keys(), "every setting would show"
+    assert known | EARLIER.keys() == asdict(EditConfig()).keys(), "a setting of today is forgotten"
+    assert changed == asdict(EditConfig()).keys() - {"control_blocks"}, "every setting would show"
     assert read_options({"base": write_old_run(workdir)}) == Options(
         workdir / "photo.png",
         [(Pixel(30, 40), Pixel(48, 42))],
@@ -285,6 +288,13 @@ def test_a_run_of_version_0_1_is_read(workdir: Path) -> None:
         device="cpu",
         dtype="float32",
     )
+
+
+def test_a_run_before_motion_step_and_motion_reference_is_read(workdir: Path) -> None:
+    later = ("motion_step", "motion_reference")
+    first = {name: value for name, value in OLD_SETTINGS.items() if name not in later}
+    options = read_options({"base": write_old_run(workdir, config=first)})
+    assert options.config == replace(SAME_SETTINGS, motion_step=1.0, motion_reference="moving")
 
 
 def test_renamed_names_are_of_version_0_1_and_of_today() -> None:
