@@ -17,7 +17,7 @@ class EditConfig:
     steps: int = 20  # DDIM steps from noise to image; paper: 50 (4)
     inversion_steps: int = 14  # of them, up to the noise that is dragged, t = 651; paper: 35, t = 681 (4)
     block: int = 3  # up block of the UNet, 1 to 4; the third has 640 channels at 64x64 (4)
-    warp_start: bool = True  # begin with the things under the handles moved already (FastDrag)
+    warp_start: bool = True  # first move the objects under the handles in the latent (FastDrag)
     drag_levels: int = 7  # noise levels that are dragged (GoodDrag); paper: 1
     drag_steps: int = 6  # updates at each level, at most; paper: 80 (4)
     hold_steps: int = 3  # updates at each level, at least: they hold what has arrived; paper: 0
@@ -50,7 +50,7 @@ class EditConfig:
     def scaled(self, grid: tuple[int, int]) -> "EditConfig":
         """Bring the radii and the step from the grid of a 512x512 image, 256 wide, to another.
 
-        They shrink with the square root of the width: on a grid a quarter as wide, things are a quarter as
+        They shrink with the square root of the width: on a grid a quarter as wide, objects are a quarter as
         wide, but what the features of a cell describe is as wide as before. Half is the mean of both.
         """
         if not self.scale_radii:

@@ -83,7 +83,7 @@ HELP = {  # of every field of EditConfig
     "steps": "DDIM steps from noise to image",
     "inversion_steps": "DDIM steps from the image up to the dragged latent: more allow larger changes",
     "block": "up block of the UNet whose features are used, 1 to 4",
-    "warp_start": "begin with the things under the handles moved to their targets",
+    "warp_start": "first move the objects under the handles to their targets, in the latent",
     "drag_levels": "noise levels that are dragged, each followed by a denoising step",
     "drag_steps": "maximum number of drag updates at each level: more for far drags",
     "hold_steps": "minimum number at each level, which hold what has arrived",

@@ -22,7 +22,7 @@ from minidrag.method.ddim import denoise
 from minidrag.method.drag import Cell, Origin, Step, View, background_loss, motion_loss, snap
 from minidrag.method.dragdiffusion import observe
 from minidrag.method.lora import lora_attached
-from minidrag.method.warp import thing, warp
+from minidrag.method.warp import object_cells, warp
 from minidrag.weights.model import Model, decode
 
 FRAMES = 12  # states of the drag that are looked at again, at most
@@ -53,7 +53,7 @@ class Replay:
         list[Image.Image]
     ]  # of the four up blocks, of the original and of the edit at its last level
     moments: list[Moment]
-    thing: Tensor  # cells of the latent that the warp counts to the first handle, (H, W)
+    object_cells: Tensor  # cells of the latent that belong to the first handle's object, (H, W)
     moved: bool  # the warp moved them
     uncontrolled: Image.Image  # the edit without reference keys and values
     attention: Tensor  # of the first target's query to the original, (H, W) of the latent
@@ -177,11 +177,11 @@ def block_colors(model: Model, edit: Edit, text: Tensor) -> list[list[Image.Imag
 
 
 def warped(model: Model, edit: Edit, text: Tensor) -> tuple[Tensor, bool]:
-    """Cells of the first handle's thing in the latent, (H, W), and whether a warped start moved them."""
+    """Cells of the first handle's object in the latent, (H, W), and whether a warped start moved them."""
     top = edit.path[-1]
     features = origin_of(model, edit, text, len(edit.path) - 1).view.features
     editable = torch.ones(top.shape[2:], device=top.device) if edit.task.mask is None else edit.task.mask
-    cells = thing(features, edit.task.handles[0], editable)
+    cells = object_cells(features, edit.task.handles[0], editable)
     handles = warp(top, edit.task, features)[1] if edit.config.warp_start else edit.task.handles
     return cells, handles[0] != edit.task.handles[0]
 

@@ -88,8 +88,8 @@ def sections(subject: Subject) -> list[Section]:
     return [*learned, *start, *dragged, control(subject), result(subject)]
 
 
-def count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def task(subject: Subject) -> Section:
@@ -202,33 +202,33 @@ def features(subject: Subject) -> Section:
         "On the way to the noise, the UNet describes every place of the latent by a vector. "
         f"The drag reads the vectors of up block {edit.config.block}, enlarged to half the image's size.",
         [excerpt(observe, "noise, features", "enlarged =")],
-        "One block knows only where things are, another only edges. In which would you look for a point "
+        "One block knows only where objects are, another only edges. In which would you look for a point "
         "again?",
         "".join(rows),
         "The colors are three principal components over both images of a block: equal colors mean equal "
-        "features. Look for the block in which the thing keeps its color while it moves.",
+        "features. Look for the block in which the object keeps its color while it moves.",
         r"F(z_t) = \text{up block " + str(edit.config.block) + r" of } \epsilon_\theta(z_t, t)",
     )
 
 
 def moved_start(subject: Subject) -> Section:
     replay = subject.replay
-    cells = replay.thing
+    cells = replay.object_cells
     small = images.resize(subject.image, size_of(cells))
     pale = Image.blend(small, Image.new("RGB", small.size, images.WHITE), 0.65)
     cut = Image.fromarray((cells.cpu().numpy() * 255).astype("uint8"))
     chosen = Image.composite(small, pale, cut)
-    shown = [picture(chosen, f"handle 1's thing: {count(int(cells.sum()), 'cell')}", cells=True)]
+    shown = [picture(chosen, f"handle 1's object: {count(int(cells.sum()), 'cell')}", cells=True)]
     names = ("foreseen before the warp", "and after it")
     shown += [picture(m.image, name) for m, name in zip(replay.moments[:2], names, strict=False)]
-    moved = "Here nothing was moved, as the mask cuts the thing."
+    moved = "Here nothing was moved, as the mask cuts the object."
     if replay.moved:
         moved = "Here these cells were carried to the target in one stroke."
     return Section(
         "start",
         "A start that is already near",
-        "Not in the paper: before the first update the default moves the things under the handles in the "
-        "noisy latent. What belongs to a thing is decided by features, and what it uncovers is filled from "
+        "Not in the paper: before the first update the default moves the objects under the handles in the "
+        "noisy latent. What belongs to an object is decided by features, and what it uncovers is filled from "
         "its surroundings.",
         [excerpt(warp, "movers, others", "warped =")],
         "The warp takes what connects to the handle and looks more like it than like what is outside. "
@@ -237,7 +237,7 @@ def moved_start(subject: Subject) -> Section:
         f"{moved} Denoising must repair the seams, and motion supervision brings what was left behind.",
         r"z_t[q] \leftarrow z_t[q - (g_i - h_i)]"
         "\n"
-        r"\text{where } q - (g_i - h_i) \text{ belongs to the thing}",
+        r"\text{where } q - (g_i - h_i) \text{ belongs to the object}",
     )
 
 
@@ -428,7 +428,7 @@ def steps(subject: Subject) -> Section:
         "The drag, state by state",
         lead,
         [code],
-        "Does the thing follow its handle, or does the handle run ahead of the thing? Then move the slider.",
+        "Does the object follow its handle, or does the handle run ahead of it? Then move the slider.",
         f'<div class="slider">{slider}{frames}</div>',
         f"{count(len(edit.losses), 'update')} at {count(levels, 'noise level')}, {len(moments)} of "
         f"{len(edit.steps)} states shown. "
@@ -510,7 +510,7 @@ def result(subject: Subject) -> Section:
             picture(final, "edit with the paths", marks),
         )
         + chart(curves, "state", "pixels to the target", borders(edit)),
-        f"After {count(len(edit.losses), 'update')} {remain}. Compare the thing itself with the target "
+        f"After {count(len(edit.losses), 'update')} {remain}. Compare the object itself with the target "
         "before you believe it.",
         r"x = M \odot D(\hat z_0) + (1 - M) \odot x^0" if kept else r"x = D(\hat z_0)",
     )

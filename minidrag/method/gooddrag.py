@@ -27,7 +27,7 @@ def gooddrag(
     path: latents (1, 4, H, W) by level, the clean one first. Each level has an optimizer of its own and is
     compared with the original at that level; a DDIM step without reference keys and values leads to the next.
     What has arrived is held there at all levels that follow; let go, it drifts back (bench/README.md).
-    With `config.warp_start` the things under the handles have been moved before.
+    With `config.warp_start` the objects under the handles are moved first.
     """
     top = len(path) - 1
     latent, handles, still = path[top], task.handles, 0

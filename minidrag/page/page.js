@@ -166,7 +166,7 @@ function paintMask(left, top, wide, high) {  // a rectangle of it as it will be 
   mask.smallPen.setTransform(mask.factor, 0, 0, mask.factor, 0, 0);
   mask.smallPen.clearRect(left, top, wide, high);
   mask.smallPen.drawImage(mask.canvas, left, top, wide, high, left, top, wide, high);
-  things = null;
+  objects = null;
 }
 
 function readMask([left, top, right, bottom]) {  // what was painted there, as bits
@@ -354,14 +354,14 @@ async function openFiles(files) {
   await openOptions({ ...values, ...found });
 }
 
-// ---- preview: the thing under a handle, cut out and moved, what it leaves filled from around
+// ---- preview: the object under a handle, cut out and moved; what it uncovers is filled from around it
 
-let things = null;  // of the handles: {key, cut: [canvas], fill: canvas}
+let objects = null;  // of the handles: {key, cut: [canvas], fill: canvas}
 const GRID = 160;
 
 function findThings(handles) {
   const key = JSON.stringify([edit.image, mask.version, handles]);
-  if (things && things.key === key) return things;
+  if (objects && objects.key === key) return objects;
   const shrink = Math.min(1, GRID / Math.max(...size)), w = Math.max(8, Math.round(size[0] * shrink)), h = Math.max(8, Math.round(size[1] * shrink));
   const sheet = document.createElement("canvas");
   [sheet.width, sheet.height] = [w, h];
@@ -386,11 +386,11 @@ function findThings(handles) {
   });
   const moved = document.createElement("canvas");
   [moved.width, moved.height] = [bw, bh];
-  things = { key, cut, fill, moved };
-  return things;
+  objects = { key, cut, fill, moved };
+  return objects;
 }
 
-function freeCells(w, h, seeds) {  // cells that a thing may have: the mask's, or those near a handle
+function freeCells(w, h, seeds) {  // cells that an object may have: the mask's, or those near a handle
   const free = new Uint8Array(w * h), reach = 0.3 * Math.min(w, h);
   for (let y = 0; y < h; y++) {
     for (let x = 0; x < w; x++) {
@@ -403,7 +403,7 @@ function freeCells(w, h, seeds) {  // cells that a thing may have: the mask's, o
 }
 
 function grow(w, h, colors, free, seeds) {
-  // A thing: free cells that are unlike those along the border of the free ones, as far as they connect to its
+  // An object: free cells that are unlike those along the border of the free ones, as far as they connect to its
   // handle. If that is next to nothing, all that is nearer to the handle than to the border.
   const inner = free.includes(0), border = new Uint8Array(w * h), samples = [];
   for (let y = 0; y < h; y++) {
@@ -947,7 +947,7 @@ function setMode(to) {
 
 const HINTS = {
   points: "Press on something, drag it to where it should be, let go. Or click it, then click where it should go.",
-  mask: "Paint what may change. A thing that lies in the mask moves as a whole; one that it cuts is stretched.",
+  mask: "Paint what may change. An object inside the mask moves as a whole; one that the mask cuts is stretched.",
   watch: "What the model foresees at this step of the drag.",
   result: "Drag the line to compare.",
 };

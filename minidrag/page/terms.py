@@ -13,7 +13,7 @@ from minidrag.page import times
 from minidrag.page.store import Store
 
 PRESETS = {"default": EditConfig()} | {name: CONFIGS[name] for name in sorted(CONFIGS)}
-DEFAULT_HELP = "things moved, then dragged; with a LoRA"
+DEFAULT_HELP = "objects moved, then dragged; with a LoRA"
 NOWHERE = {"handle": [0, 0], "target": [0, 0]}  # a drag, for options that need one
 
 

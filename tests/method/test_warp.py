@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minidrag.method.drag import Cell
 from minidrag.method.dragdiffusion import Task
-from minidrag.method.warp import HELD, RIVAL, SIMILAR, SPREAD, UNLIKE, thing, warp
+from minidrag.method.warp import CUT, RIVAL, SIMILAR, SPREAD, UNLIKE, object_cells, warp
 
 LATENT, GRID = (9, 10), (18, 20)
 
@@ -101,7 +101,7 @@ def warp_by_loop(latent: Tensor, task: Task, features: Tensor) -> tuple[Tensor, 
     moving, ends = set(), []
     for handle, target in zip(task.handles, task.targets, strict=True):
         found = thing_by_loop(features, handle, task.mask)
-        free = len(found - editable) <= HELD * len(found)
+        free = len(found - editable) <= CUT * len(found)
         moving |= found & editable if free else set()
         ends.append(Cell(*map(round, target)) if free else handle)
     landed = {}
@@ -127,12 +127,12 @@ BOX = (6, 6, 12, 12)
 ALL_BUT_THE_RIM = torch.zeros(LATENT)
 ALL_BUT_THE_RIM[1:-1, 1:-1] = 1
 CASES: dict[str, tuple[Tensor, list[Cell], list[Cell], Tensor | None]] = {
-    "one thing": (scene(BOX), [Cell(9, 9)], [Cell(5, 12.3)], ALL_BUT_THE_RIM),
+    "one object": (scene(BOX), [Cell(9, 9)], [Cell(5, 12.3)], ALL_BUT_THE_RIM),
     "without a mask": (scene(BOX), [Cell(9, 9)], [Cell(12.7, 4.1)], None),
     "out of the image": (scene(BOX), [Cell(9, 9)], [Cell(1, 19)], None),
     "from the corner": (scene((0, 0, 5, 6)), [Cell(0, 0)], [Cell(6, 3)], None),
     "to the rim of the mask": (scene(BOX), [Cell(9, 9)], [Cell(9, 15)], ALL_BUT_THE_RIM),
-    "two things": (
+    "two objects": (
         scene(BOX, (12, 14, 18, 20)),
         [Cell(9, 9), Cell(15, 17)],
         [Cell(5, 9), Cell(15, 13)],
@@ -159,7 +159,7 @@ def test_the_thing_is_what_a_flood_fill_finds(seed: int) -> None:
     handle = Cell(4.0 * seed, 5.0 * seed)
     for mask in (torch.ones(LATENT), (random(*LATENT, seed=9) > 1).float(), torch.zeros(LATENT)):
         expected = thing_by_loop(features, handle, mask)
-        assert {(int(r), int(c)) for r, c in thing(features, handle, mask).nonzero()} == expected
+        assert {(int(r), int(c)) for r, c in object_cells(features, handle, mask).nonzero()} == expected
         assert len(expected) > 1
 
 
@@ -169,7 +169,7 @@ def test_a_part_of_another_look_moves_with_its_thing() -> None:
         features = scene((6, 6, 14, 14), (8, 8, 10, 10))
         if other:
             features[:, :2, :2] = features[:, 8:10, 8:10]
-        found = thing(features, Cell(12, 12), ALL_BUT_THE_RIM)
+        found = object_cells(features, Cell(12, 12), ALL_BUT_THE_RIM)
         assert bool(found[4, 4]) == goes and found[6, 6] and found[3:7, 3:7].sum() == 15 + goes
         assert found.sum() == 15 + goes
 
@@ -214,6 +214,8 @@ def test_nothing_changes_outside_the_mask() -> None:
 def test_without_anything_to_move_the_latent_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     latent, task = random(1, 4, *LATENT), Task([Cell(9, 9)], [Cell(9, 13)], None, GRID)
     for value in (0.0, 1.0):  # no cell, all cells
-        monkeypatch.setattr("minidrag.method.warp.thing", lambda *_, value=value: torch.full(LATENT, value))
+        monkeypatch.setattr(
+            "minidrag.method.warp.object_cells", lambda *_, value=value: torch.full(LATENT, value)
+        )
         warped, handles = warp(latent, task, scene(BOX))
         assert torch.equal(warped, latent) and handles == task.handles
