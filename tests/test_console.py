@@ -1,4 +1,4 @@
-"""What is printed never fails a run, and errors are one sentence."""
+"""Printing never fails a run, and errors are one sentence."""
 
 import io
 import logging

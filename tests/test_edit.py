@@ -670,7 +670,7 @@ def moves(trained: Model) -> list[Move]:
 
 
 def outside(move: Move, image: Image.Image) -> float:
-    """How far a picture is from the reconstruction where the mask forbids a change, in levels of 255."""
+    """Difference of a picture from the reconstruction in the unmasked region, in levels of 255."""
     apart = np.abs(np.asarray(image, float) - np.asarray(move.edit.reconstruction, float))
     return float(apart[np.array(move.drag.mask) == 0].mean())
 

@@ -62,7 +62,7 @@ def read(file: Path, model: Model) -> LoRA:
 
 
 def write(lora: LoRA, folder: Path, key: str, about: dict[str, str], damaged: Sequence[Path]) -> Path:
-    """Keep a LoRA in place of the damaged files; its name ends with a digest of its contents.
+    """Cache a LoRA and remove the damaged files; its name ends with a digest of its contents.
 
     Two processes that write the same one do not meet: each has a file of its own until it is complete.
     """

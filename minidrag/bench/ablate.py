@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [field.name for field in fields(EditConfig)]
     parser.add_argument("--over", required=True, choices=names, metavar="FIELD", help=", ".join(names))
     parser.add_argument("--values", nargs="+", metavar="VALUE", help="default: some for the usual fields")
-    parser.add_argument("--dragbench", type=Path, metavar="FOLDER", help="its pictures in place of scenes")
+    parser.add_argument("--dragbench", type=Path, metavar="FOLDER", help="its pictures instead of scenes")
     add_common_arguments(parser)
     add_scene_arguments(parser)
     dragbench.add_folder_arguments(parser)

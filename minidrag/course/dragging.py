@@ -283,7 +283,7 @@ def farthest(features: Tensor, handles: Cells, origin: Origin, radius: int) -> l
 
 
 def in_window(features: Tensor, handles: Cells, origin: Origin, radius: int) -> list[Cell]:
-    """The position in the window in place of that on the grid."""
+    """The position in the window instead of that on the grid."""
     pairs = zip(handles, track(features, handles, origin, radius), strict=True)
     return [
         Cell(to.row - max(at.row - radius, 0), to.column - max(at.column - radius, 0)) for at, to in pairs

@@ -59,7 +59,7 @@ def always_swapped(
 
 def wide_scale(layer: Attention, tokens: Tensor, context: Tensor, key_value: KeyValue | None = None) -> Any:
     key, value = key_value or own_pair(layer, context)
-    query = layer.to_q(tokens) / math.sqrt(layer.heads)  # 1 / sqrt(C) in place of 1 / sqrt(C / heads)
+    query = layer.to_q(tokens) / math.sqrt(layer.heads)  # 1 / sqrt(C) instead of 1 / sqrt(C / heads)
     return layer.to_out(attention(query, key, value, layer.heads)), (key, value)
 
 

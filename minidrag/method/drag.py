@@ -103,7 +103,7 @@ def motion_loss(
         sum_i sum_{q in Omega(h_i, r_1)} || F_{q + d_i}(z_t) - sg(F_q(z_t)) ||_1
         d_i = (g_i - h_i) / || g_i - h_i ||_2
 
-    origin: compare with the image before the drag, F_q(z_t^0) around h_i^0, in place of the stop-gradient
+    origin: compare with the image before the drag, F_q(z_t^0) around h_i^0, instead of the stop-gradient
     term (GoodDrag, arXiv 2404.07206). `config.motion_step` is the length of d_i, at most to the target.
     What has arrived is left alone or, with `config.hold_steps`, held at its target.
     """

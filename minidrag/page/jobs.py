@@ -54,7 +54,7 @@ class Queue:
         return job
 
     def prepare(self, values: Any, kind: str = "learn") -> None:
-        """Train the LoRA of these options when nothing else is to be done, in place of another's."""
+        """Train the LoRA of these options when nothing else is to be done, instead of another's."""
         asked = self.terms.parse(without_drags(values))
         with self.change:
             before = self.ahead

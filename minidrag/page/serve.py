@@ -98,7 +98,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; ValueError, one sentence, for what cannot be."""
     parser = console.Parser("demo.py --page", "demo.py --page [PHOTO] [options]", allow_abbrev=False)
     add = parser.add_argument
-    add("--page", action="store_true", help="open the page, in place of one edit")
+    add("--page", action="store_true", help="open the page, instead of one edit")
     add("image", nargs="?", metavar="PHOTO", help="an image to begin with (default: the one that ships)")
     add("--model", help="as for demo.py (default: sd15 for a PHOTO, else tiny; the page can change it)")
     for name in ("vae", "tokenizer", "device", "dtype"):

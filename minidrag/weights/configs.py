@@ -387,7 +387,7 @@ def check_vocabulary(vocabulary: dict[str, Any], merges: list[tuple[str, str]]) 
     """Raise ValueError for numbers that are not ids, and for merges that cannot make the vocabulary."""
     for token, number in vocabulary.items():
         if not ID.has(number):
-            raise ValueError(f"the token {token!r} has {SHORT.repr(number)} in place of an id")
+            raise ValueError(f"the token {token!r} has {SHORT.repr(number)} instead of an id")
     long = {token for token in vocabulary if len(token.removesuffix("</w>")) > 1 and token not in (BOS, EOS)}
     for left, right in merges:
         if not {left, right, left + right} <= vocabulary.keys():

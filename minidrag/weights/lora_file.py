@@ -95,7 +95,7 @@ def find_file(path: Path) -> Path:
 
 
 def has_adapter(keys: Iterable[str]) -> bool:
-    """True for the keys of a LoRA, or of what is given in place of one."""
+    """True for the keys of a LoRA, or of what is given instead of one."""
     patterns = re.compile("|".join(["lora", "^bundle_emb", *FOREIGN]))
     return any(patterns.search(key) for key in keys)
 

@@ -40,7 +40,7 @@ RUNS = {  # options, sections
 
 
 class Page(HTMLParser):
-    """What a report consists of; AssertionError for a tag that does not match."""
+    """Parts of a report; AssertionError for a tag that does not match."""
 
     def __init__(self, text: str):
         super().__init__()

@@ -205,7 +205,7 @@ def test_an_error_leaves_the_networks_without_a_lora() -> None:
 
 
 class Given(NamedTuple):
-    """What training is given of an image."""
+    """Inputs of a training on one image."""
 
     moments: Moments
     text: Tensor

@@ -202,7 +202,7 @@ def test_the_page_asks_nobody_else_and_has_no_inline_script() -> None:
 
 
 def raw(client: Client, content: bytes) -> bytes:
-    """What the server answers to bytes."""
+    """Answer of the server to bytes."""
     with socket.create_connection((LOCAL, client.port), timeout=20) as connection:
         connection.sendall(content)
         connection.shutdown(socket.SHUT_WR)

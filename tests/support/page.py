@@ -83,7 +83,7 @@ class Client:
 
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """What a condition returns once it is true."""
+    """Value of a condition once it is true."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen"

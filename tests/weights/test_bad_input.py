@@ -122,7 +122,7 @@ def refusal(call: Callable[[], object]) -> str:
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """What a command that fails prints: its last line."""
+    """Last line that a failing command prints."""
     code = main([str(argument) for argument in arguments])
     printed = capsys.readouterr()
     assert code == (1 if arguments[0] == "check" else 2), printed

@@ -338,7 +338,7 @@ def test_merges_as_editors_leave_them(folder: Path, change: Callable[[bytes], by
         ("special_tokens_map.json", b'{"pad_token": "<pad>"}', "lacks <pad>"),
         ("special_tokens_map.json", b'{"pad_token": 3}', "pad_token"),
         ("special_tokens_map.json", b'{"pad_token": {"x": 3}}', "pad_token"),
-        ("vocab.json", b'{"a": "0"}', "the token 'a' has '0' in place of an id"),
+        ("vocab.json", b'{"a": "0"}', "the token 'a' has '0' instead of an id"),
         ("vocab.json", b'{"a": -1}', "the token 'a' has -1"),
         ("vocab.json", b'{"a": true}', "the token 'a' has True"),
         ("vocab.json", b'{"a": 1e3}', "the token 'a' has 1000.0"),

@@ -100,7 +100,7 @@ def test_check_describes_shards(folder: Path, capsys: pytest.CaptureFixture[str]
 
 
 def refusals(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
-    """What load_model, check, and every conversion say of a folder; nothing is written."""
+    """Words of load_model, check, and every conversion about a folder; nothing is written."""
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         load_model(folder, device="cpu")
     yield str(caught.value)

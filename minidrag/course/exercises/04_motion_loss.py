@@ -18,7 +18,7 @@ In words, for each handle:
 3. The cells q: `patch(handle, config.motion_radius, features)`, (P, 2); fewer at the border.
 4. Ahead: the features at q + d_i. Held: those at q, without a gradient. If `origin` is given (GoodDrag,
    arXiv 2404.07206), held is the image before the drag: `origin.view.features`, around
-   `origin.handles[i]` in place of the handle, at the same cells relative to it.
+   `origin.handles[i]` instead of the handle, at the same cells relative to it.
 5. Add the absolute differences (C, P). With `config.motion_loss` "sum" add up all of them. With "mean"
    take their mean, times the number of cells in a whole patch, (2 r_1 + 1)^2.
 
