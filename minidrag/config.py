@@ -35,6 +35,7 @@ class EditConfig:
     lora_steps: int = 40  # paper: 80 (4)
     lora_batch: int = 2  # paper: 4 (4)
     lora_lr: float = 5e-4  # of AdamW (4)
+    lora_lr_ratio: float = 8.0  # learning rate of up over that of down (LoRA+, arXiv 2402.12354); paper: 1
     control_start: int = 0  # first denoising step that reads the original's keys and values (4.1)
     control_blocks: int = 2  # last up blocks that do (code); paper: 3, all that have attention (4.1)
     size: int | None = None  # shorter side to work at; None: the model's own, 512 for SD 1.5
@@ -107,17 +108,17 @@ PAPER: dict[str, Any] = {  # what the paper and the authors' program agree on an
     "tolerance": 2.0,
     "lora_steps": 80,
     "lora_batch": 4,
+    "lora_lr_ratio": 1.0,
     "keep_background": False,
 }
 MOST = 1_000_000  # larger than any sensible value
 BOUNDS = {  # least and most
     **dict.fromkeys(("drag_steps", "hold_steps", "drag_lr", "motion_radius", "motion_step"), (0, MOST)),
-    "track_radius": (0, MOST),
-    **dict.fromkeys(("mask_weight", "tolerance", "lora_steps", "lora_lr", "control_start"), (0, MOST)),
-    **dict.fromkeys(("steps", "lora_rank"), (1, MOST)),
+    **dict.fromkeys(("track_radius", "control_start"), (0, MOST)),
+    **dict.fromkeys(("mask_weight", "tolerance", "lora_steps", "lora_lr", "lora_lr_ratio"), (0, MOST)),
+    **dict.fromkeys(("steps", "drag_levels", "lora_rank"), (1, MOST)),
     "lora_batch": (1, 1000),  # more needs so much memory that the system kills the process
     "block": (1, 4),
-    "drag_levels": (1, MOST),
     "control_blocks": (0, 4),
     "size": (8, MOST),
 }

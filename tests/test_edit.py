@@ -420,6 +420,7 @@ PAPER = {
     "lora_steps": 80,
     "lora_batch": 4,
     "lora_lr": 5e-4,
+    "lora_lr_ratio": 1.0,
     "control_start": 0,
     "control_blocks": 3,
     "size": None,

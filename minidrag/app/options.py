@@ -76,6 +76,7 @@ EARLIER = {
     "motion_step": 1.0,
     "motion_reference": "moving",
     "scale_radii": False,
+    "lora_lr_ratio": 1.0,
     "control_blocks": 2,
 }
 
@@ -101,6 +102,7 @@ HELP = {  # of every field of EditConfig
     "lora_steps": "training steps: fewer are faster and keep the image less well",
     "lora_batch": "samples per training step: fewer need less memory",
     "lora_lr": "learning rate of the LoRA",
+    "lora_lr_ratio": "learning rate of its second factor over that of its first (LoRA+)",
     "control_start": "first denoising step in which the edit reads the original's keys and values",
     "control_blocks": "number of up blocks in which it does, counted from the last",
     "size": "shorter side to work at, in pixels (default: what the model was trained on)",

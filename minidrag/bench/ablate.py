@@ -45,6 +45,7 @@ VALUES: dict[str, tuple[Any, ...]] = {  # around the default, for a drag in turn
     "block": (1, 2, 3, 4),
     "mask_weight": (0.0, 0.1, 0.2, 0.5, 1.0),
     "lora_targets": ("qk", "qkv", "qkvo"),
+    "lora_lr_ratio": (1.0, 4.0, 8.0, 16.0),
     "drag_lr": (0.01, 0.02, 0.04, 0.08),
     "drag_steps": (0, 3, 6, 12),
     "drag_levels": (1, 3, 5, 7, 10),
@@ -55,7 +56,7 @@ VALUES: dict[str, tuple[Any, ...]] = {  # around the default, for a drag in turn
 }
 SHOWN = (
     *("MD", "IF", "distance", "remaining", "lost", "arrived"),
-    *("PSNR inside", "SSIM inside", "PSNR back", "PSNR reconstruction"),
+    *("PSNR inside", "SSIM inside", "PSNR back", "PSNR reconstruction", "LoRA loss"),
 )
 PANELS = (("MD", "IF"), ("distance", "arrived"))  # of the plot: what its left and its right axis show
 NO_EDIT = "no edit"

@@ -85,6 +85,7 @@ class Edited:
     back: Image.Image | None = None  # the image after the same drag backwards
     # PSNR of the original, inverted and denoised without a drag, by what the autoencoder makes of it.
     reconstruction: float | None = None
+    lora_loss: float | None = None  # as `harness.lora_loss`
 
 
 Editor = Callable[[Case], Edited]

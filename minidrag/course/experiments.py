@@ -36,7 +36,7 @@ from minidrag.tiny.things import Object
 from minidrag.weights.model import Model, decode, encode, load_model
 
 # Four times the paper's rate and four projections, so that a minute is enough.
-LORA = EditConfig(lora_steps=120, lora_lr=2e-3, lora_targets="qkvo")
+LORA = EditConfig(lora_steps=120, lora_lr=2e-3, lora_lr_ratio=1.0, lora_targets="qkvo")
 LORA_TIMES = (121, 321, 521, 721, 921)
 SHORT = EditConfig(steps=20, inversion_steps=20)  # from pure noise, or up to it, in few steps
 # The paper's method, and no LoRA, which the small model does not need.

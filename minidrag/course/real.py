@@ -32,6 +32,7 @@ CONFIG = EditConfig(
     warp_start=False,
     lora_steps=4,
     lora_lr=5e-3,
+    lora_lr_ratio=1.0,
     keep_background=False,
 )
 

@@ -121,13 +121,15 @@ def train(
 
     text: (1, 77, C). rng: on the CPU, so that a seed means the same on every device. Yields the losses.
     """
-    factors = [x.requires_grad_() for layer in lora_layers(unet).values() for x in (layer.down, layer.up)]
-    optimizer = torch.optim.AdamW(factors, lr=config.lora_lr, weight_decay=0.01)  # as in the official trainer
+    layers = lora_layers(unet).values()
+    downs, ups = [x.down.requires_grad_() for x in layers], [x.up.requires_grad_() for x in layers]
+    rates = {"params": downs}, {"params": ups, "lr": config.lora_lr_ratio * config.lora_lr}
+    optimizer = torch.optim.AdamW(rates, lr=config.lora_lr, weight_decay=0.01)  # as in the official trainer
     for _ in range(config.lora_steps):
         latent, timestep, noise = sample_batch(schedule, moments, config.lora_batch, rng)
         loss = noise_loss(unet, schedule, latent, timestep, noise, text.detach())
-        gradients = torch.autograd.grad(loss * LOSS_SCALE, factors)
-        for parameter, gradient in zip(factors, gradients, strict=True):
+        gradients = torch.autograd.grad(loss * LOSS_SCALE, downs + ups)
+        for parameter, gradient in zip(downs + ups, gradients, strict=True):
             parameter.grad = gradient / LOSS_SCALE
         optimizer.step()
         yield loss.item()

@@ -55,6 +55,7 @@ def test_the_key_depends_on_everything_that_decides_a_lora(
         "lora_targets": "qkvo",
         "lora_batch": 3,
         "lora_lr": 1e-3,
+        "lora_lr_ratio": 2.0,
         "size": 72,
     }.items():
         keys.append(key(config=replace(config, **{name: value})))
@@ -89,6 +90,7 @@ def test_a_lora_is_trained_once(model: Model, image: Image.Image) -> None:
             "lora_steps": "1",
             "lora_batch": "1",
             "lora_lr": "0.0005",
+            "lora_lr_ratio": "8.0",
             "seed": "3",
         }
     )

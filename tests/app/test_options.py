@@ -236,6 +236,7 @@ SAME_SETTINGS = EditConfig(
     lora_steps=3,
     lora_batch=1,
     lora_lr=0.001,
+    lora_lr_ratio=1.0,
     control_start=1,
     size=64,
     keep_background=False,

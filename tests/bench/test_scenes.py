@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.dragbench import Counting, learned, to_truth
 
@@ -16,6 +17,7 @@ from minidrag.bench import harness, scenes, tables
 from minidrag.bench.cases import Case, Edited, dragging_back, make_cases
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
+from minidrag.method.lora import Factors, LoRA, initialize
 from minidrag.weights.model import decode, encode, load_model
 
 
@@ -156,6 +158,32 @@ def test_measures_of_what_comes_back(tmp_path: Path, moved: int) -> None:
     assert row["PSNR back"] == pytest.approx(exact, abs=1e-6)
     assert (row["SSIM back"] == 1.0) == (moved == 0)
     assert (tmp_path / "cases/object-000/back.png").is_file()
+
+
+def test_a_loras_loss_is_compared_with_that_of_the_model_alone() -> None:
+    model, prompt = load_model("tiny", device="cpu"), "a red ball"
+    clean = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    assert harness.lora_loss(model, LoRA({}, {}), clean, prompt) == 1
+    entries = initialize(model.unet, 4, "qkv", torch.Generator().manual_seed(4)).unet
+    entries = {path: Factors(x.down, 0.3 * torch.randn_like(x.up), x.alpha) for path, x in entries.items()}
+    found = harness.lora_loss(model, LoRA(entries, {}), clean, prompt)
+
+    def loss() -> float:
+        """Equation 2 one sample at a time."""
+        total, noises = 0.0, torch.randn(20, 4, 16, 16, generator=torch.Generator().manual_seed(2**32))
+        for t, noise in zip(range(0, 1000, 50), noises, strict=True):
+            alpha = model.schedule.alphas_cumprod[t].item()
+            noisy = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
+            predicted = model.unet(noisy, t, model.encode_text(prompt)).noise[0]
+            total += (predicted - noise).square().mean().item()
+        return total
+
+    with torch.no_grad():
+        without = loss()
+        for path, (down, up, alpha) in entries.items():
+            weight: Any = model.unet.get_submodule(path).weight
+            weight += alpha / len(down) * up @ down
+        assert found == pytest.approx(loss() / without, rel=1e-5) and abs(found - 1) > 0.01
 
 
 def test_a_reconstruction_is_compared_with_what_the_autoencoder_returns(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -44,7 +45,9 @@ from minidrag.watch import watch
 
 Compare = Callable[..., None]
 SCHEDULE = Schedule()
-CONFIG = EditConfig(lora_rank=4, lora_targets="qkvo", lora_steps=4, lora_batch=3, lora_lr=1e-2)
+CONFIG = EditConfig(
+    lora_rank=4, lora_targets="qkvo", lora_steps=4, lora_batch=3, lora_lr=1e-2, lora_lr_ratio=3.0
+)
 NO_TEXT_ENCODER = nn.Module()
 NO_LORA = LoRA({}, {})
 
@@ -246,9 +249,11 @@ def test_training_equals_peft_step_for_step(compare: Compare) -> None:
     for path, (down, up, _) in untrained.items():
         weight(path, "lora_A").data = down.double()
         weight(path, "lora_B").data = up.double()
-    weights = [weight for name, weight in reference.named_parameters() if "lora_" in name]
-    assert len(weights) == 2 * len(untrained) == 2 * len(trained.unet)
-    optimizer = torch.optim.AdamW(weights, lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+    named = {name: weight for name, weight in reference.named_parameters() if "lora_" in name}
+    assert len(named) == 2 * len(untrained) == 2 * len(trained.unet)
+    rates = {name: 3e-2 if "lora_B" in name else 1e-2 for name in named}
+    groups = [{"params": [weight], "lr": rates[name]} for name, weight in named.items()]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float32).square()
     alphas_cumprod = torch.cumprod(1 - betas, 0).double()
     assert len(losses) == CONFIG.lora_steps == 4
@@ -316,7 +321,7 @@ def test_training_lowers_the_loss_and_touches_nothing_but_the_lora() -> None:
         return lora.noise_loss(unet, SCHEDULE, latent, timestep, noise, given.text).item()
 
     generator, losses, without = seeded(), [], loss()
-    config = EditConfig(lora_rank=4, lora_targets="qkvo", lora_steps=24, lora_batch=3, lora_lr=2e-2)
+    config = replace(CONFIG, lora_steps=24, lora_lr=2e-2, lora_lr_ratio=1.0)
     with lora_attached(unet, NO_TEXT_ENCODER, initialize(unet, 4, "qkvo", generator)):
         factors = {f"{path}.{factor}" for path in lora_layers(unet) for factor in ("down", "up")}
         for value in lora.train(unet, SCHEDULE, *given, config, generator):
