@@ -87,7 +87,7 @@ HELP = {  # of every field of EditConfig
     "warp_start": "first move the objects under the handles to their targets, in the latent",
     "drag_levels": "noise levels that are dragged, each followed by a denoising step",
     "drag_steps": "maximum number of drag updates at each level: more for far drags",
-    "hold_steps": "minimum number at each level, which hold what has arrived",
+    "hold_steps": "minimum number of updates at each level: they hold what has arrived",
     "drag_lr": "learning rate of the drag: higher is faster and rougher",
     "motion_radius": "radius of the supervised patch, in cells of 2 pixels at working size",
     "motion_step": "distance that an update pulls the patch ahead, in cells",
@@ -102,7 +102,7 @@ HELP = {  # of every field of EditConfig
     "lora_steps": "training steps: fewer are faster and keep the image less well",
     "lora_batch": "samples per training step: fewer need less memory",
     "lora_lr": "learning rate of the LoRA",
-    "lora_lr_ratio": "learning rate of its second factor over that of its first (LoRA+)",
+    "lora_lr_ratio": "learning rate of its second factor, as a multiple of the first one's (LoRA+)",
     "control_start": "first denoising step in which the edit reads the original's keys and values",
     "control_blocks": "number of up blocks in which it does, counted from the last",
     "size": "shorter side to work at, in pixels (default: what the model was trained on)",
@@ -182,7 +182,12 @@ def build_parser(description: str | None = None) -> Parser:
         metavar="FOLDER",
         help="a tokenizer, for a single file without one; none: the model's own",
     )
-    add("--lora", type=path, metavar="FILE", help="a LoRA's file or folder, not to train one; none: train")
+    add(
+        "--lora",
+        type=path,
+        metavar="FILE",
+        help="file or folder of a LoRA, instead of training one; none: train one",
+    )
     add("--device", help="cpu, cuda, or mps (default: the fastest available)")
     add("--dtype", help=f"{', '.join(FLOATS)} (default: float16 on cuda, else float32)")
     add("--seed", type=int, help="of the LoRA training (default: 0)")
