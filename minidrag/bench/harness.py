@@ -317,10 +317,12 @@ def open_out(out: Path | None, settings: dict[str, Any], name: str = "scenes") -
     text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     out = out or Path("runs") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     file = out / "settings.json"
+    # Listed first: a process beside this one may write the settings in between.
+    others = out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir())
     if os.path.lexists(file):
         if regular(file).read_bytes() != text.encode():
             raise ValueError(f"{out} has results of other settings: give another --out, or delete it")
-    elif out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+    elif others:
         raise ValueError(f"{out} has files that are not results of a measurement: give another --out")
     out.mkdir(parents=True, exist_ok=True)
     sweep(out)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -158,6 +159,22 @@ def test_measures_of_what_comes_back(tmp_path: Path, moved: int) -> None:
     assert row["PSNR back"] == pytest.approx(exact, abs=1e-6)
     assert (row["SSIM back"] == 1.0) == (moved == 0)
     assert (tmp_path / "cases/object-000/back.png").is_file()
+
+
+def test_two_processes_may_open_a_new_folder_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one makes the folder just after this one has looked for its settings."""
+    out, looked, original = tmp_path / "out", [], os.path.lexists
+
+    def look(path: Path) -> bool:
+        looked.append(path)
+        found = original(path)
+        if len(looked) == 1:
+            harness.open_out(out, {"seed": 0})
+        return found
+
+    monkeypatch.setattr(os.path, "lexists", look)
+    assert harness.open_out(out, {"seed": 0}) == out and len(looked) > 1
+    assert json.loads((out / "settings.json").read_text()) == {"seed": 0}
 
 
 def test_a_loras_loss_is_compared_with_that_of_the_model_alone() -> None:
