@@ -425,7 +425,11 @@ def outside(model: Path) -> tuple[subprocess.Popen[str], Client]:
     """The program in a process of its own, and a client of it."""
     command = [sys.executable, str(ROOT / "demo.py"), "--page", "photo.png", "--no-browser", "--port", "0"]
     command += ["--model", str(model), "--device", "cpu"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by tests in the background
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     return process, Outside(process)
 
 
