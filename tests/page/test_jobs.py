@@ -414,8 +414,8 @@ def test_an_impatient_second_ctrl_c_ends_it_at_once(workdir: Path, untrained: Pa
     number = other.post("/submit", asked)["number"]
     until(lambda: other.job(number)["stage"] == "LoRA")
     process.send_signal(signal.SIGINT)
-    while process.stdout.readline() != "stopping\n":
-        pass
+    while (line := process.stdout.readline()) != "stopping\n":
+        assert line, "the program ended"
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "")
