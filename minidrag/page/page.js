@@ -359,7 +359,7 @@ async function openFiles(files) {
 let objects = null;  // of the handles: {key, cut: [canvas], fill: canvas}
 const GRID = 160;
 
-function findThings(handles) {
+function findObjects(handles) {
   const key = JSON.stringify([edit.image, mask.version, handles]);
   if (objects && objects.key === key) return objects;
   const shrink = Math.min(1, GRID / Math.max(...size)), w = Math.max(8, Math.round(size[0] * shrink)), h = Math.max(8, Math.round(size[1] * shrink));
@@ -483,7 +483,7 @@ function smooth({ w, h, data }, coarse) {  // fill the cells of a level that hav
 }
 
 function drawPreview(drags) {
-  const { cut, fill, moved } = findThings(drags.map((drag) => drag.handle)), pen = moved.getContext("2d");
+  const { cut, fill, moved } = findObjects(drags.map((drag) => drag.handle)), pen = moved.getContext("2d");
   const big = moved.width / size[0];
   pen.globalCompositeOperation = "source-over";
   pen.clearRect(0, 0, moved.width, moved.height);
