@@ -389,7 +389,7 @@ BAD = {  # options -> words of the complaint
     "json unknown key": (["--from", "unknown.json"], "unknown.json: unknown keys shade: the keys are image,"),
     "json kind": (["--from", "kind.json"], 'kind.json: seed cannot be "one"'),
     "json flag": (["--from", "flag.json"], "flag.json: seed cannot be true"),
-    "json setting": (["--from", "setting.json"], "unknown setting drag_step: the settings are steps,"),
+    "json setting": (["--from", "setting.json"], "unknown setting drag_step, did you mean drag_steps?"),
     "json value": (["--from", "value.json"], "the setting drag_steps cannot be 2.5"),
     "json truth": (["--from", "truth.json"], "the setting keep_background cannot be 1"),
     "json image gone": (["--from", "gone.json"], "there is no file gone.png"),

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -449,7 +450,8 @@ def configured(config: EditConfig, values: dict[str, Any]) -> EditConfig:
     values = current_names(values)
     for name, value in values.items():
         if name not in kinds:
-            raise ValueError(f"unknown setting {name}: the settings are {', '.join(kinds)}")
+            near = "".join(f", did you mean {word}?" for word in get_close_matches(name, kinds, 1))
+            raise ValueError(f"unknown setting {name}{near} (demo.py --help lists all settings)")
         kind = int | float if kinds[name] is float else kinds[name]
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
             raise ValueError(f"the setting {name} cannot be {shown(value)}")

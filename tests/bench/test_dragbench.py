@@ -93,7 +93,7 @@ def cell(out: Path, kind: str, row: str, name: str) -> dict[str, float]:
         ),
         ("DragBench/animals", [], "has no cases"),
         ("DragBench", ["--set", "steps=0"], "steps must be at least 1, got 0"),
-        ("DragBench", ["--set", "stepps=3"], "unknown setting stepps: the settings are steps, "),
+        ("DragBench", ["--set", "stepps=3"], "unknown setting stepps, did you mean steps?"),
         ("DragBench", ["--metric-model", "nowhere/at/all"], "nowhere/at/all does not exist"),
     ],
 )

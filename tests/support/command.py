@@ -77,7 +77,7 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
     error = capsys.readouterr().err
     assert "Traceback" not in error
     last = error.splitlines()[-1]
-    assert last.startswith("minidrag: ") and len(last) < 500  # one names all settings
+    assert last.startswith("minidrag: ") and len(last) < 400
     return last
 
 
