@@ -624,11 +624,11 @@ def test_control_reaches_the_edit_and_not_the_reconstruction(model: Model) -> No
     assert len({always.raw.tobytes(), late.raw.tobytes(), never.raw.tobytes()}) == 3
 
 
-# What the model that ships has learned: moves of things in scenes whose true result is known.
+# What the model that ships has learned: moves of objects in scenes whose true result is known.
 
-CASES = 3  # scenes, each with one thing that moves, and a mask; `python -m minidrag.bench scenes` takes more
+CASES = 3  # scenes, each with one object that moves, and a mask; `python -m minidrag.bench scenes` takes more
 LEARNED = EditConfig()
-# Of the way, the median, where a lost thing has all of it left; measured 0.06, 0.15, and 0.11.
+# Of the way, the median, where a lost object has all of it left; measured 0.06, 0.15, and 0.11.
 MOST_LEFT = 0.3
 MOST_ERROR = 0.985  # of the noise, after LoRA training over before, on one picture; measured 0.98 at most
 MOST_AWAY = 2.0  # levels of 255, from the reconstruction to the round trip; measured 0.45 to 0.62
@@ -645,7 +645,7 @@ class Move(NamedTuple):
 
 
 def moving(number: int) -> tuple[Scene, Truth]:
-    """A scene that the model was not trained on, and a drag of one of its things by handles all over it."""
+    """A scene that the model was not trained on, and a drag of one of its objects by handles all over it."""
     draw = random.Random(f"edit {number}")
     while True:
         scene = random_scene(draw)

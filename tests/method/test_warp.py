@@ -154,7 +154,7 @@ def test_a_warp_is_that_of_a_slow_loop(name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_thing_is_what_a_flood_fill_finds(seed: int) -> None:
+def test_the_object_is_what_a_flood_fill_finds(seed: int) -> None:
     features = torch.nn.functional.avg_pool2d(random(1, 3, *GRID, seed=seed), 5, 1, 2)[0]
     handle = Cell(4.0 * seed, 5.0 * seed)
     for mask in (torch.ones(LATENT), (random(*LATENT, seed=9) > 1).float(), torch.zeros(LATENT)):
@@ -163,7 +163,7 @@ def test_the_thing_is_what_a_flood_fill_finds(seed: int) -> None:
         assert len(expected) > 1
 
 
-def test_a_part_of_another_look_moves_with_its_thing() -> None:
+def test_a_part_of_another_look_moves_with_its_object() -> None:
     """An eye in a face goes along, unless such eyes are outside the mask too."""
     for other, goes in ((0, True), (1, False)):
         features = scene((6, 6, 14, 14), (8, 8, 10, 10))
@@ -174,7 +174,7 @@ def test_a_part_of_another_look_moves_with_its_thing() -> None:
         assert found.sum() == 15 + goes
 
 
-def test_a_thing_moves_by_whole_cells_and_its_surroundings_fill_the_hole() -> None:
+def test_an_object_moves_by_whole_cells_and_its_surroundings_fill_the_hole() -> None:
     latent, task = random(1, 4, *LATENT), Task([Cell(9, 9)], [Cell(9, 13)], None, GRID)
     warped, _ = warp(latent, task, scene(BOX))
     assert torch.equal(warped[..., 3:6, 5:8], latent[..., 3:6, 3:6])  # the box, two cells to the right
@@ -195,7 +195,7 @@ def test_opposite_drags_do_not_cancel() -> None:
     assert torch.equal(warped[..., 7, 3:6], latent[..., 5, 3:6])
 
 
-def test_a_thing_that_the_mask_cuts_stays() -> None:
+def test_an_object_that_the_mask_cuts_stays() -> None:
     mask = torch.ones(LATENT)
     mask[5:] = 0  # a third of the box
     latent = random(1, 4, *LATENT)
