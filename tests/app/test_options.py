@@ -331,7 +331,7 @@ def test_a_file_changed_since_a_run_of_version_0_1_is_refused(workdir: Path, nam
         ({"keep_outside": 1}, "old.json: the setting keep_background cannot be 1"),
         ({"steps": 4, "edited_step": 5}, "old.json: inversion_steps must be at most 4, got 5"),
         ({"drag_rate": 1.0, "drag_lr": 2.0}, "old.json: the key drag_lr is there more than once, by its old"),
-        ({"edited_steps": 3}, "old.json: unknown setting edited_steps, did you mean "),
+        ({"edited_steps": 3}, "old.json: unknown setting edited_steps, did you mean hold_steps?"),
     ],
 )
 def test_wrong_settings_of_version_0_1_are_refused(
