@@ -19,16 +19,17 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from minidrag import console, tiny
+from minidrag import tiny
 from minidrag.app import advice, runs
 from minidrag.app.lora_cache import find_lora
 from minidrag.app.options import Options, build_parser, open_input, open_model, read_options
-from minidrag.app.progress import Progress
 from minidrag.edit import drag_edit
 from minidrag.method.lora import LoRA
+from minidrag.method.progress import Progress
+from minidrag.model import Model
 from minidrag.points import to_task
+from minidrag.system import console
 from minidrag.weights import lora_file
-from minidrag.weights.model import Model
 
 LESS_MEMORY = "try --dtype float16, --checkpointing, --lora-batch 1, or a smaller --size"
 
@@ -36,7 +37,7 @@ LESS_MEMORY = "try --dtype float16, --checkpointing, --lora-batch 1, or a smalle
 def run(options: Options, out: Path | None, report: bool = False) -> None:
     """Edit the image and write the results to a folder; None: a new one."""
     image, mask = open_input(options) if options.image else (None, None)
-    prompt, config, clean, progress = options.prompt, options.config, None, Progress()
+    prompt, config, clean, progress = options.prompt, options.config, None, Progress(show=True)
     with runs.output(out, options.image or Path("generated")) as folder:
         say(f"model: {options.model}, {options.dtype} on {options.device}")
         with progress.timed("model"):

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minidrag.config import EditConfig
     from minidrag.edit import drag_edit
-    from minidrag.weights.model import load_model
+    from minidrag.weights.load import load_model
 
 __all__ = ["EditConfig", "drag_edit", "load_model"]
-PLACES = {"EditConfig": "config", "drag_edit": "edit", "load_model": "weights.model"}
+PLACES = {"EditConfig": "config", "drag_edit": "edit", "load_model": "weights.load"}
 
 
 def __getattr__(name: str) -> Any:

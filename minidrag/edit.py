@@ -15,11 +15,11 @@ from minidrag.method.drag import Step, all_arrived
 from minidrag.method.dragdiffusion import Task, dragdiffusion
 from minidrag.method.gooddrag import gooddrag
 from minidrag.method.lora import LoRA, extract, initialize, lora_attached, train
+from minidrag.method.progress import Progress
 from minidrag.method.sampling import guided
+from minidrag.model import Model, decode, encode, only_unet_on_device
 from minidrag.points import Pixel, to_pixels, to_task
-from minidrag.watch import Progress, watch
 from minidrag.weights.lora_file import check_fit
-from minidrag.weights.model import Model, decode, encode, only_unet_on_device
 
 
 def drag_edit(
@@ -34,7 +34,7 @@ def drag_edit(
     seed: int = 0,
     lora: LoRA | None = None,
     clean: Tensor | None = None,
-    progress: Progress = watch,
+    progress: Progress | None = None,
 ) -> "Edit":
     """Drag the content under each handle point to its target point and keep the rest (section 3).
 
@@ -44,6 +44,7 @@ def drag_edit(
     Raises ValueError for input that cannot be edited, FloatingPointError for numbers out of range. Leaves the
     model as it was.
     """
+    progress = progress or Progress()
     handles, targets = ([Pixel(*point) for point in points] for points in (handles, targets))
     task = to_task(model, image.size, handles, targets, mask, config)
     lora = lora or train_lora(model, image, prompt, config, seed, progress)
@@ -116,7 +117,7 @@ def train_lora(
     prompt: str = "",
     config: EditConfig = EditConfig(),  # noqa: B008, it is frozen
     seed: int = 0,
-    progress: Progress = watch,
+    progress: Progress | None = None,
 ) -> LoRA:
     """Train a LoRA on one image, so that the UNet knows it (section 3.2). Leaves the model as it was.
 
@@ -124,6 +125,7 @@ def train_lora(
     """
     if config.lora_steps == 0:
         return LoRA({}, {})
+    progress = progress or Progress()
     moments, text = encode(model, image, config), model.encode_text(prompt)
     generator = torch.Generator().manual_seed(seed)
     untrained = initialize(model.unet, config.lora_rank, config.lora_targets, generator)
@@ -141,12 +143,13 @@ def generate(
     guidance: float = 7.5,
     seed: int = 0,
     config: EditConfig = EditConfig(),  # noqa: B008, it is frozen
-    progress: Progress = watch,
+    progress: Progress | None = None,
 ) -> tuple[Image.Image, Tensor]:
     """Sample an image from noise with classifier-free guidance; return it and its latent for `drag_edit`.
 
     negative: what it must not show. guidance: 1 is none. The image is square, of `config.size`.
     """
+    progress = progress or Progress()
     side = (config.size or model.unet.config.sample_size * model.vae.config.factor) // model.vae.config.factor
     noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(seed)).to(model.device)
     unet, text = guided(model.unet, model.encode_text(negative), guidance), model.encode_text(prompt)

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from minidrag.config import EditConfig
 from minidrag.method.drag import Cell, snap
 from minidrag.method.dragdiffusion import Task
-from minidrag.weights.model import Model, working_size
+from minidrag.model import Model, working_size
 
 MAX_ASPECT = 8  # a longer strip would take very much memory
 

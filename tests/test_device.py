@@ -22,9 +22,10 @@ from minidrag.edit import drag_edit, train_lora
 from minidrag.method.drag import Step
 from minidrag.method.gooddrag import gooddrag
 from minidrag.method.lora import lora_attached, lora_layers
+from minidrag.model import Model
 from minidrag.points import Pixel
 from minidrag.tiny.scenes import random_scene, render
-from minidrag.weights.model import Model, load_model
+from minidrag.weights.load import load_model
 
 QUICK = EditConfig(steps=4, inversion_steps=3, drag_steps=2, lora_rank=2, lora_steps=2, lora_batch=2, size=64)
 UPDATES = 3 * 2  # on each level that the inversion reaches

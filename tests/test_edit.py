@@ -24,14 +24,15 @@ from minidrag.method.ddim import denoise, invert
 from minidrag.method.drag import Cell, Step
 from minidrag.method.dragdiffusion import Task, dragdiffusion
 from minidrag.method.lora import Factors, LoRA, lora_attached, target_layers
+from minidrag.method.progress import Progress
+from minidrag.model import Model, decode, encode
 from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
 from minidrag.networks.unet import UNet, UNetConfig
 from minidrag.networks.vae import VAE, VAEConfig
 from minidrag.tiny import folder, vocabulary
 from minidrag.tiny.scenes import Drag as Truth
 from minidrag.tiny.scenes import Scene, caption, drags, random_scene, render
-from minidrag.watch import watch
-from minidrag.weights.model import Model, decode, encode, load_model
+from minidrag.weights.load import load_model
 
 T = TypeVar("T")
 SIZE = (131, 97)  # of the image that most tests edit: odd sides; 44x32 for the model, 22x16 cells
@@ -248,15 +249,16 @@ def test_an_edit_is_its_stages_one_after_the_other(model: Model) -> None:
         assert torch.equal(one.latent, other.latent) and torch.equal(one.predicted, other.predicted)
 
 
-class Recorder:
+class Recorder(Progress):
     """A progress that notes each stage, its item count, and its total."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.stages: list[tuple[str, int, int]] = []
 
     def __call__(self, name: str, items: Iterable[T], total: int) -> Iterator[T]:
         self.stages.append((name, 0, total))
-        for count, item in enumerate(watch(name, items, total), 1):
+        for count, item in enumerate(super().__call__(name, items, total), 1):
             self.stages[-1] = (name, count, total)
             yield item
 

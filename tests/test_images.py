@@ -15,16 +15,9 @@ from PIL import EpsImagePlugin, Image, ImageCms
 from support import profiles
 from torch.nn.functional import interpolate
 
-from minidrag.images import (
-    load_image,
-    load_mask,
-    paste,
-    resize,
-    to_image,
-    to_tensor,
-    working_size,
-    write_whole,
-)
+from minidrag.images import paste, resize, to_image, to_tensor, working_size
+from minidrag.system.files import write_whole
+from minidrag.system.pictures import load_image, load_mask
 
 WIDTH, HEIGHT = 100, 72
 

@@ -14,17 +14,10 @@ from torch.nn.functional import interpolate
 from minidrag.config import EditConfig
 from minidrag.images import resize, to_tensor
 from minidrag.method.drag import Cell
+from minidrag.model import Model, working_size
 from minidrag.networks.unet import UNet
-from minidrag.points import (
-    Pixel,
-    check_instruction,
-    mask_to_latent,
-    snap,
-    to_cells,
-    to_pixels,
-    to_task,
-)
-from minidrag.weights.model import Model, load_model, working_size
+from minidrag.points import Pixel, check_instruction, mask_to_latent, snap, to_cells, to_pixels, to_task
+from minidrag.weights.load import load_model
 
 SIZE = (100, 72)  # (width, height)
 HANDLES, TARGETS = [Pixel(10, 20)], [Pixel(50, 60)]

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from minidrag import console
+from minidrag.system import console
 from minidrag.weights import lora_file
 from weights_convert.check import check, read_lora
 from weights_convert.convert import to_folder, to_half, to_safetensors

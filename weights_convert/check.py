@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from minidrag.method.lora import LoRA
+from minidrag.weights import load as weights
 from minidrag.weights import lora_file
-from minidrag.weights import model as weights
 from minidrag.weights.checkpoint import KEYS, NETWORKS
 from minidrag.weights.files import PICKLES, Shapes, read_header
 from minidrag.weights.keys import PREFIXES, UNET, average_key, network_keys

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minidrag.weights import model as weights
+from minidrag.weights import load as weights
 from minidrag.weights.checkpoint import Part
 from minidrag.weights.configs import TOKENIZER, model_files
 from minidrag.weights.files import PICKLES, read_header, read_tensor, refuse_shard, write_json

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minidrag.files import part_of, sweep
+from minidrag.system.files import part_of, sweep
 from minidrag.weights.checkpoint import FLOATS
 from minidrag.weights.files import PICKLES, Header, find_shards, read_header, read_tensor, save_tensors
-from minidrag.weights.model import single_file_schedule
+from minidrag.weights.load import single_file_schedule
 from weights_convert.pickles import load_tensors
 
 Tensors = dict[str, Tensor]

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from minidrag.files import SparingUnpickler, regular
+from minidrag.system.files import SparingUnpickler, regular
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first object of a file by PyTorch before 1.6, which is not a zip archive
 PICKLE_LIMIT = 8 * 2**20  # bytes of descriptions, each an object; those of Stable Diffusion are below 1 MB

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from minidrag.app.options import Options
 from minidrag.config import EditConfig
-from minidrag.console import reason
 from minidrag.edit import Edit
 from minidrag.images import psnr, resize
 from minidrag.method.drag import all_arrived
-from minidrag.weights.model import Model, decode, encode, working_size
+from minidrag.model import Model, decode, encode, working_size
+from minidrag.system.console import reason
 
 # PSNR in dB, measured: the small model's autoencoder returns 250 scenes at 28 to 40, photos, plain colors,
 # and noise at 9 to 20; with inversion and back its scenes come at 28 to 36.

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
-from minidrag.images import BLACK, WHITE, resize, write_whole
+from minidrag.images import BLACK, WHITE, resize
 from minidrag.points import Pixel
+from minidrag.system.files import write_whole
 
 RED, BLUE, INK = (226, 32, 44), (36, 92, 240), (40, 40, 40)
 OVERSAMPLING = 3  # Pillow draws without antialiasing

@@ -19,11 +19,11 @@ from minidrag import images
 from minidrag.app.options import sha256
 from minidrag.config import EditConfig
 from minidrag.edit import train_lora
-from minidrag.files import part_of, regular, sweep
 from minidrag.method.lora import LoRA
-from minidrag.watch import Progress, watch
+from minidrag.method.progress import Progress
+from minidrag.model import Model, working_size
+from minidrag.system.files import part_of, regular, sweep
 from minidrag.weights import lora_file
-from minidrag.weights.model import Model, working_size
 
 DIGITS = 16  # of a digest of the contents, in a file's name
 MAX_BYTES = 2_000_000_000  # of a file that is looked at
@@ -36,7 +36,7 @@ def find_lora(
     prompt: str,
     config: EditConfig,
     seed: int,
-    progress: Progress = watch,
+    progress: Progress | None = None,
 ) -> tuple[LoRA, str]:
     """Return the cached LoRA of an image, or train and cache it, and a sentence on where it came from."""
     if config.lora_steps == 0:

@@ -23,12 +23,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minidrag import images
 from minidrag.config import EditConfig
-from minidrag.files import read_json, regular, shorten
+from minidrag.model import Model
 from minidrag.points import Pixel, check_instruction
+from minidrag.system import pictures
+from minidrag.system.files import read_json, regular, shorten
+from minidrag.weights.device import check_device, default_device
+from minidrag.weights.load import load_model
 from minidrag.weights.lora_file import find_file
-from minidrag.weights.model import Model, check_device, default_device, load_model
 
 Drag = tuple[Pixel, Pixel]  # handle and target
 
@@ -311,8 +313,8 @@ def open_input(options: Options, generated: Path | None = None) -> tuple[Image.I
     file = options.image or generated
     if file is None:
         raise ValueError("the options name no image: it is still to be generated")
-    opened = images.load_image(file)
-    mask = images.load_mask(options.mask, opened.size) if options.mask else None
+    opened = pictures.load_image(file)
+    mask = pictures.load_mask(options.mask, opened.size) if options.mask else None
     check_instruction(opened.size, options.handles, options.targets, mask)
     if options.lora and not os.path.lexists(options.lora):
         raise ValueError(f"there is no LoRA file {options.lora}")

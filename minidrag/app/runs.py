@@ -14,12 +14,12 @@ from torch import Tensor
 from minidrag import images
 from minidrag.app import advice, draw, lora_cache
 from minidrag.app.options import Options, to_json
-from minidrag.app.progress import Progress
 from minidrag.edit import Edit, generate
-from minidrag.files import part_of, sweep
+from minidrag.method.progress import Progress
+from minidrag.model import Model, decode, working_size
 from minidrag.points import Pixel, to_cells
+from minidrag.system.files import part_of, sweep, write_whole
 from minidrag.weights import lora_file
-from minidrag.weights.model import Model, decode, working_size
 
 RESULTS = ("comparison.png", "edited.png", "generated.png", "lora.safetensors", "process.gif", "run.json")
 LONGEST = 60  # characters of an image's name in a folder's: file systems allow 255 bytes
@@ -121,7 +121,7 @@ def write(
 
     def attempt(name: str, writer: Callable[[Path], object]) -> None:
         try:
-            images.write_whole(folder / name, writer)
+            write_whole(folder / name, writer)
         except (Exception, KeyboardInterrupt) as error:
             failed[name] = error
 

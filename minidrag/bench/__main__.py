@@ -6,7 +6,7 @@ of its docstring is its help. Such modules import the libraries that they compar
 
 import sys
 
-from minidrag import console
+from minidrag.system import console
 
 SUBCOMMANDS = {
     "networks": "minidrag.bench.networks",

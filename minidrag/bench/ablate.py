@@ -37,7 +37,7 @@ from minidrag.bench.harness import (
 )
 from minidrag.bench.tables import MEASURES, entry, markdown, summarize
 from minidrag.config import EditConfig
-from minidrag.images import write_whole
+from minidrag.system.files import write_whole
 
 VALUES: dict[str, tuple[Any, ...]] = {  # around the default, for a drag in turn
     "inversion_steps": (4, 8, 12, 14, 16, 20),  # of 20, the noise levels of the paper's 10 to 50 of 50

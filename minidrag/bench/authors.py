@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidrag import images
-from minidrag.app.progress import Progress
 from minidrag.bench.cases import Case
 from minidrag.config import EditConfig
 from minidrag.method.ddim import Schedule, invert
 from minidrag.method.dragdiffusion import dragdiffusion
+from minidrag.method.progress import Progress
+from minidrag.model import Model, working_size
 from minidrag.networks.unet import KeysValues
 from minidrag.points import to_task
-from minidrag.weights.model import Model, working_size
 
 LAST_BLOCKS = ("up_blocks.2.", "up_blocks.3.")  # whose self-attention reads the original
 

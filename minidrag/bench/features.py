@@ -19,13 +19,15 @@ from minidrag import images
 from minidrag.app import draw
 from minidrag.app.draw import RED
 from minidrag.app.options import check_prompt
-from minidrag.app.progress import Progress
 from minidrag.bench.cases import KINDS, make_case
 from minidrag.bench.harness import check_new, seed, write_new
 from minidrag.config import EditConfig
 from minidrag.method.ddim import invert
+from minidrag.method.progress import Progress
+from minidrag.model import Model, encode
 from minidrag.points import Pixel, to_task
-from minidrag.weights.model import Model, encode, load_model
+from minidrag.system import pictures
+from minidrag.weights.load import load_model
 
 CONFIG = EditConfig.official()
 CELL = 208  # pixels: longer side of a feature map
@@ -125,7 +127,7 @@ def read_frames(args: argparse.Namespace) -> tuple[list[Frame], str]:
         if len(args.images) != 2:
             raise ValueError(f"expected two images or none, got {len(args.images)}")
         pairs = [
-            (path.name.encode(errors="replace").decode(), images.load_image(path)) for path in args.images
+            (path.name.encode(errors="replace").decode(), pictures.load_image(path)) for path in args.images
         ]
         frames, caption = [Frame(name, image, image) for name, image in pairs], ""
     else:
@@ -144,7 +146,7 @@ def write_label(
     text: str,
     box: tuple[float, float, float],
     size: float,
-    color: images.Color = INK,
+    color: pictures.Color = INK,
 ) -> None:
     """Write centered text into box = (left, right, middle), with a smaller font if it does not fit."""
     left, right, middle = box

@@ -21,11 +21,10 @@ from huggingface_hub.utils import tqdm
 from PIL import Image
 from torch import Tensor, nn
 
-from minidrag import console, images
+from minidrag import images
 from minidrag.app import draw
 from minidrag.app.lora_cache import find_lora
 from minidrag.app.options import CONFIG_HELP, CONFIGS, FLOATS, configured
-from minidrag.app.progress import Progress
 from minidrag.bench.cases import (
     KINDS,
     Case,
@@ -43,10 +42,13 @@ from minidrag.bench.styles import STYLES
 from minidrag.bench.tables import EXPLAINED, Results, mean_seconds, report, summarize
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
-from minidrag.files import read_json, regular, sweep
 from minidrag.method.lora import LoRA, lora_attached, noise_loss
+from minidrag.method.progress import Progress
+from minidrag.model import Model, decode
 from minidrag.points import to_task
-from minidrag.weights.model import Model, decode, load_model
+from minidrag.system import console
+from minidrag.system.files import read_json, regular, sweep, write_whole
+from minidrag.weights.load import load_model
 
 T = TypeVar("T")
 MAX_CASES = 10_000  # all are drawn before the first is edited
@@ -198,10 +200,10 @@ def run_case(
     shown = {"drag": marked, "edit": edited.image, "raw": edited.raw}
     shown |= {"truth": case.truth} if isinstance(case, SceneCase) else {}
     shown |= {"back": edited.back} if edited.back else {}
-    images.write_whole(folder / "before.png", case.before.save)
+    write_whole(folder / "before.png", case.before.save)
     for name, picture in (shown | others).items():
         if picture is not case.before:
-            images.write_whole(folder / f"{name.replace(' ', '-')}.png", picture.save)
+            write_whole(folder / f"{name.replace(' ', '-')}.png", picture.save)
     write_json(result, folder / "result.json")
 
 
@@ -348,7 +350,7 @@ def write_new(out: Path | None, name: str, writer: Callable[[Path], object]) -> 
         with suppress(FileExistsError):
             path.touch(exist_ok=False)  # of two processes, one succeeds
             try:
-                images.write_whole(path, writer)
+                write_whole(path, writer)
             except BaseException:
                 path.unlink()
                 raise
@@ -358,7 +360,7 @@ def write_new(out: Path | None, name: str, writer: Callable[[Path], object]) -> 
 
 def write_text(text: str, file: Path) -> None:
     """Write all of a file or nothing: other processes may read and write it too."""
-    images.write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
+    write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def write_json(values: Any, file: Path) -> None:

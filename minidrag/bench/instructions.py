@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from minidrag import images
 from minidrag.app.options import check_prompt, to_pixel
 from minidrag.bench.cases import Case
-from minidrag.files import SparingUnpickler, read_json, regular, shorten
 from minidrag.points import Pixel, check_instruction
+from minidrag.system import pictures
+from minidrag.system.files import SparingUnpickler, read_json, regular, shorten
 
 IMAGE, PICKLE, JSON, MASK = "original_image.png", "meta_data.pkl", "drag_instruction.json", "mask.png"
 OTHERS = {
@@ -148,7 +148,7 @@ def read_instruction(folder: Path, size: tuple[int, int]) -> dict[str, Any]:
         values = {"prompt": ""} | values
     if file.name == "prompt.json":
         values = of_sde_drag(values, size)
-    mask = images.load_mask(folder / MASK, size)
+    mask = pictures.load_mask(folder / MASK, size)
     return values | {"mask": np.zeros(size[::-1], bool) if mask is None else mask.numpy() > 0}
 
 
@@ -170,7 +170,7 @@ def read_case(folder: Path) -> Case:
     """Read a case. Raises ValueError, naming the case, if it cannot be edited."""
     name = f"{folder.parent.name}/{folder.name}"
     try:
-        image = images.load_image(folder / next(filter(lambda one: lexists(folder / one), OTHERS), IMAGE))
+        image = pictures.load_image(folder / next(filter(lambda one: lexists(folder / one), OTHERS), IMAGE))
         values = read_instruction(folder, image.size)
         handles, targets = read_points(values.get("points"))
         prompt, mask = values.get("prompt"), values["mask"]

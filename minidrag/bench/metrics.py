@@ -19,8 +19,8 @@ from torch.nn.functional import interpolate
 
 from minidrag.config import EditConfig
 from minidrag.images import to_tensor
+from minidrag.model import Model, encode
 from minidrag.points import Pixel
-from minidrag.weights.model import Model, encode
 
 CHUNK = 64  # channels upsampled at a time: all of them would need gigabytes for a large image
 

@@ -23,7 +23,7 @@ from minidrag.networks.clip import CLIPTextEncoder
 from minidrag.networks.unet import UNet
 from minidrag.networks.vae import VAE
 from minidrag.weights.configs import read_text_encoder, read_unet, read_vae
-from minidrag.weights.model import check_device
+from minidrag.weights.device import check_device
 
 SIDES = ("minidrag", "reference")
 

@@ -13,10 +13,7 @@ from PIL import Image
 
 from minidrag import images
 from minidrag.app import draw
-from minidrag.bench.cases import (
-    learned_measures,
-    make_cases,
-)
+from minidrag.bench.cases import learned_measures, make_cases
 from minidrag.bench.harness import (
     add_common_arguments,
     add_scene_arguments,
@@ -30,6 +27,8 @@ from minidrag.bench.harness import (
     settings_of,
     write_tables,
 )
+from minidrag.system import pictures
+from minidrag.system.files import write_whole
 
 ACROSS, TILE = 3, 240  # cases per row of the contact sheet, and their height in pixels
 
@@ -42,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def write_report(results: list[dict[str, Any]], out: Path) -> str:
     """Write all tables and sheet.png; return the text to print."""
-    images.write_whole(out / "sheet.png", sheet(results, out).save)
+    write_whole(out / "sheet.png", sheet(results, out).save)
     return write_tables(results, out)
 
 
@@ -51,9 +50,9 @@ def sheet(results: list[dict[str, Any]], out: Path) -> Image.Image:
     tiles = []
     for result in results:
         folder, row = out / "cases" / result["case"], result["rows"]["edit"]
-        pictures = [images.read(folder / f"{name}.png") for name in ("drag", "edit", "truth")]
+        tiled = [pictures.read(folder / f"{name}.png") for name in ("drag", "edit", "truth")]
         outcome = "lost" if row["lost"] else f"{row['distance']:.1f} px off, {row['remaining']:.0%} remaining"
-        tile = draw.side_by_side(pictures, [result["drag"], outcome, "truth"])
+        tile = draw.side_by_side(tiled, [result["drag"], outcome, "truth"])
         tiles.append(images.resize(tile, (round(tile.width * TILE / tile.height), TILE)))
     gap, (width, height) = 24, tiles[0].size
     across, rows = min(ACROSS, len(tiles)), -(-len(tiles) // ACROSS)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from minidrag.app.options import CONFIGS
-from minidrag.app.progress import Progress
 from minidrag.bench import authors, memory
 from minidrag.bench.cases import Case, make_cases
 from minidrag.bench.harness import add_dtype_argument, add_scene_arguments, load, seed
@@ -27,7 +26,8 @@ from minidrag.bench.tables import markdown
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
 from minidrag.method.drag import Step
-from minidrag.weights.model import Model
+from minidrag.method.progress import Progress
+from minidrag.model import Model
 
 T = TypeVar("T")
 PRESETS = {"default": EditConfig(), **CONFIGS}

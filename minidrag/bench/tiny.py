@@ -32,8 +32,9 @@ from minidrag.config import EditConfig
 from minidrag.images import psnr
 from minidrag.method.ddim import denoise, invert
 from minidrag.method.sampling import guided
+from minidrag.model import Model
 from minidrag.tiny.scenes import Scene, caption, random_scene, render
-from minidrag.weights.model import Model, load_model
+from minidrag.weights.load import load_model
 
 CONFIG, GUIDANCE = EditConfig.official(), 5.0
 BATCH = 20

@@ -6,7 +6,7 @@ of its docstring is its help.
 
 import sys
 
-from minidrag import console
+from minidrag.system import console
 
 SUBCOMMANDS = {
     "report": "minidrag.course.report",

@@ -30,10 +30,11 @@ from minidrag.method.drag import Cell, Origin, Step, View, motion_loss
 from minidrag.method.dragdiffusion import Task, dragdiffusion, observe
 from minidrag.method.lora import initialize, lora_attached, train
 from minidrag.method.sampling import guided
+from minidrag.model import Model, decode, encode
 from minidrag.points import to_task
 from minidrag.tiny.picture import Scene, render
 from minidrag.tiny.things import Object
-from minidrag.weights.model import Model, decode, encode, load_model
+from minidrag.weights.load import load_model
 
 # Four times the paper's rate and four projections, so that a minute is enough.
 LORA = EditConfig(lora_steps=120, lora_lr=2e-3, lora_lr_ratio=1.0, lora_targets="qkvo")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from minidrag.course.experiments import EXPERIMENTS, Bench
-from minidrag.images import write_whole
+from minidrag.system.files import write_whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,8 @@ from minidrag.config import EditConfig
 from minidrag.course.exercise import Exercise, Function
 from minidrag.edit import Edit, drag_edit
 from minidrag.method.lora import LoRA
-from minidrag.weights.model import Model, load_model
+from minidrag.model import Model
+from minidrag.weights.load import load_model
 
 # Few steps, and large ones. Without the warped start, or the ball would be there before the drag; the moving
 # reference is the one that needs the stop-gradient; the pasted background would hide what happens to it.

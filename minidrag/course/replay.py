@@ -23,7 +23,7 @@ from minidrag.method.drag import Cell, Origin, Step, View, background_loss, moti
 from minidrag.method.dragdiffusion import observe
 from minidrag.method.lora import lora_attached
 from minidrag.method.warp import object_cells, warp
-from minidrag.weights.model import Model, decode
+from minidrag.model import Model, decode
 
 FRAMES = 12  # states of the drag that are looked at again, at most
 SAMPLE_STEPS = 10  # DDIM steps of a sample from noise

@@ -19,15 +19,16 @@ from torch import Tensor
 from minidrag import images
 from minidrag.app import lora_cache, runs
 from minidrag.app.options import Options, open_input, open_model, read_options
-from minidrag.app.progress import Progress
 from minidrag.course.excerpt import to_html
 from minidrag.course.mathml import mathml
 from minidrag.course.replay import replay
 from minidrag.course.sections import Section, Subject, sections
 from minidrag.course.svg import picture, row
 from minidrag.edit import Edit, drag_edit
+from minidrag.method.progress import Progress
+from minidrag.model import Model
+from minidrag.system.files import write_whole
 from minidrag.weights import lora_file
-from minidrag.weights.model import Model
 
 NAME = "report.html"
 MARK = '<meta name="generator" content="minidrag">'  # a file without it was not written here
@@ -91,7 +92,7 @@ def write(
         raise ValueError(f"{file} is not a report: move it away")
     made = replay(model, edit, options.prompt)
     text = page(Subject(image, mask, options.prompt, options.model, edit, made))
-    images.write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
+    write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
     return file
 
 

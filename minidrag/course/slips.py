@@ -17,8 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 from minidrag.app.draw import INK, RED
 from minidrag.course import real
 from minidrag.course.catalog import EXERCISES, check_numbers
-from minidrag.images import WHITE, write_whole
+from minidrag.images import WHITE
 from minidrag.method.lora import LoRA
+from minidrag.system.files import write_whole
 
 TRAINING = ("lora_forward", "lora_loss")  # exercises that a LoRA is trained anew for
 SIDE, GAP, LINES, LETTERS = 192, 12, 5, 15  # of the sheet: pixels, lines of text, and their size

@@ -16,11 +16,11 @@ from minidrag.app.options import Options, open_input, open_model, to_json
 from minidrag.edit import drag_edit
 from minidrag.method.drag import Step
 from minidrag.method.lora import LoRA
+from minidrag.model import Model, decode
 from minidrag.page.foresee import Foresight
 from minidrag.page.job import Job, Stopped, key
 from minidrag.points import to_pixels, to_task
 from minidrag.weights import lora_file
-from minidrag.weights.model import Model, decode
 
 SEEN_EVERY = 0.25  # seconds between two pictures of what the UNet foresees
 

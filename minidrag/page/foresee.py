@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate, pad, unfold
 
 from minidrag import images
 from minidrag.config import EditConfig
-from minidrag.weights.model import Model, decode, working_size
+from minidrag.model import Model, decode, working_size
 
 SHARE = 0.02  # of an edit's time that its pictures may take
 RIDGE = 0.3  # of the variance: latents in the middle of a drag are noisier than those of the fit

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from minidrag import console
 from minidrag.page.history import match, to_png
+from minidrag.system import console
 
 if TYPE_CHECKING:
     from minidrag.page.serve import Server

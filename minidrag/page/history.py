@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from minidrag import files
+from minidrag.system import files
 
 if TYPE_CHECKING:
     from minidrag.page.store import Store

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from minidrag.app.options import Options
-from minidrag.app.progress import Progress
 from minidrag.method.drag import Step
+from minidrag.method.progress import Progress
 from minidrag.page import times
 from minidrag.points import Pixel
 

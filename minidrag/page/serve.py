@@ -19,10 +19,10 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minidrag import console
 from minidrag.page.handler import Handler, Refused
 from minidrag.page.history import read_json
 from minidrag.page.store import Store
+from minidrag.system import console
 
 if TYPE_CHECKING:
     from minidrag.page.jobs import Queue

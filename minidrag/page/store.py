@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from minidrag.files import regular
 from minidrag.page.history import History, read_json, to_png
+from minidrag.system.files import regular
 
 RUNS = Path("runs")
 PLAIN = {"PNG": "image/png", "JPEG": "image/jpeg"}  # formats that every browser shows as Pillow reads them
@@ -43,38 +43,38 @@ class Store:
 
     def add_picture(self, data: str) -> dict[str, Any]:
         """Keep a picture, in base64, as upright RGB; ValueError for what `images` refuses."""
-        from minidrag import images
+        from minidrag.system import pictures
 
         content = decode(data)
         with tempfile.NamedTemporaryFile() as file:
             file.write(content)
             file.flush()
-            image = own_words(images.load_image, Path(file.name), "the picture")
+            image = own_words(pictures.load_image, Path(file.name), "the picture")
         path = self.put(content, "photo.png", image)
         return {"image": str(path), "width": image.width, "height": image.height}
 
     def add_mask(self, data: str) -> str | None:
         """Keep a mask, in base64, as black and white; None if it is all black."""
-        from minidrag import images
+        from minidrag.system import pictures
 
         content = decode(data)
         with tempfile.NamedTemporaryFile() as file:
             file.write(content)
             file.flush()
-            size = own_words(images.read, Path(file.name), "the mask").size
-            mask = images.load_mask(Path(file.name), size)
+            size = own_words(pictures.read, Path(file.name), "the mask").size
+            mask = pictures.load_mask(Path(file.name), size)
         if mask is None:
             return None
         return str(self.put(content, "mask.png", Image.fromarray((255 * mask).byte().numpy())))
 
     def put(self, content: bytes, name: str, image: Image.Image) -> Path:
-        from minidrag import images
+        from minidrag.system.files import write_whole
 
         path = self.place / hashlib.sha256(content).hexdigest()[:16] / name
         with self.writing:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.is_file():
-                images.write_whole(path, lambda temporary: image.save(temporary, compress_level=1))
+                write_whole(path, lambda temporary: image.save(temporary, compress_level=1))
         return path
 
     def picture(self, name: str) -> tuple[str, bytes]:
@@ -83,22 +83,22 @@ class Store:
         with Image.open(regular(path)) as image:
             if image.format in PLAIN and image.mode in ("RGB", "L") and not image.has_transparency_data:
                 return PLAIN[image.format], path.read_bytes()
-        from minidrag import images
+        from minidrag.system import pictures
 
-        return "image/png", to_png(images.load_image(path))
+        return "image/png", to_png(pictures.load_image(path))
 
     def keep_draft(self, draft: Any) -> None:
         self.draft = draft
         self.write_json("draft.json", draft)
 
     def write_json(self, name: str, values: Any) -> Path:
-        from minidrag import images
+        from minidrag.system.files import write_whole
 
         path = self.place / name
         text = json.dumps(values, indent=1)
         with self.writing:
             path.parent.mkdir(parents=True, exist_ok=True)
-            images.write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return path
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from minidrag import console
 from minidrag.page.editor import in_words
 from minidrag.page.job import Job, Stopped
+from minidrag.system import console
 
 if TYPE_CHECKING:
     from minidrag.page.jobs import Queue

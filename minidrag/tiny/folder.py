@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from minidrag.files import part_of, sweep
 from minidrag.networks.clip import CLIPTextEncoder
 from minidrag.networks.unet import UNet
 from minidrag.networks.vae import VAE
+from minidrag.system.files import part_of, sweep
 from minidrag.tiny.picture import SIDE
 from minidrag.weights.configs import model_files
 from minidrag.weights.files import Json, save_tensors, write_json
-from minidrag.weights.model import STEMS
+from minidrag.weights.load import STEMS
 
 
 def must_be_free(out: Path) -> None:

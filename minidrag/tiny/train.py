@@ -23,18 +23,19 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
-from minidrag import console
 from minidrag.config import check_bounds
-from minidrag.files import read_json, regular, sweep
-from minidrag.images import write_whole
 from minidrag.method.ddim import Schedule
+from minidrag.model import Model
 from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
 from minidrag.networks.tokenizer import Tokenizer
 from minidrag.networks.unet import UNet, UNetConfig
 from minidrag.networks.vae import VAE, VAEConfig
+from minidrag.system import console
+from minidrag.system.files import read_json, regular, sweep, write_whole
 from minidrag.tiny import folder, vocabulary
 from minidrag.tiny.scenes import caption, random_scene, render
-from minidrag.weights.model import Model, check_device, load_model
+from minidrag.weights.device import check_device
+from minidrag.weights.load import load_model
 
 VAE_CONFIG = VAEConfig(block_out_channels=(32, 64, 96), layers_per_block=1, norm_num_groups=16)
 UNET_CONFIG = UNetConfig(

@@ -9,8 +9,8 @@ from pathlib import Path
 from tokenizers import Tokenizer as Encoder
 from tokenizers import models, pre_tokenizers
 
-from minidrag.images import write_whole
 from minidrag.networks.tokenizer import BOS, EOS, Tokenizer, prepare
+from minidrag.system.files import write_whole
 from minidrag.weights.configs import load_tokenizer
 
 

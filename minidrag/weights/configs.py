@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken
 
-from minidrag.files import MAX_JSON, regular
 from minidrag.method.ddim import Schedule
 from minidrag.networks.clip import ACTIVATIONS, CLIPConfig
 from minidrag.networks.tokenizer import BOS, EOS, Tokenizer
 from minidrag.networks.unet import UNetConfig
 from minidrag.networks.vae import VAEConfig
+from minidrag.system.files import MAX_JSON, regular
 from minidrag.weights.files import Json, read_json
 
 SHORT = reprlib.Repr()  # of a value in a message, however long or deep the file has it

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minidrag import files
-from minidrag.files import regular
+from minidrag.system import files
+from minidrag.system.files import regular
 
 Json = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]

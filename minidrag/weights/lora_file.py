@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minidrag.files import parse_json
 from minidrag.method.lora import Factors, LoRA, target_layers
+from minidrag.system.files import parse_json
 from minidrag.weights import configs
 from minidrag.weights.checkpoint import FLOATS
 from minidrag.weights.files import (

@@ -15,7 +15,7 @@ from PIL import Image
 from support.command import PHOTO
 from torch import Tensor
 
-from minidrag import images, tiny
+from minidrag import tiny
 from minidrag.app import advice
 from minidrag.app.options import Options
 from minidrag.bench.styles import styled
@@ -23,8 +23,9 @@ from minidrag.config import EditConfig
 from minidrag.edit import Edit
 from minidrag.method.drag import Cell
 from minidrag.points import Pixel
+from minidrag.system import pictures
 from minidrag.tiny.scenes import random_scene
-from minidrag.weights.model import load_model
+from minidrag.weights.load import load_model
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -34,9 +35,9 @@ def drag(x: float, y: float, to_x: float, to_y: float) -> list[tuple[Pixel, Pixe
 
 
 def test_notes_before_a_run(untrained: Path) -> None:
-    model, image = load_model(untrained, device="cpu"), images.load_image(Path("photo.png"))
+    model, image = load_model(untrained, device="cpu"), pictures.load_image(Path("photo.png"))
     options = Options(Path("photo.png"), drag(30, 40, 48, 42), prompt="a ball")
-    mask = images.load_mask(Path("mask.png"), image.size)
+    mask = pictures.load_mask(Path("mask.png"), image.size)
     assert advice.before(model, image, mask, options) == []
 
     def only(options: Options, mask: Tensor | None = mask) -> str:
@@ -67,23 +68,23 @@ def test_notes_before_a_run(untrained: Path) -> None:
     ],
 )
 def test_weights_in_a_prompt_are_named(untrained: Path, prompt: str, named: str | None) -> None:
-    model, image = load_model(untrained, device="cpu"), images.load_image(Path("photo.png"))
-    mask = images.load_mask(Path("mask.png"), image.size)
+    model, image = load_model(untrained, device="cpu"), pictures.load_image(Path("photo.png"))
+    mask = pictures.load_mask(Path("mask.png"), image.size)
     found = advice.before(model, image, mask, Options(Path("photo.png"), drag(30, 40, 48, 42), prompt=prompt))
     wanted = f"{named} in the prompt is read as plain words: weights have no effect here"
     assert found == ([wanted] if named else [])
 
 
 def test_transparency_is_said(untrained: Path) -> None:
-    model, image = load_model(untrained, device="cpu"), images.load_image(Path("photo.png")).convert("RGBA")
+    model, image = load_model(untrained, device="cpu"), pictures.load_image(Path("photo.png")).convert("RGBA")
     mask, options = (
-        images.load_mask(Path("mask.png"), image.size),
+        pictures.load_mask(Path("mask.png"), image.size),
         Options(Path("a.png"), drag(30, 40, 48, 42)),
     )
     for alpha, said in ((255, False), (254, True), (0, True)):
         image.putpixel((0, 0), (9, 9, 9, alpha))
         image.save("a.png")
-        (found, *more) = advice.before(model, images.load_image(Path("a.png")), mask, options)
+        (found, *more) = advice.before(model, pictures.load_image(Path("a.png")), mask, options)
         assert said == found.startswith("transparent parts of the image count as white, and ")
         assert len(more) == said  # that there is no prompt
 
@@ -97,7 +98,7 @@ def test_the_small_model_knows_its_scenes(style: str) -> None:
     for number in range(8):
         image = styled(style, random_scene(random.Random(f"known {number}")))
         assert advice.before(model, image, torch.ones(128, 128), options) == []
-    shipped = images.load_image(tiny.DEMO / "picture.png")
+    shipped = pictures.load_image(tiny.DEMO / "picture.png")
     assert advice.before(model, shipped, torch.ones(128, 128), options) == []
 
 
@@ -114,7 +115,7 @@ def test_the_small_model_does_not_know_photos() -> None:
 
 @pytest.mark.parametrize("level", [0, 10, 20, 60])
 def test_a_reconstruction_far_from_the_original_is_said_with_its_psnr(level: int) -> None:
-    image = images.load_image(Path("photo.png"))
+    image = pictures.load_image(Path("photo.png"))
     off = Image.fromarray((np.asarray(image).astype(int) + level).clip(0, 255).astype(np.uint8))
     edit = edit_with(reconstruction=off, task=SimpleNamespace(grid=(40, 48)))
     error = np.square(np.asarray(image, float) - np.asarray(off, float)).mean()

@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from support.command import PHOTO, raising
 from support.loras import read_notes
 
-from minidrag import images
 from minidrag.app import lora_cache
 from minidrag.app.lora_cache import cache_folder, cache_key, find_lora, notes
-from minidrag.app.progress import Progress
 from minidrag.config import EditConfig
 from minidrag.edit import train_lora
-from minidrag.weights.model import Model, load_model
+from minidrag.method.progress import Progress
+from minidrag.model import Model
+from minidrag.system import pictures
+from minidrag.weights.load import load_model
 
 CONFIG = EditConfig(size=64, lora_steps=1, lora_batch=1)
 
@@ -36,7 +37,7 @@ def model(untrained: Path) -> Model:
 
 @pytest.fixture
 def image() -> Image.Image:
-    return images.load_image(Path("photo.png"))
+    return pictures.load_image(Path("photo.png"))
 
 
 def test_the_key_depends_on_everything_that_decides_a_lora(

@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from support.command import WRITTEN, listing
 
-from minidrag import files, images
 from minidrag.app import draw, runs
 from minidrag.app.options import Options
-from minidrag.app.progress import Progress
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
+from minidrag.method.progress import Progress
 from minidrag.points import Pixel
-from minidrag.weights.model import load_model
+from minidrag.system import files, pictures
+from minidrag.weights.load import load_model
 
 T = TypeVar("T")
 PHOTO_FILE = Path("photo.png")
@@ -223,8 +223,8 @@ def test_every_file_is_written(untrained: Path, monkeypatch: pytest.MonkeyPatch)
         size=64,
         keep_background=True,
     )
-    model, image = load_model(untrained, device="cpu"), images.load_image(Path("photo.png"))
-    mask = images.load_mask(Path("mask.png"), image.size)
+    model, image = load_model(untrained, device="cpu"), pictures.load_image(Path("photo.png"))
+    mask = pictures.load_mask(Path("mask.png"), image.size)
     drags = [(Pixel(30, 40), Pixel(48, 42)), (Pixel(60, 60), Pixel(70, 60))]
     options = Options(Path("photo.png"), drags, mask=Path("mask.png"), config=config)
     edit = drag_edit(model, image, options.handles, options.targets, mask=mask, config=config)

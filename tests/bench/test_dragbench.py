@@ -42,7 +42,7 @@ from minidrag.bench import cases, dragbench, harness, metrics
 from minidrag.bench.cases import Editor, make_case
 from minidrag.bench.instructions import read_case
 from minidrag.config import EditConfig
-from minidrag.weights.model import load_model
+from minidrag.weights.load import load_model
 
 Networks = tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]
 

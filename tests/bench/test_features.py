@@ -11,12 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from minidrag.app import draw
-from minidrag.app.progress import Progress
 from minidrag.bench import features
 from minidrag.bench.__main__ import main
 from minidrag.config import EditConfig
 from minidrag.method.ddim import invert
-from minidrag.weights.model import Model, encode, load_model
+from minidrag.method.progress import Progress
+from minidrag.model import Model, encode
+from minidrag.weights.load import load_model
 
 
 @pytest.fixture(scope="module")

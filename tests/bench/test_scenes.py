@@ -19,7 +19,8 @@ from minidrag.bench.cases import Case, Edited, dragging_back, make_cases
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
 from minidrag.method.lora import Factors, LoRA, initialize
-from minidrag.weights.model import decode, encode, load_model
+from minidrag.model import decode, encode
+from minidrag.weights.load import load_model
 
 
 def run(out: Path, edit: Callable[[Case], Edited], count: int = 3) -> list[dict[str, Any]]:

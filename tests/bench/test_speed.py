@@ -12,7 +12,8 @@ from minidrag.bench import authors, memory, speed
 from minidrag.bench.cases import make_case
 from minidrag.config import EditConfig
 from minidrag.edit import drag_edit
-from minidrag.weights.model import decode, load_model
+from minidrag.model import decode
+from minidrag.weights.load import load_model
 
 CONFIG = replace(
     EditConfig.official(),

@@ -11,8 +11,9 @@ from minidrag.bench.placement import place
 from minidrag.bench.styles import STYLES, styled
 from minidrag.config import EditConfig
 from minidrag.images import psnr
+from minidrag.model import Model, decode, encode
 from minidrag.tiny.picture import render
-from minidrag.weights.model import Model, decode, encode, load_model
+from minidrag.weights.load import load_model
 
 
 @cache

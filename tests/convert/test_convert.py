@@ -19,9 +19,9 @@ from support.checkpoints import Tensors
 
 import weights_convert
 import weights_convert.convert as convert_module
-from minidrag.files import PART
-from minidrag.weights import model as weights
-from minidrag.weights.model import load_model
+from minidrag.system.files import PART
+from minidrag.weights import load as weights
+from minidrag.weights.load import load_model
 from weights_convert.__main__ import main
 from weights_convert.check import OFFICIAL, Header
 

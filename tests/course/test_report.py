@@ -23,7 +23,7 @@ from minidrag.course.replay import replay, spread
 from minidrag.course.svg import heat, picture, ticks
 from minidrag.edit import drag_edit
 from minidrag.method.drag import track
-from minidrag.weights.model import load_model
+from minidrag.weights.load import load_model
 
 SECTIONS = ["task", "lora", "inversion", "features", "start", "supervision", "tracking", "update", "steps"]
 SECTIONS += ["control", "result"]

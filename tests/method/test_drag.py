@@ -29,8 +29,8 @@ from minidrag.method.drag import (
     track,
 )
 from minidrag.method.dragdiffusion import Task
+from minidrag.method.progress import Progress
 from minidrag.networks.unet import UNet, UNetConfig
-from minidrag.watch import watch
 
 SCHEDULE = Schedule()
 LEVEL, TIME, BELOW = 35, 681, 661  # of the dragged latent: its level, its timestep, and the timestep below
@@ -276,7 +276,7 @@ class Result(NamedTuple):
 
     @classmethod
     def of(cls, steps: Iterable[Step], targets: Cells, config: EditConfig) -> "Result":
-        steps = list(watch("drag", steps, config.drag_steps + 1))
+        steps = list(Progress()("drag", steps, config.drag_steps + 1))
         paths = [list(path) for path in zip(*[step.handles for step in steps], strict=True)]
         losses, predicted = [step.loss for step in steps[1:]], [step.predicted for step in steps]
         assert steps[0].loss is None and all(step.level == LEVEL for step in steps)

@@ -40,8 +40,8 @@ from minidrag.method.lora import (
     lora_layers,
     target_layers,
 )
+from minidrag.method.progress import Progress
 from minidrag.networks.unet import UNet
-from minidrag.watch import watch
 
 Compare = Callable[..., None]
 SCHEDULE = Schedule()
@@ -226,7 +226,7 @@ def train(unet: UNet, given: Given, config: EditConfig = CONFIG, seed: int = 0) 
     untrained = initialize(unet, config.lora_rank, config.lora_targets, generator)
     with lora_attached(unet, NO_TEXT_ENCODER, untrained):
         losses = lora.train(unet, SCHEDULE, *given, config, generator)
-        losses = list(watch("LoRA", losses, config.lora_steps))
+        losses = list(Progress()("LoRA", losses, config.lora_steps))
         return lora.extract(unet), losses
 
 

@@ -20,7 +20,8 @@ from minidrag.config import EditConfig
 from minidrag.method.ddim import denoise, invert
 from minidrag.method.drag import Cell
 from minidrag.method.dragdiffusion import Task, dragdiffusion
-from minidrag.weights.model import Model, load_model
+from minidrag.model import Model
+from minidrag.weights.load import load_model
 
 DATA = Path(__file__).parents[1] / "data/official"
 # Both programs embed the timestep in float32, whose cosine differs between processors in the last bit, and

@@ -23,7 +23,8 @@ from minidrag.page.editor import in_words
 from minidrag.page.foresee import Foresight
 from minidrag.page.job import Job
 from minidrag.page.serve import main
-from minidrag.weights.model import load_model
+from minidrag.system import pictures
+from minidrag.weights.load import load_model
 
 STAGES = ["LoRA", "inversion", "drag", "denoising", "animation"]
 
@@ -325,8 +326,8 @@ def test_uploads_are_upright_and_the_same_pixels(client: Client, workdir: Path) 
     image = Image.open("photo.png")
     image.save("turned.jpg", exif=turned(), quality=95)
     path = client.upload("/picture", workdir / "turned.jpg")["image"]
-    kept = images.load_image(Path(path))
-    assert kept.size == (80, 96) and kept.tobytes() == images.load_image(Path("turned.jpg")).tobytes()
+    kept = pictures.load_image(Path(path))
+    assert kept.size == (80, 96) and kept.tobytes() == pictures.load_image(Path("turned.jpg")).tobytes()
     status, headers, content = client.ask("GET", f"/picture?image={path}")
     assert status == 200 and content == Path(path).read_bytes()
 

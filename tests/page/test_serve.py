@@ -293,7 +293,7 @@ def test_a_pipe_among_the_runs_is_not_waited_for(shared: Client) -> None:
 
 def test_a_full_disk_is_said_in_a_sentence(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     full = OSError(28, "No space left on device", "runs/.page/draft.json")
-    monkeypatch.setattr("minidrag.images.write_whole", raising(full))
+    monkeypatch.setattr("minidrag.write_whole", raising(full))
     assert client.post("/draft", {}, status=507) == {
         "error": "runs/.page/draft.json: No space left on device"
     }

@@ -20,8 +20,8 @@ from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from minidrag.model import Model
 from minidrag.weights.configs import read_text_encoder, read_unet, read_vae
-from minidrag.weights.model import Model
 
 Tensors = dict[str, Tensor]
 

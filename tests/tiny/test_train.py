@@ -19,6 +19,7 @@ from support.elsewhere import elsewhere
 from torch import Tensor, nn
 
 from minidrag.method.ddim import Schedule
+from minidrag.model import Model
 from minidrag.networks.clip import CLIPConfig
 from minidrag.networks.unet import UNetConfig
 from minidrag.networks.vae import VAE, VAEConfig
@@ -26,7 +27,7 @@ from minidrag.tiny import folder, train
 from minidrag.tiny.scenes import caption
 from minidrag.tiny.train import TrainConfig, Trainer
 from minidrag.weights import files
-from minidrag.weights.model import Model, load_model
+from minidrag.weights.load import load_model
 
 SIDE = 32  # pixels of the images here; latents are 8x8
 FEW = TrainConfig(vae_steps=6, vae_batch=2, scenes=24, vocab_size=520, steps=6, batch=4, save_every=2)

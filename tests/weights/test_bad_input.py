@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from minidrag.weights import load as weights
 from minidrag.weights import lora_file
-from minidrag.weights import model as weights
-from minidrag.weights.model import load_model
+from minidrag.weights.load import load_model
 from weights_convert.__main__ import main
 
 SIZES = ("unet", "vae", "text_encoder")

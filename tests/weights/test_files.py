@@ -20,7 +20,7 @@ from transformers import CLIPTextModel
 from minidrag.method.lora import Factors, LoRA
 from minidrag.weights import lora_file
 from minidrag.weights.files import read_header, read_tensor, save_tensors
-from minidrag.weights.model import load_model
+from minidrag.weights.load import load_model
 from weights_convert.__main__ import main
 
 

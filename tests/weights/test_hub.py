@@ -15,8 +15,8 @@ from support import checkpoints
 from support.checkpoints import Tensors, split
 from transformers import CLIPTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
-from minidrag.weights import model as weights
-from minidrag.weights.model import load_model
+from minidrag.weights import load as weights
+from minidrag.weights.load import load_model
 
 SMALL_FILES = {
     "unet/config.json",

@@ -20,12 +20,13 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from minidrag.config import EditConfig
+from minidrag.model import Model
 from minidrag.networks.vae import VAEConfig
 from minidrag.points import Pixel, to_task
-from minidrag.weights import model as weights
+from minidrag.weights import load as weights
 from minidrag.weights.checkpoint import find_part
 from minidrag.weights.keys import text_keys, unet_keys, vae_keys
-from minidrag.weights.model import Model, load_model
+from minidrag.weights.load import load_model
 
 ROWS = "text_model.embeddings.token_embedding.weight"
 TEXT_PREFIX = "cond_stage_model.transformer.text_model."

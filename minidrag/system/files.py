@@ -9,6 +9,8 @@ import shutil
 import stat
 import struct
 import tempfile
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -118,3 +120,17 @@ def lives(process: int) -> bool:
     except (OSError, OverflowError):  # of another user
         pass
     return True
+
+
+def write_whole(path: Path, writer: Callable[[Path], object]) -> None:
+    """Let `writer` fill a temporary file beside `path`, then rename it: all of it is there or nothing.
+
+    The temporary name has the suffix of `path`, for writers that pick a format by it.
+    """
+    owner = f"{os.getpid()}-{threading.get_ident()}"
+    temporary = path.with_name(f"{PART}{owner}-{path.name}")
+    try:
+        writer(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

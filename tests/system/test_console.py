@@ -12,11 +12,11 @@ import pytest
 from safetensors import SafetensorError
 from support.command import ROOT
 
-from minidrag import console
+from minidrag.system import console
 
 PRINTING = """
 import sys, warnings, logging
-from minidrag import console
+from minidrag.system import console
 
 def job():
     with open(__file__) as opened:

@@ -2,26 +2,19 @@
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
-from minidrag import images
-from minidrag.config import EditConfig
-from minidrag.files import LINK, regular
-from minidrag.method.ddim import Schedule
-from minidrag.method.lora import Moments
-from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
+from minidrag.model import Model
+from minidrag.networks.clip import CLIPConfig
 from minidrag.networks.tokenizer import Tokenizer
-from minidrag.networks.unet import UNet, UNetConfig
-from minidrag.networks.vae import VAE, VAEConfig
-from minidrag.watch import watch
+from minidrag.networks.unet import UNetConfig
+from minidrag.networks.vae import VAEConfig
+from minidrag.system.files import LINK, regular
 from minidrag.weights.checkpoint import (
     NETWORKS,
     Part,
@@ -32,6 +25,7 @@ from minidrag.weights.checkpoint import (
     refuse_incomplete,
 )
 from minidrag.weights.configs import READERS, load_tokenizer, read_schedule
+from minidrag.weights.device import default_device
 from minidrag.weights.files import (
     FORMATS,
     INDEX,
@@ -52,37 +46,6 @@ STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "t
 # A single file has no configuration: assume the sizes of SD 1.5.
 SINGLE_FILE: dict[str, Any] = {"unet": UNetConfig(), "vae": VAEConfig(), "text_encoder": CLIPConfig()}
 FILES = {*PICKLES, *FORMATS, ".safetensors", ".json"}  # suffixes, which no hub id has
-
-
-@dataclass
-class Model:
-    """Everything that an edit needs of Stable Diffusion; no parameter requires gradients."""
-
-    unet: UNet
-    vae: VAE
-    text_encoder: CLIPTextEncoder
-    tokenizer: Tokenizer
-    schedule: Schedule
-    source: str  # path or hub id
-    prediction: str = "epsilon"  # target of the UNet's training; epsilon is the noise
-
-    @property
-    def device(self) -> torch.device:
-        return self.unet.conv_in.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.unet.conv_in.weight.dtype
-
-    @property
-    def is_sd1(self) -> bool:
-        """True for a UNet of the sizes of SD 1.x, for which the paper's settings are meant."""
-        return self.unet.config == UNetConfig()
-
-    @torch.no_grad()
-    def encode_text(self, prompts: str | list[str]) -> Tensor:
-        """Encode prompts, truncated if need be, to (B, 77, C)."""
-        return self.text_encoder(self.tokenizer(prompts).to(self.device))
 
 
 def load_model(
@@ -169,60 +132,6 @@ def check_widths(path: Path, parts: dict[str, Part]) -> None:
 
 def config_of(part: Part) -> Any:
     return part.network.config
-
-
-def working_size(model: Model, size: tuple[int, int], config: EditConfig) -> tuple[int, int]:
-    """(width, height) at which the model works on an image of `size`: multiples of 8 for SD 1.5."""
-    factor = model.vae.config.factor
-    return images.working_size(*size, config.size or model.unet.config.sample_size * factor, factor)
-
-
-@torch.no_grad()
-def encode(model: Model, image: Image.Image, config: EditConfig) -> Moments:
-    """Mean and standard deviation of an image's latent, (1, 4, H, W), float32 or wider."""
-    resized = images.resize(image, working_size(model, image.size, config))
-    moments = model.vae.encode(images.to_tensor(resized).to(model.device, model.dtype))
-    mean, std = (x.to(torch.promote_types(model.dtype, torch.float32)) for x in moments)
-    return next(watch("encoding", [(mean, std)], 1))
-
-
-@torch.no_grad()
-def decode(model: Model, latent: Tensor) -> Image.Image:
-    """Image, at working size, of a latent (1, 4, H, W)."""
-    return images.to_image(next(watch("decoding", [model.vae.decode(latent.to(model.dtype))], 1)))
-
-
-@contextmanager
-def only_unet_on_device(model: Model, checkpointing: bool) -> Iterator[None]:
-    """Save memory within a context: the other networks wait on the CPU, and the UNet may recompute."""
-    others, device, before = (model.vae, model.text_encoder), model.device, model.unet.checkpointing
-    model.unet.checkpointing = checkpointing
-    try:
-        for network in others:
-            network.to("cpu")
-        yield
-    finally:
-        for network in others:
-            network.to(device)
-        model.unet.checkpointing = before
-
-
-def default_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def check_device(name: str) -> torch.device:
-    """The device of a name; raises ValueError for one that does not exist."""
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError, ValueError):
-        raise ValueError(f"unknown device {name!r}: use cpu, cuda, or mps") from None
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (device.index or 0) >= count.get(device.type, 0):
-        raise ValueError(f"device {name!r} is not available: use {default_device()}")
-    return device
 
 
 def local_path(source: str | Path) -> Path | None:

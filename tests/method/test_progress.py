@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minidrag.app import progress as progress_module
-from minidrag.app.progress import Progress
+from minidrag.method import progress as progress_module
 from minidrag.method.drag import Cell, Step
+from minidrag.method.progress import Progress
 
 
 def test_items_pass_through_and_the_bar_fills(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(Progress()("drag", [1.0, 2.0, 3.0], 3)) == [1.0, 2.0, 3.0]
+    assert list(Progress(show=True)("drag", [1.0, 2.0, 3.0], 3)) == [1.0, 2.0, 3.0]
     shown = capsys.readouterr()
     assert "drag      : 100%" in shown.err and "3/3" in shown.err and shown.out == ""
 
@@ -22,11 +22,11 @@ def test_the_bar_is_there_before_the_first_item(capsys: pytest.CaptureFixture[st
         assert "LoRA      :   0%" in capsys.readouterr().err
         yield 1.0
 
-    assert list(Progress()("LoRA", items(), 1)) == [1.0]
+    assert list(Progress(show=True)("LoRA", items(), 1)) == [1.0]
 
 
 def test_a_stage_that_ends_early_leaves_its_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress()
+    progress = Progress(show=True)
     assert list(progress("drag", [1.0], 81)) == [1.0]
     assert "1/81" in capsys.readouterr().err and "drag" in progress.seconds
 
