@@ -1,4 +1,4 @@
-"""Drawings of drags and masks, images side by side, and animations.
+"""Drawings of drags and masks, grids of images, and animations.
 
 Sizes are (width, height), points pixels.
 """
@@ -92,22 +92,47 @@ def draw_arrow(draw: ImageDraw.ImageDraw, start: Pixel, end: Pixel, radius: int)
     draw.line([start, at(neck + 1, 0)], WHITE, radius // 2)
 
 
-def side_by_side(pictures: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
-    """Put images of one aspect in a row on white, all as high as the highest, each under its label."""
-    height = max(enlarge(picture)[0].height for picture in pictures)
-    widths = [round(picture.width * height / picture.height) for picture in pictures]
+def side_by_side(images: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
+    """Put images in one row, as `grid` does."""
+    return grid(images, len(images), labels)
+
+
+def grid(
+    images: Sequence[Image.Image], columns: int, labels: Sequence[str] = (), height: int | None = None
+) -> Image.Image:
+    """Put images in rows of `columns` on white, all of one height, each centered under its label.
+
+    labels: one per image, of one line or more; without them, only gaps separate the images.
+    height: pixels; None: that of the highest, after small ones are enlarged.
+    """
+    columns = min(columns, len(images))
+    height = height or max(enlarge(image)[0].height for image in images)
+    scaled = [resize(image, (round(image.width * height / image.height), height)) for image in images]
+    widths = [max(image.width for image in scaled[column::columns]) for column in range(columns)]
     gap = max(8, height // 40)
-    top = 4 * gap
-    row = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), top + height + gap), WHITE)
-    draw, left = ImageDraw.Draw(row), gap
-    for picture, width, label in zip(pictures, widths, labels, strict=True):
-        font = ImageFont.load_default(2 * gap)
-        fit = min(1.0, width / max(1.0, font.getlength(label)))
-        font = ImageFont.load_default(2 * gap * fit)
-        draw.text((left + width / 2, top / 2), label, INK, font, anchor="mm")
-        row.paste(resize(picture, (width, height)), (left, top))
-        left += width + gap
-    return row
+    lines = max((label.count("\n") + 1 for label in labels), default=0)
+    strip = gap * (1 + 3 * lines)  # above each image, for its label
+    rows = -(-len(images) // columns)
+    page = Image.new("RGB", (sum(widths) + gap * (columns + 1), rows * (strip + height) + gap), WHITE)
+    for i, image in enumerate(scaled):
+        row, column = divmod(i, columns)
+        width = widths[column]
+        left = gap * (column + 1) + sum(widths[:column])
+        top = row * (strip + height)
+        page.paste(image, (left + (width - image.width) // 2, top + strip))
+        if labels:
+            write_label(page, labels[i], (left + width / 2, top + strip / 2), width, 2 * gap)
+    return page
+
+
+def write_label(
+    image: Image.Image, text: str, center: tuple[float, float], width: float, size: float
+) -> None:
+    """Write lines of text around a center, in a smaller font if they are wider than `width`."""
+    draw = ImageDraw.Draw(image)
+    left, _, right, _ = draw.textbbox((0, 0), text, ImageFont.load_default(size))
+    font = ImageFont.load_default(size * min(1.0, width / max(1.0, right - left)))
+    draw.text(center, text, INK, font, anchor="mm", align="center")
 
 
 def save_gif(frames: Sequence[Image.Image], path: Path, seconds: float = 0.12, hold: float = 1.5) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minidrag.app.draw import draw_drags, enlarge, save_gif, side_by_side
+from minidrag.app.draw import draw_drags, enlarge, grid, save_gif, side_by_side
 from minidrag.points import Pixel
 
 WIDTH, HEIGHT = 100, 72
@@ -105,6 +105,24 @@ def test_side_by_side() -> None:
     assert ink[gap:820].any() and ink[840:1640].any() and not ink[-800:].any()
     label_height = np.count_nonzero(np.count_nonzero(dark[:, gap:820], axis=1))
     assert label_height > 20, "a label is large enough to be read"
+
+
+def test_a_grid_has_images_of_one_height_in_centered_columns() -> None:
+    colors = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+    square, wide, low = (
+        Image.new("RGB", size, color)
+        for size, color in zip(((64, 64), (96, 64), (64, 32)), colors, strict=True)
+    )
+    levels = np.asarray(grid([square, wide, low], 2, height=64))
+    assert levels.shape == (8 + 72 * 2, 8 + 136 + 104, 3), "columns are as wide as their widest image"
+    for color, (top, left), width in zip(colors, ((8, 40), (8, 144), (80, 8)), (64, 96, 128), strict=True):
+        rows, columns = np.nonzero((levels == color).all(axis=-1))
+        assert (rows.min(), columns.min()) == (top, left)
+        assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (64, width)
+    labeled = np.asarray(grid([square, wide, low], 2, ["one", "two\nlines", ""], 64))
+    assert labeled.shape == (8 + (56 + 64) * 2, 8 + 136 + 104, 3)
+    ink = np.less(labeled.max(axis=2), 128)
+    assert ink[:56, :144].any() and ink[:56, 144:].sum() > ink[:56, :144].sum() and not ink[120:].any()
 
 
 def test_gif(tmp_path: Path) -> None:
