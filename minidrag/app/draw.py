@@ -131,7 +131,7 @@ def write_label(
     """Write lines of text around a center, in a smaller font if they are wider than `width`."""
     draw = ImageDraw.Draw(image)
     left, _, right, _ = draw.textbbox((0, 0), text, ImageFont.load_default(size))
-    font = ImageFont.load_default(size * min(1.0, width / max(1.0, right - left)))
+    font = ImageFont.load_default(int(size * min(1.0, width / max(1.0, right - left))))
     draw.text(center, text, INK, font, anchor="mm", align="center")
 
 

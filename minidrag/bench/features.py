@@ -119,8 +119,6 @@ def read_frames(args: argparse.Namespace) -> tuple[list[Frame], str]:
         for value in values:
             if not 1 <= value <= limit:
                 raise ValueError(f"--{name} must be 1 to {limit}, got {value}")
-    if args.out is not None and (args.out.suffix.lower() != ".png" or args.out.is_dir()):
-        raise ValueError(f"--out must be a .png file, got {args.out}")
     check_new(args.out)
     check_prompt(args.prompt or "")
     if args.images:

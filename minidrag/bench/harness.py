@@ -333,8 +333,12 @@ def open_out(out: Path | None, settings: dict[str, Any], name: str = "scenes") -
 
 
 def check_new(out: Path | None) -> None:
-    """Raise ValueError for a result that exists and is not an empty folder; None: chosen at the end."""
-    if out is not None and os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+    """Raise ValueError unless the file of an image can be written; None: one is chosen at the end."""
+    if out is None:
+        return
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise ValueError(f"--out must be a .png file, got {out}")
+    if os.path.lexists(out):
         raise ValueError(f"{out} exists already: give another --out, or delete it")
 
 
