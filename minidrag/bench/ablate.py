@@ -1,4 +1,4 @@
-"""Edit the same images with several values of one constant, and tabulate and plot the effect.
+"""Edit the same images with several values of one constant, and tabulate the effect.
 
     python -m minidrag.bench ablate --over lora_steps [--values 0 20 40 80] [--cases 60] [--set block=2]
     python -m minidrag.bench ablate --over lora_steps --dragbench FOLDER [--limit 20]
@@ -7,7 +7,6 @@ As in the paper's Figure 7, with the placement on scenes beside MD and IF. Finis
 """
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -37,7 +36,6 @@ from minidrag.bench.harness import (
 )
 from minidrag.bench.tables import MEASURES, entry, markdown, summarize
 from minidrag.config import EditConfig
-from minidrag.system.files import write_whole
 
 VALUES: dict[str, tuple[Any, ...]] = {  # around the default, for a drag in turn
     "inversion_steps": (4, 8, 12, 14, 16, 20),  # of 20, the noise levels of the paper's 10 to 50 of 50
@@ -58,7 +56,6 @@ SHOWN = (
     *("MD", "IF", "distance", "remaining", "lost", "arrived"),
     *("PSNR inside", "SSIM inside", "PSNR back", "PSNR reconstruction", "LoRA loss"),
 )
-PANELS = (("MD", "IF"), ("distance", "arrived"))  # of the plot: what its left and its right axis show
 NO_EDIT = "no edit"
 
 Table = dict[str, dict[str, dict[str, Any] | None]]  # value -> measure -> mean, low, high, count
@@ -68,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [field.name for field in fields(EditConfig)]
     parser.add_argument("--over", required=True, choices=names, metavar="FIELD", help=", ".join(names))
     parser.add_argument("--values", nargs="+", metavar="VALUE", help="default: some for the usual fields")
-    parser.add_argument("--dragbench", type=Path, metavar="FOLDER", help="its pictures instead of scenes")
+    parser.add_argument("--dragbench", type=Path, metavar="FOLDER", help="its images instead of scenes")
     add_common_arguments(parser)
     add_scene_arguments(parser)
     dragbench.add_folder_arguments(parser)
@@ -90,48 +87,12 @@ def report(field: str, table: Table) -> str:
     return markdown([field, *shown], rows)
 
 
-def curve(table: Table, name: str) -> tuple[list[str], list[float]]:
-    """Curve of one measure: the values that have it, and its means."""
-    known = {value: row[name] for value, row in table.items() if value != NO_EDIT}
-    pairs = [(value, cell["mean"]) for value, cell in known.items() if cell is not None]
-    return [value for value, _ in pairs], [mean for _, mean in pairs]
-
-
-def plot(field: str, table: Table, path: Path) -> None:
-    """Plot the measures that exist; ImportError without matplotlib."""
-    importlib.import_module("matplotlib").use("Agg")
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
-    panels = [names for names in PANELS if any(curve(table, name)[0] for name in names)]
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(5 * len(panels), 3.4), layout="constrained", squeeze=False
-    )
-    for left, names in zip(axes[0], panels, strict=True):
-        left.set_xlabel(field)
-        for i, (name, color) in enumerate(zip(names, ("tab:blue", "tab:orange"), strict=True)):
-            values, means = curve(table, name)
-            if values:  # no axis for what was not measured
-                axis = left.twinx() if i else left
-                axis.plot(values, means, "o-", color=color)
-                axis.set_ylabel(name, color=color)
-                axis.set_ylim(bottom=0)  # else a difference of nothing fills the panel
-    write_whole(path, lambda file: figure.savefig(file, dpi=150, metadata={"Software": None}))
-    pyplot.close(figure)
-
-
 def write(field: str, table: Table, out: Path) -> str:
     """Write FIELD.json and FIELD.md; return the text to print."""
     text = report(field, table)
     write_json(table, out / f"{field}.json")
     write_text(text + "\n", out / f"{field}.md")
     return text
-
-
-def write_plot(field: str, table: Table, out: Path) -> None:
-    try:
-        plot(field, table, out / f"{field}.png")
-    except ImportError:
-        message = "the plot is left out: it needs matplotlib (pip install 'minidrag[bench]')"
-        print(f"minidrag: {message}", file=sys.stderr)
 
 
 def chosen_values(field: str, given: Sequence[str] | None) -> tuple[Any, ...]:
@@ -171,7 +132,6 @@ def ablate(args: argparse.Namespace) -> int:
         run_cases(task.cases, edit, task.learned, folders[value], compare=False)
         write(field, table_of(results()), out)
     text = write_until_all_are_seen(results, lambda some: write(field, table_of(some), out))
-    write_plot(field, table_of(results()), out)
     done = sum(map(len, results().values()))
     return tell(text, out, done, len(task.cases) * len(folders), task.broken)
 

@@ -1,16 +1,15 @@
-"""Ablations: values to try, runs over scenes and over DragBench, and the plot."""
+"""Ablations: values to try, runs over scenes, and runs over DragBench."""
 
 import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.dragbench import LENGTHS, TINY, Distance, learned, shift, to_truth, write_folder
 
 from minidrag.bench import __main__ as bench
-from minidrag.bench import ablate, dragbench, tables
+from minidrag.bench import ablate, dragbench
 from minidrag.bench.cases import Case, Edited
 from minidrag.config import EditConfig
 
@@ -46,7 +45,6 @@ def test_an_ablation_over_scenes(
     table = json.loads((tmp_path / "block.json").read_text())
     assert list(table) == ["no edit", "1", "2"]
     assert table["no edit"]["remaining"]["mean"] == pytest.approx(1, abs=0.05)
-    assert ablate.curve(table, "distance") == (["1", "2"], [table[v]["distance"]["mean"] for v in ("1", "2")])
     assert ablate.report("block", table) in capsys.readouterr().out
 
 
@@ -57,40 +55,11 @@ def test_an_ablation_over_dragbench(
     for module in (dragbench, ablate):
         monkeypatch.setattr(module, "fidelity", Distance)
     monkeypatch.setattr(ablate, "editor", lambda *_: shift)
-    plotted = []
-    monkeypatch.setattr(ablate, "write_plot", lambda field, table, out: plotted.append(table))
     words = ["ablate", "--over", "block", "--values", "1", "2", "--dragbench", str(folder), *TINY]
     out = tmp_path / "out"
     assert bench.main([*words, "--out", str(out)]) == 0
     table = json.loads((out / "block.json").read_text())
-    assert list(table) == ["no edit", "1", "2"] and plotted == [table]
+    assert list(table) == ["no edit", "1", "2"]
     assert table["no edit"]["MD"]["mean"] == pytest.approx(sum(LENGTHS) / 4)
     assert table["no edit"]["IF"]["mean"] == 1 and table["1"] == table["2"] != table["no edit"]
     assert (out / "block.md").read_text() in capsys.readouterr().out
-    pyplot = pytest.importorskip("matplotlib.pyplot")
-    figures: list[Any] = []
-    monkeypatch.setattr(pyplot, "close", figures.append)
-    ablate.plot("block", table, out / "plot.png")
-    assert [axis.get_ylabel() for axis in figures[0].axes] == ["MD", "IF"]
-
-
-def test_the_plot_draws_the_numbers_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pyplot = pytest.importorskip("matplotlib.pyplot")
-    drawn: dict[str, list[float]] = {}
-
-    def close(figure: Any) -> None:
-        for axis in figure.axes:
-            (line,) = axis.lines
-            drawn[axis.get_ylabel()] = list(line.get_ydata())
-
-    monkeypatch.setattr(pyplot, "close", close)
-    cell = {"low": 0, "high": 9, "count": 2}
-    table: ablate.Table = {
-        str(i): {name: {"mean": i * 1.5, **cell} for name in tables.MEASURES} for i in range(3)
-    }
-    ablate.plot("block", table, tmp_path / "plot.png")
-    assert drawn == {name: [0, 1.5, 3.0] for name in ("MD", "IF", "distance", "arrived")}
-    drawn.clear()
-    without = {value: row | {"IF": None} for value, row in table.items()}
-    ablate.plot("block", without, tmp_path / "less.png")
-    assert drawn == {name: [0, 1.5, 3.0] for name in ("MD", "distance", "arrived")}
