@@ -23,11 +23,12 @@ from support.loras import read_notes
 
 from minidrag import tiny
 from minidrag.app import draw, lora_cache, runs
-from minidrag.app.options import RENAMED, Options, build_parser, read_options, sha256
+from minidrag.app.options import RENAMED, Options, build_parser, read_options
 from minidrag.config import EditConfig
 from minidrag.method.lora import Factors, LoRA
 from minidrag.method.progress import Progress
 from minidrag.system import pictures
+from minidrag.system.files import sha256
 from minidrag.tiny.picture import Scene, render
 from minidrag.tiny.things import Object
 from minidrag.weights import files, lora_file

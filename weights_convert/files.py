@@ -1,7 +1,6 @@
 """Load tensors from safetensors files and pickles, and write files and folders atomically."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minidrag.system.files import part_of, sweep
+from minidrag.system.files import unfinished
 from minidrag.weights.checkpoint import FLOATS
 from minidrag.weights.files import PICKLES, Header, find_shards, read_header, read_tensor, save_tensors
 from minidrag.weights.load import single_file_schedule
@@ -29,23 +28,17 @@ def written_whole(target: Path) -> Iterator[Path]:
     refuse_taken(target)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"cannot write {target}: {target.parent} is not a folder")
-    part = None
     try:
-        sweep(target.parent)
-        part = part_of(target.parent)
-        unfinished = part / target.name
-        yield unfinished
-        refuse_taken(target)
-        if unfinished.is_file():
-            target.touch(exist_ok=False)  # of two processes, one succeeds; a folder replaces no full one
-        unfinished.rename(target)
+        with unfinished(target.parent) as part:
+            yield part / target.name
+            refuse_taken(target)
+            if (part / target.name).is_file():
+                target.touch(exist_ok=False)  # of two processes, one succeeds; a folder replaces no full one
+            (part / target.name).rename(target)
     except OSError as error:
         if error.errno is None:  # not of the system but a sentence of ours, on what was read
             raise
         raise OSError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        if part:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def refuse_taken(target: Path) -> None:

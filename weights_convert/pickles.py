@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from minidrag.system.files import SparingUnpickler, regular
+from minidrag.system.files import SparingUnpickler, check_regular
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first object of a file by PyTorch before 1.6, which is not a zip archive
 PICKLE_LIMIT = 8 * 2**20  # bytes of descriptions, each an object; those of Stable Diffusion are below 1 MB
@@ -176,7 +176,7 @@ class Limited:
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
     """Read the named tensors of a pickle; raises ValueError for a broken one, or tensors of an odd kind."""
-    size = regular(file).stat().st_size
+    size = check_regular(file).stat().st_size
     try:
         with open(file, "rb") as opened:
             zipped = zipfile.is_zipfile(opened)

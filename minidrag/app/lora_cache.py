@@ -16,13 +16,12 @@ import torch
 from PIL import Image
 
 from minidrag import images
-from minidrag.app.options import sha256
 from minidrag.config import EditConfig
 from minidrag.edit import train_lora
 from minidrag.method.lora import LoRA
 from minidrag.method.progress import Progress
 from minidrag.model import Model, working_size
-from minidrag.system.files import part_of, regular, sweep
+from minidrag.system.files import check_regular, sha256, unfinished
 from minidrag.weights import lora_file
 
 DIGITS = 16  # of a digest of the contents, in a file's name
@@ -56,7 +55,7 @@ def find_lora(
 
 def read(file: Path, model: Model) -> LoRA:
     """Read a kept LoRA; raises an exception of any kind for one that is not as it was written."""
-    if not file.stem.endswith(f"-{sha256(regular(file, MAX_BYTES))[:DIGITS]}"):
+    if not file.stem.endswith(f"-{sha256(check_regular(file, MAX_BYTES))[:DIGITS]}"):
         raise ValueError(f"{file} has changed since it was written")
     return lora_file.read(file, model.unet, model.text_encoder)
 
@@ -67,16 +66,12 @@ def write(lora: LoRA, folder: Path, key: str, about: dict[str, str], damaged: Se
     Two processes that write the same one do not meet: each has a file of its own until it is complete.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
-    part = part_of(folder)
-    try:
+    with unfinished(folder) as part:
         lora_file.write(lora, part / "lora.safetensors", about)
         file = folder / f"{key}-{sha256(part / 'lora.safetensors')[:DIGITS]}.safetensors"
         for path in damaged:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         os.replace(part / "lora.safetensors", file)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return file
 
 

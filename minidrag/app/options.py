@@ -6,18 +6,14 @@ points in `points.py`, of settings in `config.py`.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
-import re
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from PIL import Image
@@ -26,8 +22,8 @@ from torch import Tensor
 from minidrag.config import EditConfig
 from minidrag.model import Model
 from minidrag.points import Pixel, check_instruction
-from minidrag.system import pictures
-from minidrag.system.files import read_json, regular, shorten
+from minidrag.system import console, pictures
+from minidrag.system.files import check_regular, read_json, sha256, shorten
 from minidrag.weights.device import check_device, default_device
 from minidrag.weights.load import load_model
 from minidrag.weights.lora_file import find_file
@@ -142,27 +138,9 @@ class Options:
         return [target for _, target in self.drags]
 
 
-class Parser(argparse.ArgumentParser):
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        self.words = list(sys.argv[1:] if args is None else args)
-        return super().parse_known_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}{self.hint()} (--help lists all options)")
-
-    def hint(self) -> str:
-        """Hint for the first word that was taken for an option and is not one."""
-        for before, word in pairwise(["", *self.words]):
-            if re.match(r"-(?!-|h$|\d+$|\d*\.\d+$|$)\S*$", word):
-                return (
-                    f": write {before}={word}" if before.startswith("--") else f": write ./{word} for a file"
-                )
-        return ""
-
-
-def build_parser(description: str | None = None) -> Parser:
+def build_parser(description: str | None = None) -> console.Parser:
     # SUPPRESS: an option that is not given is absent, and does not override --from.
-    parser = Parser("demo.py", "demo.py [PHOTO] [options]", description, allow_abbrev=False)
+    parser = console.Parser("demo.py", "demo.py [PHOTO] [options]", description)
     parser.formatter_class, parser.argument_default = argparse.RawDescriptionHelpFormatter, argparse.SUPPRESS
     add = parser.add_argument_group("edit").add_argument
     add("image", nargs="?", metavar="PHOTO", help="an image (default: the one that ships)")
@@ -198,7 +176,7 @@ def build_parser(description: str | None = None) -> Parser:
     return parser
 
 
-def add_settings(parser: Parser) -> None:
+def add_settings(parser: console.Parser) -> None:
     """Add an option for every field of EditConfig."""
     presets = parser.add_argument_group("presets")
     presets.add_argument("--config", choices=CONFIGS, help=CONFIG_HELP)
@@ -319,7 +297,7 @@ def open_input(options: Options, generated: Path | None = None) -> tuple[Image.I
     if options.lora and not os.path.lexists(options.lora):
         raise ValueError(f"there is no LoRA file {options.lora}")
     if options.lora:
-        regular(options.lora)
+        check_regular(options.lora)
     return opened, mask
 
 
@@ -471,14 +449,6 @@ def to_json(options: Options) -> dict[str, Any]:
     files = {name: values[name].resolve() for name in FILES if values[name]}
     values |= {name: str(file) for name, file in files.items()}
     return values | {"sha256": {name: sha256(file) for name, file in files.items()}}
-
-
-def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while chunk := opened.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def choose_device(device: str | None, dtype: str | None) -> tuple[str, str]:

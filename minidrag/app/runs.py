@@ -1,6 +1,5 @@
 """Files of a run, all of them or none, in a folder of their own."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from minidrag.edit import Edit, generate
 from minidrag.method.progress import Progress
 from minidrag.model import Model, decode, working_size
 from minidrag.points import Pixel, to_cells
+from minidrag.system import files
 from minidrag.system.files import part_of, sweep, write_whole
 from minidrag.weights import lora_file
 
@@ -201,4 +201,4 @@ def write_json(path: Path, options: Options, edit: Edit, seconds: dict[str, floa
     result = {name: getattr(edit, name) for name in names}
     result |= {"reconstruction_psnr": fidelity, "seconds": seconds}
     values = to_json(options) | {"versions": lora_cache.versions(), "result": result}
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    files.write_json(path, values)

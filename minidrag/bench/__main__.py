@@ -35,7 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = console.Parser(prog="python -m minidrag.bench", description="Measure minidrag.")
     console.add_subcommands(parser, SUBCOMMANDS)
     with console.printing():
-        args = parser.parse_args(arguments)
+        try:
+            args = parser.parse_args(arguments)
+        except ValueError as error:
+            return console.fail(str(error))
         memory = LESS_MEMORY.get(args.subcommand, EDITS)
         stopped = "the same command resumes" if args.subcommand in RESUMED else "nothing was finished"
         return console.command(lambda: args.run(args), memory, stopped)

@@ -47,7 +47,7 @@ from minidrag.method.progress import Progress
 from minidrag.model import Model, decode
 from minidrag.points import to_task
 from minidrag.system import console
-from minidrag.system.files import read_json, regular, sweep, write_whole
+from minidrag.system.files import check_regular, read_json, sweep, write_whole
 from minidrag.weights.load import load_model
 
 T = TypeVar("T")
@@ -322,7 +322,7 @@ def open_out(out: Path | None, settings: dict[str, Any], name: str = "scenes") -
     # Listed first: a process beside this one may write the settings in between.
     others = out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir())
     if os.path.lexists(file):
-        if regular(file).read_bytes() != text.encode():
+        if check_regular(file).read_bytes() != text.encode():
             raise ValueError(f"{out} has results of other settings: give another --out, or delete it")
     elif others:
         raise ValueError(f"{out} has files that are not results of a measurement: give another --out")

@@ -29,7 +29,7 @@ from minidrag.app.options import check_prompt, to_pixel
 from minidrag.bench.cases import Case
 from minidrag.points import Pixel, check_instruction
 from minidrag.system import pictures
-from minidrag.system.files import SparingUnpickler, read_json, regular, shorten
+from minidrag.system.files import SparingUnpickler, check_regular, read_json, shorten
 
 IMAGE, PICKLE, JSON, MASK = "original_image.png", "meta_data.pkl", "drag_instruction.json", "mask.png"
 OTHERS = {
@@ -78,7 +78,7 @@ class Unpickler(SparingUnpickler):
 def read_pickle(file: Path) -> dict[str, Any]:
     """Read prompt, points and mask, (H, W), bool, of meta_data.pkl. Raises ValueError if it is invalid."""
     try:
-        content = io.BytesIO(regular(file, MAX_PICKLE).read_bytes())  # a file reserves what is asked
+        content = io.BytesIO(check_regular(file, MAX_PICKLE).read_bytes())  # a file reserves what is asked
         values = dict(Unpickler(content, encoding="latin1").load())  # latin1: arrays pickled by Python 2
         missing = [name for name in ("prompt", "points", "mask") if name not in values]
         mask = None if missing else to_mask(values["mask"])

@@ -71,7 +71,7 @@ class History:
         """Type and content of one of FILES of a run."""
         if name not in self.runs():
             raise KeyError(name)
-        return FILES[file], files.regular(self.folder / name / file).read_bytes()
+        return FILES[file], files.check_regular(self.folder / name / file).read_bytes()
 
     def thumb(self, name: str) -> tuple[str, bytes]:
         _, content = self.file(name, "edited.png")

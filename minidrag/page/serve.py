@@ -96,7 +96,7 @@ def own_names(host: str) -> set[str]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; ValueError, one sentence, for what cannot be."""
-    parser = console.Parser("demo.py --page", "demo.py --page [PHOTO] [options]", allow_abbrev=False)
+    parser = console.Parser("demo.py --page", "demo.py --page [PHOTO] [options]")
     add = parser.add_argument
     add("--page", action="store_true", help="open the page, instead of one edit")
     add("image", nargs="?", metavar="PHOTO", help="an image to begin with (default: the one that ships)")

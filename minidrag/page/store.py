@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from minidrag.page.history import History, read_json, to_png
-from minidrag.system.files import regular
+from minidrag.system.files import check_regular
 
 RUNS = Path("runs")
 PLAIN = {"PNG": "image/png", "JPEG": "image/jpeg"}  # formats that every browser shows as Pillow reads them
@@ -80,7 +80,7 @@ class Store:
     def picture(self, name: str) -> tuple[str, bytes]:
         """Type and content of a picture, as a browser shows it: upright, RGB, transparency on white."""
         path = self.known()[name]
-        with Image.open(regular(path)) as image:
+        with Image.open(check_regular(path)) as image:
             if image.format in PLAIN and image.mode in ("RGB", "L") and not image.has_transparency_data:
                 return PLAIN[image.format], path.read_bytes()
         from minidrag.system import pictures

@@ -4,60 +4,70 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn, TextIO
+from itertools import pairwise
+from typing import Any, NoReturn, TextIO, cast
 
 from safetensors import SafetensorError
 
 MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # in PyTorch's errors, any device
-LONGEST = 1000  # characters of a message: a name in it can have millions
+MAX_LENGTH = 1000  # characters of a message: a name in it can have millions
 SHORT_OF_MEMORY = "close other programs, or use a computer with more"
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser that complains in one sentence, without its usage."""
+    """ArgumentParser that takes whole names alone and raises ValueError, one sentence, for a mistake."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, allow_abbrev=False, **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise SystemExit(fail(f"{message} (--help lists all options)"))
+        raise ValueError(f"{message}{self.hint()} (--help lists all options)")
+
+    def hint(self) -> str:
+        """Hint for the first word that was taken for an option and is not one."""
+        for before, word in pairwise(["", *self.words]):
+            if re.match(r"-(?!-|h$|\d+$|\d*\.\d+$|$)\S*$", word):
+                return (
+                    f": write {before}={word}" if before.startswith("--") else f": write ./{word} for a file"
+                )
+        return ""
 
 
 def add_subcommands(parser: argparse.ArgumentParser, modules: Mapping[str, str]) -> None:
     """Add a subcommand per module, which has `add_arguments(parser)`, `run(args)`, and a line of help."""
-    chosen = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
+    subparsers = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
     for name, path in modules.items():
         module = importlib.import_module(path)
         summary = (module.__doc__ or "").partition("\n")[0]
-        command = chosen.add_parser(name, help=summary, description=summary)
+        command = subparsers.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
 
 
 class Stream:
-    """A text stream that drops what cannot be written: a closed pipe or a full disk must not fail a run."""
+    """A text stream that a closed pipe or a full disk silences: neither must fail a run."""
 
-    def __init__(self, stream: TextIO | None):
-        self.stream: Any = stream or open(os.devnull, "w")  # noqa: SIM115, None: it was closed from the start
-        with suppress(AttributeError, OSError, ValueError):  # not a file, or closed
+    def __init__(self, stream: TextIO):
+        self.stream: Any = stream
+        with suppress(AttributeError):  # not a file
             self.stream.reconfigure(errors="backslashreplace")  # what the console's encoding lacks
 
     def write(self, text: str) -> int:
-        self.attempt("write", text)
-        return len(text)
-
-    def flush(self) -> None:
-        self.attempt("flush")
-
-    def attempt(self, name: str, *arguments: str) -> None:
         try:
-            getattr(self.stream, name)(*arguments)
-        except OSError:
-            with suppress(OSError, ValueError):  # else Python fails to write the rest of it at the end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        except ValueError:  # it is closed, or cannot encode the text
-            pass
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:  # else Python would fail to write the rest at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        return len(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -66,10 +76,9 @@ class Stream:
 @contextmanager
 def printing() -> Iterator[None]:
     """Let nothing that is printed fail within a context, and let no other library print warnings."""
-    fill_descriptors()
-    before, disabled = (sys.stdout, sys.stderr), logging.root.manager.disable
-    streams: Any = [Stream(stream) for stream in before]
-    sys.stdout, sys.stderr = streams
+    streams = sys.stdout, sys.stderr
+    disabled = logging.root.manager.disable
+    sys.stdout, sys.stderr = (cast(TextIO, Stream(stream)) for stream in streams)
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
@@ -77,29 +86,16 @@ def printing() -> Iterator[None]:
                 logging.disable(logging.ERROR)
             yield
     finally:
-        for stream in streams:
-            stream.flush()
-        sys.stdout, sys.stderr = before
+        sys.stdout, sys.stderr = streams
         logging.disable(disabled)
-
-
-def fill_descriptors() -> None:
-    """Give closed standard streams a place, which else the next file that is opened would get.
-
-    Libraries write to the number of the standard error, or redirect it, whatever is there.
-    """
-    number = os.open(os.devnull, os.O_RDWR)
-    while number <= 2:
-        number = os.open(os.devnull, os.O_RDWR)
-    os.close(number)
 
 
 def command(
     job: Callable[[], int | None], memory: str = SHORT_OF_MEMORY, stopped: str = "nothing was finished"
 ) -> int:
-    """Run a job; return its exit status, 2 for what cannot be done, 130 for Ctrl-C, each with one sentence.
+    """Run a job; return its exit status: 2, with one sentence, for what cannot be done, and 130 for Ctrl-C.
 
-    memory: what needs less of it. stopped: what is left after Ctrl-C, unless the interrupt says it.
+    memory: advice when it runs out. stopped: what remains after Ctrl-C, unless the interrupt says it.
     """
     with printing():
         try:
@@ -124,9 +120,10 @@ def reason(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for the errors by which Python, NumPy, and PyTorch's allocators say that memory is used up."""
-    told = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in MEMORY)
-    return isinstance(error, MemoryError) or told
+    """True for the errors that Python, NumPy, and PyTorch's allocators raise when memory runs out."""
+    if isinstance(error, RuntimeError):
+        return any(words in str(error).lower() for words in MEMORY)
+    return isinstance(error, MemoryError)
 
 
 def fail(message: str, status: int = 2) -> int:
@@ -135,6 +132,6 @@ def fail(message: str, status: int = 2) -> int:
 
 
 def one_line(message: str) -> str:
-    """A message in one line, without the middle of a very long one."""
+    """Put a message in one line; omit the middle of a very long one."""
     text = " ".join(message.split())
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH // 2]} ... {text[-MAX_LENGTH // 2 :]}"

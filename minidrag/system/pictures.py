@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,15 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from torch import Tensor
 
 from minidrag.images import BLACK, WHITE
-from minidrag.system.files import regular
+from minidrag.system.files import check_regular
 
 Color = tuple[int, int, int]
-# Those whose decoders neither start a program, as that of EPS does, nor open another file.
+# Formats whose decoders start no program (EPS does) and open no other file.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "TGA")
 MAX_BYTES = 1_000_000_000
 MAX_PIXELS = 64_000_000  # a larger image is a mistake or an attack
 MIN_SIDE = 64
-SAME_COLOR = 32  # levels of 255 between pixels of one color
+SAME_COLOR = 32  # largest difference, in levels of 255, between pixels of one color
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 SRGB = functools.cache(lambda: ImageCms.createProfile("sRGB"))
 PngImagePlugin.MAX_TEXT_CHUNK = 2**24  # bytes; Pillow refuses an image with a profile above 1 MB
@@ -39,10 +39,10 @@ def load_image(path: Path) -> Image.Image:
     """
     image = read(path, to_srgb)
     if min(image.size) < MIN_SIDE:
-        found = f"{image.width}x{image.height}"
-        raise ValueError(f"{path} is {found} pixels: each side must be at least {MIN_SIDE}")
+        size = f"{image.width}x{image.height}"
+        raise ValueError(f"{path} is {size} pixels: each side must be at least {MIN_SIDE}")
     opaque = flatten(image, WHITE)
-    # Nothing else: Pillow would write a profile that is left here into every file made of this image.
+    # Nothing else: Pillow would write a profile that stays here into every file made of this image.
     opaque.info = {"transparent": True} if image.mode == "RGBA" and opacity(image).min() < 255 else {}
     return opaque
 
@@ -54,10 +54,10 @@ def load_mask(path: Path, size: tuple[int, int]) -> Tensor | None:
     it is the paint that is editable, whichever color it has.
     Raises ValueError for an unreadable mask, one of another size, or one whose marks are all dark gray.
     """
-    image = read(path, with_labels)
+    image = read(path, brighten_labels)
     if image.size != size:
-        found, wanted = (f"{width}x{height}" for width, height in (image.size, size))
-        raise ValueError(f"the mask {path} is {found} pixels, the image {wanted}: make them the same size")
+        sizes = f"{image.width}x{image.height} pixels, the image {size[0]}x{size[1]}"
+        raise ValueError(f"the mask {path} is {sizes}: make them the same size")
     levels = np.asarray(flatten(image, BLACK).convert("L"))
     if image.mode == "RGBA" and levels.max() < 128 and is_one_color(image):
         levels = opacity(image)
@@ -66,8 +66,8 @@ def load_mask(path: Path, size: tuple[int, int]) -> Tensor | None:
     return torch.from_numpy((levels >= 128).astype(np.float32)) if levels.any() else None
 
 
-def with_labels(image: Image.Image) -> Image.Image:
-    """Lighten labels of 16 bits, such as 1 of 65535, which would become black in 8 bits; not black itself."""
+def brighten_labels(image: Image.Image) -> Image.Image:
+    """Make every nonzero value of a 16-bit mask visible in 8 bits: labels may be as small as 1 of 65535."""
     if not image.mode.startswith("I"):
         return image
     levels = np.asarray(image)
@@ -80,15 +80,15 @@ def opacity(image: Image.Image) -> np.ndarray:
 
 
 def is_one_color(image: Image.Image) -> bool:
-    """True for a layer of RGBA that is transparent in part and elsewhere has hardly more than one color."""
-    alpha, pixels = opacity(image), np.asarray(image)[..., :3]
-    paint = pixels[alpha >= max(1, alpha.max() // 2)]  # the edge of a soft brush may be off
+    """True for an RGBA layer that is partly transparent and elsewhere has hardly more than one color."""
+    alpha = opacity(image)
+    paint = np.asarray(image)[..., :3][alpha >= max(1, alpha.max() // 2)]  # a soft brush's edge may be off
     return len(paint) > 0 and alpha.min() < alpha.max() and bool(np.ptp(paint, axis=0).max() <= SAME_COLOR)
 
 
 def read(path: Path, convert: Callable[[Image.Image], Image.Image] = lambda image: image) -> Image.Image:
     """Read any image as upright RGB or RGBA, after `convert`; raise ValueError if that is not possible."""
-    regular(path, MAX_BYTES)
+    check_regular(path, MAX_BYTES)
     try:
         # From an open file: given a path, Pillow maps a plain TIFF into memory and garbles it when rotating.
         with path.open("rb") as file, silence():
@@ -107,17 +107,17 @@ def read(path: Path, convert: Callable[[Image.Image], Image.Image] = lambda imag
     except MemoryError:
         raise
     except Exception as error:  # decoders raise almost anything for a damaged file
-        raise ValueError(f"{path} cannot be read: {reason(error)}") from error
+        raise ValueError(f"{path} cannot be read: {explain(error)}") from error
 
 
 def known_formats() -> list[str]:
-    """Those of FORMATS that this Pillow has."""
+    """The formats of FORMATS that this Pillow reads."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def reason(error: Exception) -> str:
-    """The words of a decoder that a person understands, or others."""
+def explain(error: Exception) -> str:
+    """The decoder's message if it is readable, else a general one."""
     text = getattr(error, "strerror", None) or str(error)
     plain = isinstance(error, OSError) and re.fullmatch(r"[A-Za-z][\w ,:()-]*", text)
     return text if plain else "it is damaged, or of an unusual kind: save it again as PNG or JPEG"
@@ -125,13 +125,13 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Keep what decoders say to themselves within a context, even libtiff, which knows no Python."""
-    logger, level = logging.getLogger("PIL"), logging.getLogger("PIL").level
-    saved, nothing = None, os.open(os.devnull, os.O_WRONLY)
-    with suppress(OSError):  # a program without a standard error
-        saved = os.dup(2)
-        os.dup2(nothing, 2)
+    """Silence decoders within a context, even libtiff, which writes to the standard error by its number."""
+    logger = logging.getLogger("PIL")
+    level = logger.level
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
+        os.dup2(nowhere, 2)
         logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -139,14 +139,13 @@ def silence() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-        os.close(nothing)
-        if saved is not None:
-            os.dup2(saved, 2)
-            os.close(saved)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB, or to RGBA if something of it may be transparent."""
+    """Convert an image of any mode to RGB, or to RGBA if it may be partly transparent."""
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip at 255
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
@@ -163,36 +162,37 @@ def flatten(image: Image.Image, background: Color) -> Image.Image:
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """Convert colors from the profile of an image, if it has a usable one, to sRGB, the networks' colors.
+    """Convert colors from the image's profile to sRGB, the networks' color space.
 
-    Returns RGB or RGBA, or the image as it is. Ignores a profile that is broken or of another kind of image.
+    Returns RGB or RGBA, or the image itself if its profile is missing, broken, or of another kind of image.
     """
     try:
         profile: Any = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
         space = profile.profile.xcolor_space.strip()
         colors = image if image.mode == "CMYK" else to_8_bits(image)
         if space == "GRAY" and image.mode in GRAY_MODES:
-            mode, source = "L", colors.convert("L")
+            mode = "L"
         elif space == "RGB" and image.mode != "CMYK":
-            mode, source = "RGB", colors.convert("RGB")
+            mode = "RGB"
         elif space == image.mode == "CMYK":
-            mode, source = "CMYK", colors
+            mode = "CMYK"
         else:
             return image
-        how = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
-        transform = ImageCms.buildTransform(profile, SRGB(), mode, "RGB", *how)
+        intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+        flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+        transform = ImageCms.buildTransform(profile, SRGB(), mode, "RGB", intent, flags)
         if mode == "RGB" and is_identity(transform):  # the profile is sRGB itself, up to rounding
             return image
-        found = ImageCms.applyTransform(source, transform)
+        converted = ImageCms.applyTransform(colors.convert(mode), transform)
     except Exception:  # no profile, or a broken one
         return image
-    if found is not None and colors.mode == "RGBA":
-        found.putalpha(colors.getchannel("A"))
-    return found or image
+    if converted is not None and colors.mode == "RGBA":
+        converted.putalpha(colors.getchannel("A"))
+    return converted or image
 
 
 def is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
-    """True if a transform of RGB changes no color by more than rounding."""
+    """True if an RGB transform changes no color by more than rounding."""
     levels = np.arange(0, 256, 17, dtype=np.uint8)
     cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(64, 64, 3)
     changed = ImageCms.applyTransform(Image.fromarray(cube), transform)

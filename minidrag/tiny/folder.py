@@ -10,7 +10,7 @@ import torch
 from minidrag.networks.clip import CLIPTextEncoder
 from minidrag.networks.unet import UNet
 from minidrag.networks.vae import VAE
-from minidrag.system.files import part_of, sweep
+from minidrag.system.files import unfinished
 from minidrag.tiny.picture import SIDE
 from minidrag.weights.configs import model_files
 from minidrag.weights.files import Json, save_tensors, write_json
@@ -36,13 +36,9 @@ def write(
     ValueError if `out` is not free, and OSError if writing fails.
     """
     must_be_free(out)
-    sweep(out.parent)
-    part = part_of(out.parent)
-    try:
+    with unfinished(out.parent) as part:
         fill(part / out.name, unet, vae, text_encoder, tokenizer, made)
         (part / out.name).rename(out)  # fails if another process has written a model there
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def fill(

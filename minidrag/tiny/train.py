@@ -8,7 +8,6 @@ keeps the autoencoder and vocabulary of an existing model and fine-tunes its UNe
 """
 
 import copy
-import json
 import random
 import shutil
 import sys
@@ -31,7 +30,7 @@ from minidrag.networks.tokenizer import Tokenizer
 from minidrag.networks.unet import UNet, UNetConfig
 from minidrag.networks.vae import VAE, VAEConfig
 from minidrag.system import console
-from minidrag.system.files import read_json, regular, sweep, write_whole
+from minidrag.system.files import check_regular, read_json, sweep, write_json, write_whole
 from minidrag.tiny import folder, vocabulary
 from minidrag.tiny.scenes import caption, random_scene, render
 from minidrag.weights.device import check_device
@@ -101,7 +100,7 @@ class Trainer:
             self.resume()
 
     def resume(self) -> None:
-        regular(self.path)
+        check_regular(self.path)
         try:
             state = torch.load(self.path, map_location=self.config.device, weights_only=True)
             self.networks.load_state_dict(state["networks"])
@@ -303,7 +302,7 @@ def cached_latents(vae: VAE, config: TrainConfig, work: Path) -> tuple[Tensor, T
     if not path.exists():
         pair = tuple(part.half() for part in encode(vae, config, 0, config.scenes))
         save(pair, path)
-    regular(path)
+    check_regular(path)
     try:
         return torch.load(path, weights_only=True)
     except Exception as error:  # see Trainer.resume
@@ -324,8 +323,7 @@ def save_settings(work: Path, settings: dict) -> None:
         raise ValueError(f"{error}: delete it if the run used the same settings") from error
     work.mkdir(parents=True, exist_ok=True)
     sweep(work)
-    text = json.dumps(settings, indent=1) + "\n"
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_json(path, settings)
 
 
 def train(config: TrainConfig, out: Path, work: Path, start: str | None = None) -> None:

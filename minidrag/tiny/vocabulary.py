@@ -1,8 +1,7 @@
 """Train a CLIP-style byte-pair vocabulary on captions and write it in the official layout."""
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from tokenizers import Tokenizer as Encoder
 from tokenizers import models, pre_tokenizers
 
 from minidrag.networks.tokenizer import BOS, EOS, Tokenizer, prepare
-from minidrag.system.files import write_whole
+from minidrag.system.files import write_json, write_text
 from minidrag.weights.configs import load_tokenizer
 
 
@@ -37,7 +36,7 @@ def train(captions: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
     write_json(folder / "special_tokens_map.json", specials)
     write_json(folder / "tokenizer_config.json", config)
     lines = ["#version: 0.2"] + [f"{left} {right}" for left, right in merges]
-    write_text(folder / "merges.txt", "\n".join(lines))
+    write_text(folder / "merges.txt", "\n".join([*lines, ""]))
     return load_tokenizer(folder)
 
 
@@ -77,11 +76,3 @@ def merge_pair(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
         else:
             tokens.append(token)
     return tuple(tokens)
-
-
-def write_json(path: Path, values: Mapping[str, object]) -> None:
-    write_text(path, json.dumps(values, ensure_ascii=False, indent=1))
-
-
-def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))

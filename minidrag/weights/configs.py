@@ -18,7 +18,7 @@ from minidrag.networks.clip import ACTIVATIONS, CLIPConfig
 from minidrag.networks.tokenizer import BOS, EOS, Tokenizer
 from minidrag.networks.unet import UNetConfig
 from minidrag.networks.vae import VAEConfig
-from minidrag.system.files import MAX_JSON, regular
+from minidrag.system.files import MAX_JSON, check_regular
 from minidrag.weights.files import Json, read_json
 
 SHORT = reprlib.Repr()  # of a value in a message, however long or deep the file has it
@@ -424,7 +424,7 @@ def added_tokens(folder: Path, settings: Json, specials: Json, whole: Json) -> A
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
     """Read pairs of tokens to merge, one per line, after a line with the version."""
-    regular(path, MAX_JSON)
+    check_regular(path, MAX_JSON)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
         if not lines:

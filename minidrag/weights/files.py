@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minidrag.system import files
-from minidrag.system.files import regular
+from minidrag.system.files import check_regular
 
 Json = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -91,7 +91,7 @@ def refuse_shard(file: Path) -> None:
 def read_whole(file: Path) -> Header:
     if file.suffix in PICKLES:
         raise ValueError(f"{file} is a pickle, which can run code when it is loaded: {conversion(file)}")
-    size = regular(file).stat().st_size
+    size = check_regular(file).stat().st_size
     try:
         with safe_open(file, "np") as opened:  # PyTorch's would reserve memory for the whole file
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118

@@ -14,7 +14,7 @@ from minidrag.networks.clip import CLIPConfig
 from minidrag.networks.tokenizer import Tokenizer
 from minidrag.networks.unet import UNetConfig
 from minidrag.networks.vae import VAEConfig
-from minidrag.system.files import LINK, regular
+from minidrag.system.files import LINK, check_regular
 from minidrag.weights.checkpoint import (
     NETWORKS,
     Part,
@@ -186,7 +186,7 @@ def single_file_schedule(header: Header) -> Json:
     rescaled = "ztsnr" in header.shapes
     for file in (header.file.with_suffix(suffix) for suffix in (".yaml", ".yml")):
         if file.is_file():
-            text = regular(file, 2**20).read_text(encoding="utf-8", errors="replace")
+            text = check_regular(file, 2**20).read_text(encoding="utf-8", errors="replace")
             said = value_in(text, "parameterization") or value_in(text, "prediction_type") or said
             rescaled |= (value_in(text, "rescale_betas_zero_snr") or "").lower() in ("true", "yes", "on")
     names = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}

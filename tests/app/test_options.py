@@ -20,12 +20,12 @@ from minidrag.app.options import (
     parse_drag,
     read,
     read_options,
-    sha256,
     to_json,
     to_pixel,
 )
 from minidrag.config import EditConfig
 from minidrag.points import Pixel
+from minidrag.system.files import sha256
 
 pytestmark = pytest.mark.usefixtures("workdir")
 

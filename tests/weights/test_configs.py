@@ -348,7 +348,7 @@ def test_merges_as_editors_leave_them(folder: Path, change: Callable[[bytes], by
         ("merges.txt", b"#version: 0.2\n", "the merges make only 0 of"),
         ("merges.txt", b"abc\n", "a line is 'abc'"),
         ("tokenizer_config.json", b'{"model_max_length": 0}', "model_max_length = 0: only"),
-        ("tokenizer_config.json", b'{"model_max_length": NaN}', "NaN is not a number of JSON"),
+        ("tokenizer_config.json", b'{"model_max_length": NaN}', "NaN is not valid JSON"),
         ("tokenizer_config.json", b'{"model_max_length": true}', "model_max_length = True: only"),
         ("tokenizer_config.json", b'{"model_max_length": "77"}', "model_max_length = '77': only"),
         ("tokenizer_config.json", b'{"model_max_length": [77]}', r"model_max_length = \[77\]: only"),
