@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, _utils
 
-from minidrag.system.files import SparingUnpickler, check_regular
+from minidrag.system.files import check_regular
+from minidrag.system.pickles import SparingUnpickler
 
 ZIP = b"PK\x03\x04"  # begins the files of PyTorch 1.6 and later
 LIMIT = 8 * 2**20  # bytes of descriptions, each an object; those of Stable Diffusion are below 1 MB

@@ -29,7 +29,8 @@ from minidrag.app.options import check_prompt, to_pixel
 from minidrag.bench.cases import Case
 from minidrag.points import Pixel, check_instruction
 from minidrag.system import pictures
-from minidrag.system.files import SparingUnpickler, check_regular, read_json, shorten
+from minidrag.system.files import check_regular, read_json, shorten
+from minidrag.system.pickles import SparingUnpickler
 
 IMAGE, PICKLE, JSON, MASK = "original_image.png", "meta_data.pkl", "drag_instruction.json", "mask.png"
 OTHERS = {

@@ -3,12 +3,10 @@
 import hashlib
 import json
 import os
-import pickle
 import platform
 import re
 import shutil
 import stat
-import struct
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -82,16 +80,6 @@ def reject_constant(constant: str) -> float:
 
 def shorten(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-class SparingUnpickler(pickle._Unpickler):
-    """Unpickler that takes no more memory than the file has; the one in C takes what the file asks for."""
-
-    def load_bytearray8(self) -> None:
-        (count,) = struct.unpack("<Q", self.read(8))  # type: ignore[attr-defined]
-        self.append(bytearray(self.read(count)))  # type: ignore[attr-defined]
-
-    dispatch: dict[int, Any] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
 
 
 def sha256(file: Path) -> str:
