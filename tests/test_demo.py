@@ -29,8 +29,8 @@ from minidrag.method.lora import Factors, LoRA
 from minidrag.method.progress import Progress
 from minidrag.system import pictures
 from minidrag.system.files import sha256
-from minidrag.tiny.picture import Scene, render
-from minidrag.tiny.things import Object
+from minidrag.tiny.objects import Object
+from minidrag.tiny.renderer import Scene, render
 from minidrag.weights import files, lora_file
 
 T = TypeVar("T")

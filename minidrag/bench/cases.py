@@ -18,7 +18,7 @@ from minidrag.config import EditConfig
 from minidrag.images import psnr, resize
 from minidrag.model import Model, decode, encode
 from minidrag.points import Pixel
-from minidrag.tiny.picture import SIDE, layer_map, layers
+from minidrag.tiny.renderer import SIDE, layer_map, layers
 from minidrag.tiny.scenes import Drag, Scene, caption, drags, random_scene
 
 KINDS = {  # kind of case -> prefixes of the drags' names

@@ -14,9 +14,9 @@ from itertools import product
 import numpy as np
 from PIL import Image, ImageFilter
 
-from minidrag.tiny.picture import SIDE, Part, Scene, render
+from minidrag.tiny.objects import Array
+from minidrag.tiny.renderer import SIDE, Part, Scene, render
 from minidrag.tiny.scenes import Drag, Point
-from minidrag.tiny.things import Array
 
 Params = tuple[float, ...]  # pixels: (right, down), or (along the drag, right, down) for a shape parameter
 Cost = Callable[[Params], float]

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from minidrag.tiny.picture import SIDE, Scene, render
-from minidrag.tiny.things import Array
+from minidrag.tiny.objects import Array
+from minidrag.tiny.renderer import SIDE, Scene, render
 
 LUMA = np.array([0.299, 0.587, 0.114])
 GRAIN = np.random.default_rng(0).normal(0, 10, (SIDE, SIDE, 1))

@@ -32,8 +32,8 @@ from minidrag.method.lora import initialize, lora_attached, train
 from minidrag.method.sampling import guided
 from minidrag.model import Model, decode, encode
 from minidrag.points import to_task
-from minidrag.tiny.picture import Scene, render
-from minidrag.tiny.things import Object
+from minidrag.tiny.objects import Object
+from minidrag.tiny.renderer import Scene, render
 from minidrag.weights.load import load_model
 
 # Four times the paper's rate and four projections, so that a minute is enough.

@@ -11,7 +11,7 @@ from minidrag.networks.clip import CLIPTextEncoder
 from minidrag.networks.unet import UNet
 from minidrag.networks.vae import VAE
 from minidrag.system.files import unfinished
-from minidrag.tiny.picture import SIDE
+from minidrag.tiny.renderer import SIDE
 from minidrag.weights.configs import model_files
 from minidrag.weights.files import Json, save_tensors, write_json
 from minidrag.weights.load import STEMS

@@ -12,14 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageFilter
 
-from minidrag.tiny.picture import GROUNDS, PALETTES, SIDE, Part, Scene, layer_map, layers, render
-from minidrag.tiny.things import COLORS, DRAW, LOOK, RISE, SMILE, Array, Object, grips
+from minidrag.tiny.objects import COLORS, DRAW, LOOK, RISE, SMILE, Array, Object, grips
+from minidrag.tiny.renderer import GROUNDS, PALETTES, SIDE, Part, Scene, layer_map, layers, render
 
 Random = random.Random | np.random.Generator
 Point = tuple[float, float]
 
-LIGHT_X, LIGHT_Y = (0.12, 0.88), (0.11, 0.26)
-PEAK_X, PEAK_HEIGHT = (0.08, 0.92), (0.12, 0.30)
+LIGHT_X = (0.12, 0.88)  # least and most
+LIGHT_Y = (0.11, 0.26)
+PEAK_X = (0.08, 0.92)
+PEAK_HEIGHT = (0.12, 0.30)
 STRETCH = (0.75, 1.4)
 SIDE_GAP = 0.06  # least distance of an object from the left and right border
 HORIZON_GAP = 0.05  # least distance of its foot from the horizon
@@ -138,32 +140,33 @@ def _grip_pixels(scene: Scene, part: Part) -> dict[str, Point]:
     kind, index = part
     if kind == "light":
         offsets = {"middle": 0.0, "left": -0.04, "right": 0.04}
-        found = {grip: (scene.light_x + offset, scene.light_y) for grip, offset in offsets.items()}
+        points = {grip: (scene.light_x + offset, scene.light_y) for grip, offset in offsets.items()}
     elif kind == "peak":
         x, height = scene.peaks[index]
-        found = {"tip": (x, scene.horizon - height + 0.03)}
+        points = {"tip": (x, scene.horizon - height + 0.03)}
     else:
         thing = scene.objects[index]
-        found = {
+        points = {
             grip: (thing.x + u * thing.size, thing.y - v * thing.size)
             for grip, (u, v) in grips(thing).items()
         }
-    return {grip: (x * SIDE - 0.5, y * SIDE - 0.5) for grip, (x, y) in found.items()}
+    return {grip: (x * SIDE - 0.5, y * SIDE - 0.5) for grip, (x, y) in points.items()}
 
 
 def _layer_index(scene: Scene, part: Part) -> int:
     return [drawn for drawn, _ in layers(scene)].index(part)
 
 
-def _is_visible(scene: Scene, shown: Array, part: Part, point: Point) -> bool:
+def _is_visible(scene: Scene, labels: Array, part: Part, point: Point) -> bool:
     """True if the part is visible at the point and two pixels around it, away from the border.
 
-    shown: `layer_map(scene)`.
+    labels: `layer_map(scene)`.
     """
-    column, row = round(point[0]), round(point[1])
+    column = round(point[0])
+    row = round(point[1])
     if min(point) < EDGE or max(point) > SIDE - 1 - EDGE:
         return False
-    around = shown[[row, row - 2, row + 2, row, row], [column, column, column, column - 2, column + 2]]
+    around = labels[[row, row - 2, row + 2, row, row], [column, column, column, column - 2, column + 2]]
     return bool((around == _layer_index(scene, part)).all())
 
 
@@ -172,17 +175,19 @@ def _mask(before: Image.Image, after: Image.Image, points: Sequence[Point]) -> I
     changed = (np.asarray(before) != np.asarray(after)).any(axis=-1)
     rows, columns = np.nonzero(changed)
     x, y = np.concatenate([np.array(points), np.stack([columns, rows], axis=1)]).T
-    column, row = np.arange(SIDE), np.arange(SIDE)[:, None]
+    column = np.arange(SIDE)
+    row = column[:, None]
     inside = np.ones((SIDE, SIDE), dtype=bool)
     for angle in np.linspace(0, 2 * np.pi, 32, endpoint=False):
-        across, down = np.cos(angle), np.sin(angle)
+        across = np.cos(angle)
+        down = np.sin(angle)
         inside &= column * across + row * down <= (x * across + y * down).max() + MARGIN
     return Image.fromarray(inside.astype(np.uint8) * 255)
 
 
-def _interior(scene: Scene, shown: Array, part: Part) -> Array:
+def _interior(scene: Scene, labels: Array, part: Part) -> Array:
     """Visible region of a part, eroded and away from the image border: (SIDE, SIDE), bool."""
-    visible = Image.fromarray(shown == _layer_index(scene, part)).convert("L")
+    visible = Image.fromarray(labels == _layer_index(scene, part)).convert("L")
     eroded = np.asarray(visible.filter(ImageFilter.MinFilter(2 * CARRY_SPACING + 1))) > 0
     return eroded & np.pad(np.ones((SIDE - 2 * EDGE - 2,) * 2, dtype=bool), EDGE + 1)
 
@@ -194,7 +199,8 @@ def _spread_handles(
 
     before, after: (SIDE, SIDE), bool, the pixels allowed for handles and for targets.
     """
-    right, down = target[0] - handle[0], target[1] - handle[1]
+    right = target[0] - handle[0]
+    down = target[1] - handle[1]
     pixels = np.argwhere(before & np.roll(after, (-round(down), -round(right)), axis=(0, 1)))[:, ::-1]
     handles = [handle]
     while len(handles) < CARRY_HANDLES and len(pixels):
@@ -205,25 +211,29 @@ def _spread_handles(
     return handles, [(x + right, y + down) for x, y in handles]
 
 
-def _make_drag(scene: Scene, shown: Array, edit: _Edit) -> Drag | None:
+def _make_drag(scene: Scene, labels: Array, edit: _Edit) -> Drag | None:
     """Choose handles visible before and after the edit; None if there are none.
 
-    shown: `layer_map(scene)`.
+    labels: `layer_map(scene)`.
     """
-    shown_after = layer_map(edit.after)
-    handles, targets = [], []
+    labels_after = layer_map(edit.after)
+    handles = []
+    targets = []
     for candidates in edit.candidates:
         for part, grip in candidates:
-            handle, target = _grip_pixels(scene, part)[grip], _grip_pixels(edit.after, part)[grip]
-            if _is_visible(scene, shown, part, handle) and _is_visible(edit.after, shown_after, part, target):
+            handle = _grip_pixels(scene, part)[grip]
+            target = _grip_pixels(edit.after, part)[grip]
+            visible_before = _is_visible(scene, labels, part, handle)
+            if visible_before and _is_visible(edit.after, labels_after, part, target):
                 handles.append(handle)
                 targets.append(target)
                 break
         else:
             return None
     if edit.carried:
-        both = _interior(scene, shown, edit.carried), _interior(edit.after, shown_after, edit.carried)
-        handles, targets = _spread_handles(*both, handles[0], targets[0])
+        before = _interior(scene, labels, edit.carried)
+        after = _interior(edit.after, labels_after, edit.carried)
+        handles, targets = _spread_handles(before, after, handles[0], targets[0])
     mask = _mask(render(scene), render(edit.after), [*handles, *targets])
     return Drag(edit.name, tuple(handles), tuple(targets), mask, edit.after)
 
@@ -236,7 +246,8 @@ def _first_valid(scene: Scene, propose: Callable[[], Scene]) -> Scene:
 
 def _random_step(rng: Random, low: float, high: float) -> Point:
     """Draw a step of `low` to `high` pixels in any direction, in fractions of the image side."""
-    length, angle = rng.uniform(low, high) / SIDE, rng.uniform(0, 2 * np.pi)
+    length = rng.uniform(low, high) / SIDE
+    angle = rng.uniform(0, 2 * np.pi)
     return length * float(np.cos(angle)), length * float(np.sin(angle))
 
 
@@ -263,7 +274,8 @@ def _landscape_edits(scene: Scene, rng: Random) -> Iterator[_Edit]:
         peaks = (*scene.peaks[:index], (x + dx, height + rise), *scene.peaks[index + 1 :])
         return replace(scene, peaks=peaks)
 
-    light, peak = ("light", 0), ("peak", index)
+    light = ("light", 0)
+    peak = ("peak", index)
     name = f"move the {'moon' if scene.time == 'night' else 'sun'}"
     yield _Edit(name, _first_valid(scene, moved_light), (_candidates(scene, light),))
     after = _first_valid(scene, lambda: moved_peak(0, _random_offset(rng, 8, 20)))
@@ -279,7 +291,8 @@ def _replace_object(scene: Scene, index: int, new: Object) -> Scene:
 
 def _object_edits(scene: Scene, index: int, rng: Random) -> Iterator[_Edit]:
     """Move or carry an object, and change its shape."""
-    thing, part = scene.objects[index], ("object", index)
+    thing = scene.objects[index]
+    part = ("object", index)
     label = f"the {thing.color} {thing.kind}"
 
     def moved() -> Scene:
@@ -294,7 +307,8 @@ def _object_edits(scene: Scene, index: int, rng: Random) -> Iterator[_Edit]:
 
 def _shape_edits(scene: Scene, index: int, rng: Random, label: str) -> Iterator[_Edit]:
     """Stretch a box, tree or house; turn the gaze and change the smile of a face."""
-    thing, part = scene.objects[index], ("object", index)
+    thing = scene.objects[index]
+    part = ("object", index)
 
     def changed(field: str, low: float, high: float, scale: float) -> Scene:
         """Change a shape parameter by `low` to `high` pixels. scale: fraction of the side per unit."""
@@ -308,9 +322,9 @@ def _shape_edits(scene: Scene, index: int, rng: Random, label: str) -> Iterator[
     if thing.kind in RISE:
         after = changed("stretch", 8, 24, RISE[thing.kind] * thing.size)
         verb = "stretch" if after.objects[index].stretch > thing.stretch else "shrink"
-        top, foot = _candidates(scene, part, "top"), _candidates(scene, part, "foot")
+        top = _candidates(scene, part, "top")
         yield _Edit(f"{verb} {label}", after, (top,))
-        yield _Edit(f"{verb} {label}, keep its foot", after, (top, foot))
+        yield _Edit(f"{verb} {label}, keep its foot", after, (top, _candidates(scene, part, "foot")))
     if thing.kind == "face":
         after = changed("gaze", 4, 11, LOOK * thing.size)
         pupils = _candidates(scene, part, "left pupil"), _candidates(scene, part, "right pupil")
@@ -324,7 +338,8 @@ def _shape_edits(scene: Scene, index: int, rng: Random, label: str) -> Iterator[
 def _with_anchor(scene: Scene, edit: _Edit, index: int) -> _Edit:
     """Add a handle that must stay where it is: on the other object, or on a peak."""
     if len(scene.objects) == 2:
-        other, anchors = scene.objects[1 - index], _candidates(scene, ("object", 1 - index))
+        other = scene.objects[1 - index]
+        anchors = _candidates(scene, ("object", 1 - index))
         name = f"{edit.name}, keep the {other.color} {other.kind}"
         return _Edit(name, edit.after, (*edit.candidates, anchors))
     tips = tuple((("peak", peak), "tip") for peak in range(len(scene.peaks)))
@@ -341,6 +356,6 @@ def drags(scene: Scene, rng: Random) -> tuple[Drag, ...]:
     for index in range(len(scene.objects)):
         own = list(_object_edits(scene, index, rng))
         edits += [*own, _with_anchor(scene, own[0], index)]
-    shown = layer_map(scene)
-    made = [_make_drag(scene, shown, edit) for edit in edits if edit.after != scene]
+    labels = layer_map(scene)
+    made = [_make_drag(scene, labels, edit) for edit in edits if edit.after != scene]
     return tuple(drag for drag in made if drag is not None)

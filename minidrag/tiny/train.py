@@ -47,14 +47,14 @@ UNET_CONFIG = UNetConfig(
 TEXT_CONFIG = CLIPConfig(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4)
 
 
-MOST_STEPS = 10**8 - 1  # more would use another stage's random numbers, see `generator`
+MAX_STEPS = 10**8 - 1  # more would use another stage's random numbers, see `generator`
 BOUNDS = {  # least and most
     "seed": (0, 9 * 10**9),
-    **dict.fromkeys(("vae_steps", "steps"), (0, MOST_STEPS)),
+    **dict.fromkeys(("vae_steps", "steps"), (0, MAX_STEPS)),
     **dict.fromkeys(("vae_batch", "batch"), (1, 10_000)),
     **dict.fromkeys(("vae_rate", "rate", "kl_weight"), (0, 1000)),
     "scenes": (1, 1_000_000),
-    "vocab_size": (514, 49_408),  # that of CLIP is the larger
+    "vocab_size": (514, 49_408),  # bytes and special tokens alone, to CLIP's
     **dict.fromkeys(("empty_captions", "ema"), (0, 1)),
     "save_every": (1, 10**9),
 }
@@ -95,7 +95,11 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             networks.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01
         )
-        self.rate, self.steps, self.config, self.path, self.done = rate, steps, config, path, 0
+        self.rate = rate
+        self.steps = steps
+        self.config = config
+        self.path = path
+        self.done = 0
         if path.exists():
             self.resume()
 
@@ -186,7 +190,8 @@ def render_batch(config: TrainConfig, start: int, count: int) -> Tensor:
 def train_vae(config: TrainConfig, work: Path) -> VAE:
     """Train the autoencoder, on new images at every step, and return it with EMA weights."""
     torch.manual_seed(config.seed)
-    vae, scale = VAE(VAE_CONFIG), VAE_CONFIG.scaling_factor
+    vae = VAE(VAE_CONFIG)
+    scale = VAE_CONFIG.scaling_factor
     trainer = Trainer(nn.ModuleDict({"vae": vae}), config.vae_rate, config.vae_steps, config, work / "vae.pt")
 
     def loss_of(step: int) -> Tensor:
@@ -209,9 +214,12 @@ def normalize_latents(vae: VAE, means: Tensor) -> None:
     Both are affine per channel, so they fold into the 1x1 convolutions before and after the latent.
     means: (N, 4, H, W), scaled latents, on any device.
     """
-    scale, means = vae.config.scaling_factor, means.to(vae.quant_conv.weight)
-    shift, std = means.mean((0, 2, 3)) / scale, means.std((0, 2, 3))
-    before, after, channels = vae.quant_conv, vae.post_quant_conv, len(shift)
+    means = means.to(vae.quant_conv.weight)
+    shift = means.mean((0, 2, 3)) / vae.config.scaling_factor
+    std = means.std((0, 2, 3))
+    before = vae.quant_conv
+    after = vae.post_quant_conv
+    channels = len(shift)
     assert before.bias is not None and after.bias is not None
     after.bias += (after.weight[:, :, 0, 0] @ shift[:, None])[:, 0]
     after.weight *= std[None, :, None, None]
@@ -245,7 +253,9 @@ def train_unet(
     trainer = Trainer(networks, config.rate, config.steps, config, work / "unet.pt")
     if trainer.done < config.steps:
         means, stds = cached_latents(vae, config, work)
-    tokens, empty, schedule = tokenizer(captions), tokenizer(""), Schedule()
+    tokens = tokenizer(captions)
+    empty = tokenizer("")
+    schedule = Schedule()
     weights = loss_weights(schedule)
 
     def loss_of(step: int) -> Tensor:
@@ -313,7 +323,7 @@ def save_settings(work: Path, settings: dict) -> None:
     """Write the settings to `work`. Raises ValueError if it holds a run with other settings."""
     path = work / "config.json"
     if not path.exists() and work.is_dir() and any(not file.name.startswith(".") for file in work.iterdir()):
-        raise ValueError(f"{work} has files that are not of a training: choose another --work")
+        raise ValueError(f"{work} has files that no training wrote: choose another --work")
     try:
         if path.exists() and read_json(path) != settings:
             raise ValueError(f"{work} holds a run with other settings: choose another --work or delete it")
@@ -334,7 +344,8 @@ def train(config: TrainConfig, out: Path, work: Path, start: str | None = None) 
     folder.must_be_free(out)
     if out.resolve() in (work.resolve(), *work.resolve().parents):
         raise ValueError(f"the checkpoints in {work} would be part of the model {out}: give another folder")
-    began, model = time.time(), None if start is None else load_model(start, dtype=torch.float32)
+    began = time.time()
+    model = None if start is None else load_model(start, dtype=torch.float32)
     settings = {**asdict(config), "start": start}
     del settings["steps"], settings["device"]  # a resumed run may change these
     save_settings(work, settings)
@@ -357,18 +368,19 @@ def main() -> int:
         "--work", type=Path, default=Path("runs/tiny"), help="folder for checkpoints (default: %(default)s)"
     )
     parser.add_argument("--start", metavar="FOLDER", help="model to fine-tune")
-    for name, value in asdict(TrainConfig()).items():
+    defaults = asdict(TrainConfig())
+    for name, value in defaults.items():
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=type(value), default=value, help="default: %(default)s")
 
     def job() -> None:
-        given = vars(parser.parse_args())
-        out, work, start = given.pop("out"), given.pop("work"), given.pop("start")
-        check_device(given["device"])
+        args = parser.parse_args()
+        settings = {name: getattr(args, name) for name in defaults}
+        check_device(args.device)
         try:
-            train(TrainConfig(**given), out, work, start)
+            train(TrainConfig(**settings), args.out, args.work, args.start)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"run the same command to resume from {work}") from None
+            raise KeyboardInterrupt(f"run the same command to resume from {args.work}") from None
 
     return console.command(job, "try a smaller --batch or --vae-batch")
 

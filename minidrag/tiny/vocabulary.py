@@ -28,7 +28,8 @@ def train(captions: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
     joins = dict.fromkeys(left + right for left, right in merges)  # two merges can give the same token
     tokens = [*alphabet, *joins, BOS, EOS]
     flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
-    bos, eos = {"content": BOS, **flags}, {"content": EOS, **flags}
+    bos = {"content": BOS, **flags}
+    eos = {"content": EOS, **flags}
     specials = {"bos_token": bos, "eos_token": eos, "pad_token": EOS, "unk_token": eos}
     config = {"do_lower_case": True, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from minidrag.bench.styles import STYLES, styled
 from minidrag.config import EditConfig
 from minidrag.images import psnr
 from minidrag.model import Model, decode, encode
-from minidrag.tiny.picture import render
+from minidrag.tiny.renderer import render
 from minidrag.weights.load import load_model
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from minidrag.tiny.picture import GROUNDS, PALETTES, SIDE, Scene, layer_map, layers, render
+from minidrag.tiny.objects import COLORS, DRAW, LOOK, RISE, SMILE, Object, grips
+from minidrag.tiny.renderer import GROUNDS, PALETTES, SIDE, Scene, layer_map, layers, render
 from minidrag.tiny.scenes import EDGE, Drag, caption, drags, random_scene
-from minidrag.tiny.things import COLORS, DRAW, LOOK, RISE, SMILE, Object, grips
 
 PIXEL = 1 / SIDE
 PLAIN = Scene(

@@ -435,8 +435,8 @@ def test_checkpoints_are_not_written_among_other_files(
 ) -> None:
     model = Path(shutil.copytree(trained[0], tmp_path / "model"))
     before = {path: path.stat().st_mtime_ns for path in model.rglob("*")}
-    assert "are not of a training" in refused(capsys, tmp_path / "out", "--work", model)
-    assert "are not of a training" in refused(capsys, tmp_path / "out", "--work", model, "--start", model)
+    assert "no training wrote" in refused(capsys, tmp_path / "out", "--work", model)
+    assert "no training wrote" in refused(capsys, tmp_path / "out", "--work", model, "--start", model)
     assert "exists already" in refused(capsys, model, "--work", tmp_path / "work", "--start", model)
     for work in (tmp_path / "new", tmp_path / "new/work"):
         assert "would be part of the model" in refused(capsys, tmp_path / "new", "--work", work)

@@ -99,10 +99,12 @@ class Brush:
         """Distance to a convex polygon. corners: counterclockwise."""
         sides = []
         for (u, v), (next_u, next_v) in zip(corners, (*corners[1:], corners[0]), strict=True):
-            du, dv = next_u - u, next_v - v
+            du = next_u - u
+            dv = next_v - v
             length = float(np.hypot(du, dv))
-            right_u, right_v = np.float32(dv / length), np.float32(-du / length)
-            sides.append((self.u - np.float32(u)) * right_u + (self.v - np.float32(v)) * right_v)
+            across = (self.u - np.float32(u)) * np.float32(dv / length)
+            along = (self.v - np.float32(v)) * np.float32(-du / length)
+            sides.append(across + along)
         distance = sides[0]
         for side in sides[1:]:
             distance = np.maximum(distance, side)
@@ -168,7 +170,8 @@ def _face(brush: Brush, thing: Object, color: Array, tint: Array) -> None:
     eyes = np.minimum(brush.ellipse(-0.21, 0.63, 0.18, 0.19), brush.ellipse(0.21, 0.63, 0.18, 0.19))
     brush.fill(eyes, array((255, 255, 255) if thing.color != "white" else (172, 200, 240)) * tint)
     look = LOOK * thing.gaze
-    left, right = brush.ellipse(look - 0.21, 0.63, 0.08, 0.1), brush.ellipse(look + 0.21, 0.63, 0.08, 0.1)
+    left = brush.ellipse(look - 0.21, 0.63, 0.08, 0.1)
+    right = brush.ellipse(look + 0.21, 0.63, 0.08, 0.1)
     pupils = np.minimum(left, right)
     brush.fill(pupils, array((34, 32, 44)) * tint)
     lips = brush.ellipse(0, 0.34, MOUTH + SMILE * thing.smile, 0.11 + 0.1 * thing.smile)
@@ -219,7 +222,8 @@ def grips(thing: Object) -> dict[str, tuple[float, float]]:
     Returns (u, v) relative to the foot, in units of the object's size, v up. Stretch moves only "top".
     """
     top = RISE.get(thing.kind, 0.0) * thing.stretch
-    look, corner = LOOK * thing.gaze, MOUTH + SMILE * thing.smile - 0.03
+    look = LOOK * thing.gaze
+    corner = MOUTH + SMILE * thing.smile - 0.03
     return {
         "ball": {"band": (0.0, 0.46), "left": (-0.34, 0.48), "right": (0.34, 0.48)},
         "box": {"top": (-0.11, top - 0.05), "ribbon": (-0.11, 0.3), "foot": (-0.11, 0.1)},

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from minidrag.tiny.things import COLORS, DRAW, Array, Brush, Color, Object, array
+from minidrag.tiny.objects import COLORS, DRAW, Array, Brush, Color, Object, array
 
 SIDE = 128
 Part = tuple[str, int]  # "light", "peak", "ground" or "object", and its index in the scene
@@ -120,14 +120,15 @@ def _draw_object(canvas: Array, scene: Scene, thing: Object) -> None:
 def layers(scene: Scene) -> list[tuple[Part, Callable[[Array], None]]]:
     """Parts drawn over the sky, back to front, each with its draw function."""
     palette = PALETTES[scene.time]
-    found: list[tuple[Part, Callable[[Array], None]]] = [(("light", 0), partial(_draw_light, scene=scene))]
+    light = partial(_draw_light, scene=scene)
+    parts: list[tuple[Part, Callable[[Array], None]]] = [(("light", 0), light)]
     for index, (x, height) in enumerate(scene.peaks):
         peak = partial(_draw_peak, palette=palette, x=x, height=height, horizon=scene.horizon)
-        found.append((("peak", index), peak))
-    found.append((("ground", 0), partial(_draw_ground, scene=scene)))
+        parts.append((("peak", index), peak))
+    parts.append((("ground", 0), partial(_draw_ground, scene=scene)))
     for index, thing in sorted(enumerate(scene.objects), key=lambda pair: pair[1].y):
-        found.append((("object", index), partial(_draw_object, scene=scene, thing=thing)))
-    return found
+        parts.append((("object", index), partial(_draw_object, scene=scene, thing=thing)))
+    return parts
 
 
 def render(scene: Scene, size: int = SIDE) -> Image.Image:
@@ -146,10 +147,11 @@ def layer_map(scene: Scene) -> Array:
 
     A layer claims the pixels that it covers by more than half, so shadows and the light's glow claim none.
     """
-    shown = np.full((SIDE, SIDE), -1)
+    labels = np.full((SIDE, SIDE), -1)
     for index, (_, draw) in enumerate(layers(scene)):
-        black, white = np.zeros((SIDE, SIDE, 3), np.float32), np.full((SIDE, SIDE, 3), 255, np.float32)
+        black = np.zeros((SIDE, SIDE, 3), np.float32)
+        white = np.full((SIDE, SIDE, 3), 255, np.float32)
         draw(black)
         draw(white)
-        shown[(white - black)[..., 0] < 128] = index
-    return shown
+        labels[(white - black)[..., 0] < 128] = index
+    return labels
