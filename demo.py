@@ -23,11 +23,10 @@ from minidrag import tiny
 from minidrag.app import advice, runs
 from minidrag.app.lora_cache import find_lora
 from minidrag.app.options import Options, build_parser, open_input, open_model, read_options
-from minidrag.edit import drag_edit
+from minidrag.edit import drag_edit, prepare
 from minidrag.method.lora import LoRA
 from minidrag.method.progress import Progress
 from minidrag.model import Model
-from minidrag.points import to_task
 from minidrag.system import console
 from minidrag.weights import lora_file
 
@@ -48,7 +47,7 @@ def run(options: Options, out: Path | None, report: bool = False) -> None:
             if not options.drags:
                 return say(f"made {folder.parent.resolve() / 'generated.png'}: add --drag X,Y:X,Y to edit it")
             image, mask = open_input(options, folder / "generated.png")
-        to_task(model, image.size, options.handles, options.targets, mask, config)  # before the long training
+        prepare(model, image.size, options.handles, options.targets, mask, config)  # before the long training
         say(*(f"note: {caution}" for caution in advice.before(model, image, mask, options)))
         lora, origin = obtain_lora(model, image, options, progress)
         try:

@@ -60,6 +60,11 @@ class EditConfig:
         radii = {name: round(factor * getattr(self, name)) for name in ("motion_radius", "track_radius")}
         return replace(self, **radii, motion_step=factor * self.motion_step, scale_radii=False)
 
+    @property
+    def most_updates(self) -> int:
+        """Largest number of drag updates."""
+        return self.drag_levels * self.drag_steps
+
     @classmethod
     def paper(cls) -> "EditConfig":
         """The paper to the letter."""

@@ -10,16 +10,14 @@ from torch import Tensor
 
 from minidrag import images
 from minidrag.config import EditConfig
-from minidrag.method.ddim import denoise, invert
+from minidrag.method.ddim import Denoiser, denoise, guided, invert
 from minidrag.method.drag import Step, all_arrived
-from minidrag.method.dragdiffusion import Task, dragdiffusion
+from minidrag.method.dragdiffusion import Method, Task, dragdiffusion
 from minidrag.method.gooddrag import gooddrag
-from minidrag.method.lora import LoRA, extract, initialize, lora_attached, train
+from minidrag.method.lora import LoRA, Moments, extract, initialize, lora_attached, train
 from minidrag.method.progress import Progress
-from minidrag.method.sampling import guided
-from minidrag.model import Model, decode, encode, only_unet_on_device
-from minidrag.points import Pixel, to_pixels, to_task
-from minidrag.weights.lora_file import check_fit
+from minidrag.model import Model, decode, encode, only_unet_on_device, working_size
+from minidrag.points import Pixel, check_instruction, to_pixels, to_task
 
 
 def drag_edit(
@@ -30,7 +28,7 @@ def drag_edit(
     *,
     mask: Tensor | None = None,
     prompt: str = "",
-    config: EditConfig = EditConfig(),  # noqa: B008, it is frozen
+    config: EditConfig = EditConfig(),
     seed: int = 0,
     lora: LoRA | None = None,
     clean: Tensor | None = None,
@@ -38,40 +36,74 @@ def drag_edit(
 ) -> "Edit":
     """Drag the content under each handle point to its target point and keep the rest (section 3).
 
-    image: RGB. handles, targets: (x, y) in its pixels. mask: (height, width), 1 in the editable region;
-    None: all of it. prompt: describes the image. lora: from `train_lora`, which is called if None.
-    clean: latent of a generated image, from `generate`; None: the image is encoded.
+    image: RGB. handles, targets: (x, y) in its pixels. mask: (height, width), bool, True in the editable
+    region; None: everything. prompt: describes the image. lora: None trains one. clean: the image's latent,
+    from `encode` or `generate`; None encodes the image.
     Raises ValueError for input that cannot be edited, FloatingPointError for numbers out of range. Leaves the
     model as it was.
     """
     progress = progress or Progress()
-    handles, targets = ([Pixel(*point) for point in points] for points in (handles, targets))
-    task = to_task(model, image.size, handles, targets, mask, config)
-    lora = lora or train_lora(model, image, prompt, config, seed, progress)
-    unet, schedule = model.unet, model.schedule
-    method = gooddrag if config.warp_start or config.drag_levels > 1 else dragdiffusion
-    check_fit(lora, unet, model.text_encoder)
-    if clean is None:
-        clean, _ = encode(model, image, config)
-    with lora_attached(unet, model.text_encoder, lora):
-        text = model.encode_text(prompt)
+    instruction = [Pixel(*handle) for handle in handles], [Pixel(*target) for target in targets]
+    task = prepare(model, image.size, *instruction, mask, config)
+    if lora is None or clean is None:
+        moments = encode(model, image, config)
+        lora = lora or train_lora(model, moments, prompt, config, seed, progress)
+        clean = moments[0] if clean is None else clean
+    with lora_attached(model.unet, model.text_encoder, lora):
+        denoiser = Denoiser(model.unet, model.schedule, model.encode_text(prompt), config.steps)
         with only_unet_on_device(model, config.checkpointing):
-            inversion = invert(unet, schedule, clean, text, config)
+            inversion = invert(denoiser, clean, config.inversion_steps)
             path = [clean, *progress("inversion", inversion, config.inversion_steps)]
-            drag = method(unet, schedule, path, text, task, config.scaled(task.grid))
-            most = config.drag_levels * (config.drag_steps + 1) + config.warp_start
-            steps = list(progress("drag", drag, most))
-            latent, level = steps[-1].latent, steps[-1].level
-            denoising = denoise(unet, schedule, [path[level], latent], text, level, config)
-            *_, (original, latent) = progress("denoising", denoising, level)
-    reconstruction, raw = (images.resize(decode(model, z), image.size) for z in (original, latent))
-    edited = raw if mask is None or not config.keep_background else images.paste(raw, image, mask)
-    return Edit(edited, raw, reconstruction, handles, targets, task, config, path, steps, lora)
+            dragging = method_of(config)(denoiser, path, task, config.scaled(task.grid))
+            steps = list(progress("drag", dragging, config.most_updates))
+            last = steps[-1]
+            denoising = denoise(denoiser, [path[last.level], last.latent], last.level, config)
+            *_, (original, edited) = progress("denoising", denoising, last.level)
+    reconstruction = images.resize(decode(model, original), image.size)
+    raw = images.resize(decode(model, edited), image.size)
+    final = images.paste(raw, image, mask) if mask is not None and config.keep_background else raw
+    return Edit(final, raw, reconstruction, *instruction, task, config, path, steps, lora)
 
 
-@dataclass(frozen=True)
+def prepare(
+    model: Model,
+    size: tuple[int, int],
+    handles: Sequence[Pixel],
+    targets: Sequence[Pixel],
+    mask: Tensor | None,
+    config: EditConfig,
+) -> Task:
+    """Check all that can be checked before a network runs; return the drag on the feature grid.
+
+    Raises ValueError, one sentence, for an instruction, settings, or a model that cannot be used.
+    """
+    check_instruction(size, handles, targets, mask)
+    check_model(model)
+    model.schedule.check_steps(config.steps)
+    task = to_task(handles, targets, mask, size, working_size(model, size, config), model.vae.config.factor)
+    if task.mask is None:
+        return task
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    return task._replace(mask=task.mask.to(model.device, dtype))
+
+
+def check_model(model: Model) -> None:
+    """Raise ValueError for a model that is not Stable Diffusion 1.x."""
+    unet = model.unet.config
+    if model.prediction == "epsilon" and unet.in_channels == 4 and not unet.use_linear_projection:
+        return
+    wanted = "" if model.prediction == "epsilon" else f" that predicts the noise, not {model.prediction}"
+    raise ValueError(f"{model.source} is not a Stable Diffusion 1.x model: use one or a fine-tune{wanted}")
+
+
+def method_of(config: EditConfig) -> Method:
+    """The paper's method for one level without a warp, else the one that alternates with denoising."""
+    return gooddrag if config.warp_start or config.drag_levels > 1 else dragdiffusion
+
+
+@dataclass(frozen=True, repr=False)
 class Edit:
-    """Result of a drag; points are pixels of the image given."""
+    """Result of a drag; points are in pixels of the original."""
 
     image: Image.Image  # the edit, with the original's background if config.keep_background
     raw: Image.Image  # the edit as decoded
@@ -83,6 +115,11 @@ class Edit:
     path: list[Tensor]  # latents of the inversion by level, the clean one first
     steps: list[Step]  # of the drag
     lora: LoRA
+
+    def __repr__(self) -> str:
+        width, height = self.image.size
+        outcome = "arrived" if self.arrived else "not arrived"
+        return f"<Edit of {width}x{height} pixels: {len(self.losses)} updates, {outcome}>"
 
     @property
     def paths(self) -> list[list[Pixel]]:
@@ -113,20 +150,20 @@ class Edit:
 
 def train_lora(
     model: Model,
-    image: Image.Image,
+    moments: Moments,
     prompt: str = "",
-    config: EditConfig = EditConfig(),  # noqa: B008, it is frozen
+    config: EditConfig = EditConfig(),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> LoRA:
     """Train a LoRA on one image, so that the UNet knows it (section 3.2). Leaves the model as it was.
 
-    Returns an empty LoRA for no steps.
+    moments: of the image, from `encode`. Returns an empty LoRA for no steps.
     """
     if config.lora_steps == 0:
         return LoRA({}, {})
     progress = progress or Progress()
-    moments, text = encode(model, image, config), model.encode_text(prompt)
+    text = model.encode_text(prompt)
     generator = torch.Generator().manual_seed(seed)
     untrained = initialize(model.unet, config.lora_rank, config.lora_targets, generator)
     attached = lora_attached(model.unet, model.text_encoder, untrained)
@@ -142,7 +179,7 @@ def generate(
     negative: str = "",
     guidance: float = 7.5,
     seed: int = 0,
-    config: EditConfig = EditConfig(),  # noqa: B008, it is frozen
+    config: EditConfig = EditConfig(),
     progress: Progress | None = None,
 ) -> tuple[Image.Image, Tensor]:
     """Sample an image from noise with classifier-free guidance; return it and its latent for `drag_edit`.
@@ -152,7 +189,8 @@ def generate(
     progress = progress or Progress()
     side = (config.size or model.unet.config.sample_size * model.vae.config.factor) // model.vae.config.factor
     noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(seed)).to(model.device)
-    unet, text = guided(model.unet, model.encode_text(negative), guidance), model.encode_text(prompt)
-    sampling = denoise(unet, model.schedule, [noise], text, config.steps, config)
+    unet = guided(model.unet, model.encode_text(negative), guidance)
+    denoiser = Denoiser(unet, model.schedule, model.encode_text(prompt), config.steps)
+    sampling = denoise(denoiser, [noise], config.steps, config)
     *_, (clean,) = progress("sampling", sampling, config.steps)
     return decode(model, clean), clean

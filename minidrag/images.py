@@ -1,4 +1,4 @@
-"""Images and masks: files to Pillow images to tensors, and back.
+"""Images and masks: Pillow images to tensors and back.
 
 Sizes are (width, height) for Pillow and people, (rows, columns) for tensors.
 """
@@ -12,7 +12,8 @@ from torch import Tensor
 
 MAX_WORKING_PIXELS = 16_000_000  # Stable Diffusion 1.5 is made for 262,144
 MAX_PSNR = 100.0  # dB, for equal images instead of infinity
-WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+WHITE = (255, 255, 255)
+BLACK = (0, 0, 0)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -34,15 +35,14 @@ def to_image(pixels: Tensor) -> Image.Image:
 def working_size(width: int, height: int, short_side: int, multiple: int) -> tuple[int, int]:
     """Size closest to the image's aspect with about this shorter side, both sides multiples of `multiple`.
 
-    Raises ValueError for more pixels than the networks' features fit into any memory: many systems kill a
-    process that asks for too much without a word.
+    Raises ValueError for more pixels than any memory holds: many systems kill such a process without a word.
     """
     scale = short_side / min(width, height)
     fitted = [max(multiple, multiple * math.floor(side * scale / multiple + 0.5)) for side in (width, height)]
     if math.prod(fitted) > MAX_WORKING_PIXELS:
-        found = f"{fitted[0]}x{fitted[1]}"
         raise ValueError(
-            f"the working size {found} has more than {MAX_WORKING_PIXELS:,} pixels: choose a smaller --size"
+            f"the working size {fitted[0]}x{fitted[1]} has more than {MAX_WORKING_PIXELS:,} pixels: "
+            "choose a smaller --size"
         )
     return fitted[0], fitted[1]
 
@@ -62,9 +62,9 @@ def psnr(one: Image.Image, other: Image.Image, region: np.ndarray | None = None)
 def paste(edited: Image.Image, original: Image.Image, mask: Tensor) -> Image.Image:
     """Put the original's pixels back outside the mask, with a soft seam on the inside.
 
-    edited, original: the same size. mask: (H, W), 1 in the editable region.
+    edited, original: the same size. mask: (H, W), bool, True in the editable region.
     """
-    hard = Image.fromarray((mask >= 0.5).cpu().numpy()).convert("L")
+    hard = Image.fromarray(mask.cpu().numpy()).convert("L")
     blurred = hard.filter(ImageFilter.GaussianBlur(max(1, min(hard.size) // 128)))
     soft = blurred.point([max(0, 2 * level - 255) for level in range(256)])  # 0 at the edge, 255 well inside
     return Image.composite(edited, original, ImageChops.multiply(soft, hard))

@@ -77,7 +77,9 @@ def decode(model: Model, latent: Tensor) -> Image.Image:
 @contextmanager
 def only_unet_on_device(model: Model, checkpointing: bool) -> Iterator[None]:
     """Save memory within a context: the other networks wait on the CPU, and the UNet may recompute."""
-    others, device, before = (model.vae, model.text_encoder), model.device, model.unet.checkpointing
+    others = model.vae, model.text_encoder
+    device = model.device
+    before = model.unet.checkpointing
     model.unet.checkpointing = checkpointing
     try:
         for network in others:

@@ -1,16 +1,13 @@
-"""From pixels to the feature grid and back: drag instructions, their checks, and masks."""
+"""Drag instructions: their checks, and the way from pixels to the feature grid and back."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from minidrag.config import EditConfig
-from minidrag.method.drag import Cell, snap
+from minidrag.method.drag import Cell, Size, rescale, snap
 from minidrag.method.dragdiffusion import Task
-from minidrag.model import Model, working_size
 
 MAX_ASPECT = 8  # a longer strip would take very much memory
 
@@ -23,40 +20,27 @@ class Pixel(NamedTuple):
 
 
 def to_task(
-    model: Model,
-    size: tuple[int, int],
     handles: Sequence[Pixel],
     targets: Sequence[Pixel],
     mask: Tensor | None,
-    config: EditConfig,
+    size: Size,
+    working_size: Size,
+    factor: int,
 ) -> Task:
-    """Check a drag instruction on an image of `size` (width, height) and bring it to the feature grid.
+    """Bring a checked drag instruction on an image of `size` (width, height) to the feature grid.
 
-    mask: (height, width), 1 in the editable region; None: all of it.
-    Raises ValueError, one sentence, for an instruction or a model that cannot be used.
+    mask: (height, width), bool, True in the editable region; None: everything. working_size: (width, height)
+    of the image for the networks; the grid has half of it, the latent a `factor`th.
     """
-    check_instruction(size, handles, targets, mask)
-    model.schedule.pairs(config.steps)
-    unet = model.unet.config
-    if model.prediction != "epsilon" or unet.in_channels != 4 or unet.use_linear_projection:
-        other = model.prediction != "epsilon"
-        predicts = f" that predicts the noise, not {model.prediction}" if other else ""
-        raise ValueError(
-            f"{model.source} is not a Stable Diffusion 1.x model: use one or a fine-tune{predicts}"
-        )
-    factor = model.vae.config.factor
-    width, height = working_size(model, size, config)
+    width, height = working_size
     grid = height // 2, width // 2
-    cells = None
-    if mask is not None:
-        dtype = torch.promote_types(model.dtype, torch.float32)
-        cells = mask_to_latent(mask.float(), (height // factor, width // factor)).to(model.device, dtype)
     starts = [snap(cell, grid) for cell in to_cells(handles, size, grid)]
+    cells = None if mask is None else mask_to_latent(mask.float(), (height // factor, width // factor))
     return Task(starts, to_cells(targets, size, grid), cells, grid)
 
 
 def check_instruction(
-    size: tuple[int, int], handles: Sequence[Pixel], targets: Sequence[Pixel], mask: Tensor | None
+    size: Size, handles: Sequence[Pixel], targets: Sequence[Pixel], mask: Tensor | None
 ) -> None:
     """Raise ValueError for points or a mask that do not fit an image of `size` (width, height)."""
     width, height = size
@@ -72,35 +56,36 @@ def check_instruction(
         return
     if mask.shape != (height, width):
         raise ValueError(f"the mask is {mask.shape[1]}x{mask.shape[0]} pixels, the image {width}x{height}")
-    places = [(min(round(y), height - 1), min(round(x), width - 1)) for x, y in handles]
-    outside = [handle for handle, place in zip(handles, places, strict=True) if mask[place] < 0.5]
-    if len(outside) == len(handles) and 0.5 < mask.mean() < 0.99:
-        what = "no handle is in its white part, which is most of it"
+    outside = [handle for handle in handles if not is_editable(mask, handle)]
+    if len(outside) == len(handles) and 0.5 < mask.float().mean() < 0.99:
         raise ValueError(
-            f"the mask seems to be inverted, as {what}: paint white what may change, not what stays"
+            "the mask seems to be inverted, as no handle is in its white part, which is most of it: "
+            "paint white what may change, not what stays"
         )
     for x, y in outside[:1]:
         raise ValueError(f"handle {x:g},{y:g} is outside the mask: mark what it drags as editable too")
 
 
-def to_cells(pixels: Sequence[Pixel], size: tuple[int, int], grid: tuple[int, int]) -> list[Cell]:
-    """Map points of an image of `size` (width, height) to a grid of (rows, columns).
-
-    Borders map to borders, as in resizing, so a pixel center goes to (x + 1/2) s - 1/2. The official code's
-    x s is off by (1 - s) / 2 cells.
-    """
-    down, right = grid[0] / size[1], grid[1] / size[0]
-    return [Cell((y + 0.5) * down - 0.5, (x + 0.5) * right - 0.5) for x, y in pixels]
+def is_editable(mask: Tensor, point: Pixel) -> bool:
+    """True for a point in the editable region of a mask, (height, width), bool."""
+    height, width = mask.shape
+    return bool(mask[min(round(point.y), height - 1), min(round(point.x), width - 1)])
 
 
-def to_pixels(cells: Sequence[Cell], size: tuple[int, int], grid: tuple[int, int]) -> list[Pixel]:
+def to_cells(pixels: Sequence[Pixel], size: Size, grid: Size) -> list[Cell]:
+    """Map points of an image of `size` (width, height) to a grid of (rows, columns)."""
+    rows, columns = grid
+    return [Cell(y, x) for x, y in rescale(pixels, size, (columns, rows))]
+
+
+def to_pixels(cells: Sequence[Cell], size: Size, grid: Size) -> list[Pixel]:
     """Inverse of `to_cells`."""
-    down, right = size[1] / grid[0], size[0] / grid[1]
-    return [Pixel((column + 0.5) * right - 0.5, (row + 0.5) * down - 0.5) for row, column in cells]
+    width, height = size
+    return [Pixel(x, y) for y, x in rescale(cells, grid, (height, width))]
 
 
-def mask_to_latent(mask: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Bring a mask, (height, width) of 0 and 1, to the latent's (rows, columns): 1 where half is marked.
+def mask_to_latent(mask: Tensor, shape: Size) -> Tensor:
+    """Bring a mask, (height, width) of 0 and 1, to the latent's (rows, columns): 1 where half is covered.
 
     The official code takes the nearest pixel, so that a thin line comes and goes with its position. If no
     cell is half covered, the most covered ones count: a mask never vanishes.

@@ -22,7 +22,7 @@ from minidrag.edit import drag_edit, train_lora
 from minidrag.method.drag import Step
 from minidrag.method.gooddrag import gooddrag
 from minidrag.method.lora import lora_attached, lora_layers
-from minidrag.model import Model
+from minidrag.model import Model, encode
 from minidrag.points import Pixel
 from minidrag.tiny.scenes import random_scene, render
 from minidrag.weights.load import load_model
@@ -33,8 +33,8 @@ STEPS = 1 + 3 + UPDATES  # the warp, and the start of each level
 PAIR: dict[str, Any] = {"handles": [Pixel(40, 50)], "targets": [Pixel(90, 30)], "prompt": "a ball"}
 IMAGE = render(random_scene(random.Random(5)))
 TOLERANCE = 3  # levels of 255; measured: 1, as torch adds in another order off the CPU
-MASK = torch.zeros(128, 128)
-MASK[10:110, 10:110] = 1
+MASK = torch.zeros(128, 128, dtype=torch.bool)
+MASK[10:110, 10:110] = True
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +125,7 @@ def test_half_precision(load: Callable[..., Model], dtype: torch.dtype) -> None:
 def test_a_lora_is_attached_there(load: Callable[..., Model]) -> None:
     with elsewhere() as device:
         model = load(device)
-        trained = train_lora(model, IMAGE, config=QUICK)
+        trained = train_lora(model, encode(model, IMAGE, QUICK), config=QUICK)
         assert not any(isinstance(x, Distant) for factors in trained.unet.values() for x in factors[:2])
         with lora_attached(model.unet, model.text_encoder, trained):
             assert lora_layers(model.unet).keys() == trained.unet.keys() and is_distant(model.unet)

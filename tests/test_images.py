@@ -95,18 +95,18 @@ def test_resize_maps_borders_to_borders() -> None:
 def test_paste_keeps_every_pixel_outside_the_mask() -> None:
     original = color_image()
     edited = Image.fromarray(255 - np.asarray(original))
-    mask = torch.zeros(HEIGHT, WIDTH)
-    mask[10:60, 20:80] = 0.5  # from one half on, a pixel is in the mask
-    mask[40, 40] = 0.4  # so this one is not, which the blur would fill
+    mask = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    mask[10:60, 20:80] = True
+    mask[40, 40] = False  # which the blur would fill
     pasted = np.asarray(paste(edited, original, mask))
-    outside = (mask < 0.5).numpy()
+    outside = (~mask).numpy()
     assert np.array_equal(pasted[outside], np.asarray(original)[outside])
     assert np.array_equal(pasted[14:36, 24:76], np.asarray(edited)[14:36, 24:76])
 
 
 def test_the_seam_of_a_paste_is_soft_on_the_inside() -> None:
-    mask = torch.zeros(HEIGHT, WIDTH)
-    mask[:, 20:] = 1
+    mask = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    mask[:, 20:] = True
     black, white = Image.new("RGB", (WIDTH, HEIGHT)), Image.new("RGB", (WIDTH, HEIGHT), (255, 255, 255))
     opacity = np.asarray(paste(white, black, mask))[36, :, 0] / 255
     assert (opacity[:20] == 0).all() and (opacity[24:] == 1).all()

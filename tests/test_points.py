@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from minidrag.config import EditConfig
+from minidrag.edit import prepare
 from minidrag.images import resize, to_tensor
 from minidrag.method.drag import Cell
 from minidrag.model import Model, working_size
 from minidrag.networks.unet import UNet
-from minidrag.points import Pixel, check_instruction, mask_to_latent, snap, to_cells, to_pixels, to_task
+from minidrag.points import Pixel, check_instruction, mask_to_latent, snap, to_cells, to_pixels
 from minidrag.weights.load import load_model
 
 SIZE = (100, 72)  # (width, height)
@@ -133,8 +134,8 @@ def test_points_up_to_the_border_are_accepted() -> None:
 
 def hole() -> Tensor:
     """A mask without the pixel of the handle."""
-    mask = torch.ones(72, 100)
-    mask[20, 10] = 0.4
+    mask = torch.ones(72, 100, dtype=torch.bool)
+    mask[20, 10] = False
     return mask
 
 
@@ -186,15 +187,15 @@ INVERTED += "paint white what may change, not what stays"
 
 
 def test_an_inverted_mask_is_named() -> None:
-    mask = torch.ones(72, 100)
-    mask[10:30, 5:30] = 0
+    mask = torch.ones(72, 100, dtype=torch.bool)
+    mask[10:30, 5:30] = False
     with pytest.raises(ValueError, match=f"^{INVERTED}$"):
         check_instruction(SIZE, [Pixel(10, 20), Pixel(20, 20)], [Pixel(12, 20), Pixel(60, 20)], mask)
     check_instruction(SIZE, [Pixel(60, 60)], [Pixel(50, 60)], mask)
     with pytest.raises(ValueError, match="^handle 20,20 is outside the mask"):  # another is inside
         check_instruction(SIZE, [Pixel(60, 60), Pixel(20, 20)], [Pixel(50, 60), Pixel(20, 20)], mask)
     with pytest.raises(ValueError, match="^handle 60,60 is outside the mask"):
-        check_instruction(SIZE, [Pixel(60, 60)], [Pixel(50, 60)], 1 - mask)
+        check_instruction(SIZE, [Pixel(60, 60)], [Pixel(50, 60)], ~mask)
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -212,20 +213,20 @@ def test_a_target_outside_the_mask_is_accepted() -> None:
 # Tasks
 
 
-def test_to_task(model: Model) -> None:
+def test_preparing_a_drag(model: Model) -> None:
     """An image of 96x80 is worked on at 76x64: a latent of 16x19, a grid of 32x38."""
     mask = torch.zeros(80, 96, dtype=torch.bool)
     mask[:40, :48] = True
     config = EditConfig(size=64)
     assert working_size(model, (96, 80), config) == (76, 64)
-    task = to_task(model, (96, 80), [Pixel(3.1, 9.2)], [Pixel(50, 60)], mask, config)
+    task = prepare(model, (96, 80), [Pixel(3.1, 9.2)], [Pixel(50, 60)], mask, config)
     assert task.grid == (32, 38)
     assert task.handles == [Cell(3, 1)]  # of (3.38, 0.925)
     assert len(task.targets) == 1
     assert task.targets[0] == pytest.approx((60.5 * 0.4 - 0.5, 50.5 * 38 / 96 - 0.5))
     assert task.mask is not None and task.mask.shape == (16, 19) and task.mask.dtype == torch.float32
     assert task.mask[:8, :9].eq(1).all() and task.mask[8:].eq(0).all() and task.mask[:, 10:].eq(0).all()
-    assert to_task(model, (96, 80), [Pixel(3, 9)], [Pixel(50, 60)], None, config).mask is None
+    assert prepare(model, (96, 80), [Pixel(3, 9)], [Pixel(50, 60)], None, config).mask is None
 
 
 def test_working_size_is_the_models_own_by_default(model: Model) -> None:
@@ -248,17 +249,17 @@ def test_models_of_other_kinds_are_refused(model: Model) -> None:
     others.append(replace(model, prediction="v_prediction", source="some/model"))
     for other, reason in zip(others, ("", "", " that predicts the noise, not v_prediction"), strict=True):
         with pytest.raises(ValueError) as error:
-            to_task(other, SIZE, HANDLES, TARGETS, None, EditConfig())
+            prepare(other, SIZE, HANDLES, TARGETS, None, EditConfig())
         assert str(error.value) == message + reason
 
 
 def test_more_steps_than_the_schedule_has_are_refused(model: Model) -> None:
-    to_task(model, SIZE, HANDLES, TARGETS, None, EditConfig(steps=999))
+    prepare(model, SIZE, HANDLES, TARGETS, None, EditConfig(steps=999))
     for steps in (1000, 999_999):
         with pytest.raises(ValueError, match=f"^steps must be 1 to 999, got {steps}$"):
-            to_task(model, SIZE, HANDLES, TARGETS, None, EditConfig(steps=steps))
+            prepare(model, SIZE, HANDLES, TARGETS, None, EditConfig(steps=steps))
 
 
 def test_the_instruction_is_checked_before_the_model(model: Model) -> None:
     with pytest.raises(ValueError, match="got 0 handles and 0 targets"):
-        to_task(other_unet(model, in_channels=9), SIZE, [], [], None, EditConfig())
+        prepare(other_unet(model, in_channels=9), SIZE, [], [], None, EditConfig())

@@ -20,7 +20,7 @@ from minidrag.config import EditConfig
 from minidrag.edit import train_lora
 from minidrag.method.lora import LoRA
 from minidrag.method.progress import Progress
-from minidrag.model import Model, working_size
+from minidrag.model import Model, encode, working_size
 from minidrag.system.files import check_regular, sha256, unfinished
 from minidrag.weights import lora_file
 
@@ -45,7 +45,7 @@ def find_lora(
     for file in kept:
         with suppress(Exception):  # damaged, in whatever way
             return read(file, model), f"reused from {file}"
-    lora = train_lora(model, image, prompt, config, seed, progress)
+    lora = train_lora(model, encode(model, image, config), prompt, config, seed, progress)
     try:
         file = write(lora, folder, key, notes(model, prompt, config, seed), kept)
     except OSError as error:

@@ -6,6 +6,7 @@ itself is `dragdiffusion`, which asks for no more than a noise predictor.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 from minidrag import images
 from minidrag.bench.cases import Case
 from minidrag.config import EditConfig
-from minidrag.method.ddim import Schedule, invert
+from minidrag.edit import prepare
+from minidrag.method.ddim import Denoiser, Schedule, invert
 from minidrag.method.dragdiffusion import dragdiffusion
 from minidrag.method.progress import Progress
 from minidrag.model import Model, working_size
 from minidrag.networks.unet import KeysValues
-from minidrag.points import to_task
 
 LAST_BLOCKS = ("up_blocks.2.", "up_blocks.3.")  # whose self-attention reads the original
 
@@ -38,18 +39,17 @@ def load_pipeline(model: Model) -> Any:
 def edit(model: Model, pipeline: Any, case: Case, config: EditConfig, progress: Progress) -> Tensor:
     """Make one edit; return the latents (2, 4, H, W) of the original and the edit."""
     unet, vae, schedule = pipeline.unet, pipeline.vae, model.schedule
-    mask, text = torch.from_numpy(case.mask).float(), model.encode_text(case.prompt)
-    task = to_task(model, case.before.size, case.handles, case.targets, mask, config)
+    text = model.encode_text(case.prompt)
+    task = prepare(model, case.before.size, case.handles, case.targets, torch.from_numpy(case.mask), config)
     resized = images.resize(case.before, working_size(model, case.before.size, config))
     pixels = images.to_tensor(resized).to(model.device, model.dtype)
     list(progress("LoRA", train(unet, vae, schedule, pixels, text, config), config.lora_steps))
     with torch.no_grad():
         clean = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
-    predict = predictor(unet)
-    inversion = invert(predict, schedule, clean, text, config)
+    denoiser = Denoiser(predictor(unet), schedule, text, config.steps)
+    inversion = invert(denoiser, clean, config.inversion_steps)
     path = [clean, *progress("inversion", inversion, config.inversion_steps)]
-    drag = dragdiffusion(predict, schedule, path, text, task, config)
-    *_, last = progress("drag", drag, config.drag_steps + 1)
+    *_, last = progress("drag", dragdiffusion(denoiser, path, task, config), config.most_updates)
     pair = torch.cat([path[-1], last.latent])
     *_, pair = progress("denoising", denoise_pair(unet, schedule, pair, text, config), config.inversion_steps)
     unet.delete_adapters("default")
@@ -107,7 +107,8 @@ def denoise_pair(
     before = dict(unet.attn_processors)
     shared = {name: SharedAttention() for name in before if name.startswith(LAST_BLOCKS) and "attn1" in name}
     unet.set_attn_processor(before | shared)
-    for time, below in schedule.pairs(config.steps, config.inversion_steps):
+    times = [schedule.timestep(level, config.steps) for level in range(config.inversion_steps, -1, -1)]
+    for time, below in pairwise(times):
         noise = unet(pair.to(text.dtype), time, encoder_hidden_states=text.expand(2, -1, -1)).sample
         pair = schedule.step(pair, noise, time, below)
         yield pair

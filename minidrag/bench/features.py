@@ -22,10 +22,11 @@ from minidrag.app.options import check_prompt
 from minidrag.bench.cases import KINDS, make_case
 from minidrag.bench.harness import check_new, seed, write_new
 from minidrag.config import EditConfig
-from minidrag.method.ddim import invert
+from minidrag.edit import prepare
+from minidrag.method.ddim import Denoiser, invert
 from minidrag.method.progress import Progress
 from minidrag.model import Model, encode
-from minidrag.points import Pixel, to_task
+from minidrag.points import Pixel
 from minidrag.system import pictures
 from minidrag.weights.load import load_model
 
@@ -94,12 +95,12 @@ def inverted_features(
     """Features of the four up blocks after each of the inversion steps: (C, h, w), float64."""
     clean, _ = encode(model, image, CONFIG)
     config, found = replace(CONFIG, inversion_steps=max(steps)), {}
-    inversion = invert(model.unet, model.schedule, clean, text, config)
+    denoiser = Denoiser(model.unet, model.schedule, text, config.steps)
+    inversion = invert(denoiser, clean, config.inversion_steps)
     path = [clean, *progress("inversion", inversion, config.inversion_steps)]
     for step in steps:
-        time, _ = model.schedule.pairs(CONFIG.steps, step)[0]
         with torch.no_grad():
-            features = model.unet(path[step], time, text).features
+            _, features, _ = denoiser(path[step], step)
         found[step] = [block[0].cpu().double() for block in features]  # CPU first: MPS has no float64
     return found
 
@@ -211,14 +212,14 @@ def features_page(
 ) -> Image.Image:
     """Draw the whole page. Raises ValueError for images or models that cannot be edited."""
     for frame in frames:  # a dummy drag checks the image and the model
-        to_task(model, frame.image.size, [Pixel(0, 0)], [Pixel(0, 0)], None, CONFIG)
+        prepare(model, frame.image.size, [Pixel(0, 0)], [Pixel(0, 0)], None, CONFIG)
     text = model.encode_text(prompt)
     found = [inverted_features(model, frame.image, text, steps, Progress()) for frame in frames]
     maps = {
         step: {block: to_colors([features[step][block - 1] for features in found]) for block in blocks}
         for step in steps
     }
-    table = draw_table(frames, maps, [model.schedule.pairs(CONFIG.steps, step)[0][0] for step in steps])
+    table = draw_table(frames, maps, [model.schedule.timestep(step, CONFIG.steps) for step in steps])
     notes = ["Colors: first three principal components over both images."]
     notes.append("Within a pair, equal colors mean equal features.")
     if CONFIG.inversion_steps in steps and CONFIG.block in blocks:

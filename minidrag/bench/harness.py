@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from huggingface_hub.utils import tqdm
 from PIL import Image
@@ -41,11 +40,10 @@ from minidrag.bench.metrics import Missing, fidelity_network
 from minidrag.bench.styles import STYLES
 from minidrag.bench.tables import EXPLAINED, Results, mean_seconds, report, summarize
 from minidrag.config import EditConfig
-from minidrag.edit import drag_edit
+from minidrag.edit import drag_edit, prepare
 from minidrag.method.lora import LoRA, lora_attached, noise_loss
 from minidrag.method.progress import Progress
 from minidrag.model import Model, decode
-from minidrag.points import to_task
 from minidrag.system import console
 from minidrag.system.files import check_regular, read_json, sweep, write_whole
 from minidrag.weights.load import load_model
@@ -139,8 +137,8 @@ def editor(model: Model, config: EditConfig, seed: int, back: bool = False) -> E
     """Edit a case with a LoRA of its own, trained now or cached by an earlier run; back: and drag it back."""
 
     def edit(case: Case) -> Edited:
-        mask = torch.from_numpy(case.mask.astype(np.float32))
-        to_task(model, case.before.size, case.handles, case.targets, mask, config)  # before the long training
+        mask = torch.from_numpy(case.mask)
+        prepare(model, case.before.size, case.handles, case.targets, mask, config)  # before the long training
         progress = Progress(show=False)
         lora, _ = find_lora(model, case.before, case.prompt, config, seed, progress)
         edit = drag_edit(

@@ -23,9 +23,9 @@ from minidrag.bench.harness import add_config_arguments, read_config
 from minidrag.config import EditConfig
 from minidrag.images import working_size
 from minidrag.method import lora
-from minidrag.method.ddim import Schedule
+from minidrag.method.ddim import Denoiser, Schedule
 from minidrag.method.drag import Cell, Origin, View
-from minidrag.method.dragdiffusion import Task, observe, supervise
+from minidrag.method.dragdiffusion import Task, observer, supervisor
 from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
 from minidrag.networks.unet import UNet, UNetConfig
 from minidrag.networks.vae import VAE, VAEConfig
@@ -112,12 +112,15 @@ class Stages:
         """One update of `drag`, with one handle in the middle."""
         unet, schedule, latent, text = self.inputs()
         latent.requires_grad_()
-        grid, middle, config = (self.size // 2, self.size // 2), self.size // 4, self.config
+        config = self.config
+        grid = self.size // 2, self.size // 2
+        middle = self.size // 4
         task = Task([Cell(middle, middle)], [Cell(middle, 0)], torch.zeros(latent.shape[2:]), grid)
-        view = observe(unet, schedule, text, grid, config, config.inversion_steps, latent)
+        denoiser = Denoiser(unet, schedule, text, config.steps)
+        view = observer(denoiser, config.inversion_steps, task, config)(latent)
         features, previous = (torch.zeros_like(x) for x in (view.features, view.previous))
         origin = Origin(task.handles, View(features, previous, view.predicted, view.level))
-        loss = supervise(task, config, view, task.handles, origin)
+        loss = supervisor(task, config)(view, task.handles, origin)
         (latent.grad,) = torch.autograd.grad(loss, latent)
         torch.optim.Adam([latent]).step()
 

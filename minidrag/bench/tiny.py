@@ -27,8 +27,7 @@ from minidrag.app import draw
 from minidrag.bench.harness import MAX_CASES, check_new, count, write_new
 from minidrag.config import EditConfig
 from minidrag.images import psnr
-from minidrag.method.ddim import denoise, invert
-from minidrag.method.sampling import guided
+from minidrag.method.ddim import Denoiser, denoise, guided, invert
 from minidrag.model import Model
 from minidrag.tiny.scenes import Scene, caption, random_scene, render
 from minidrag.weights.load import load_model
@@ -106,8 +105,9 @@ def check_inversion(model: Model, scenes: list[Scene]) -> Measurement:
     for batch in batches(len(scenes), "inversion"):
         clean = encode(model, [render(scene) for scene in scenes[batch]])
         text = model.encode_text([caption(scene) for scene in scenes[batch]])
-        *_, noisy = invert(model.unet, model.schedule, clean, text, CONFIG)
-        *_, (back,) = denoise(model.unet, model.schedule, [noisy], text, CONFIG.inversion_steps, CONFIG)
+        denoiser = Denoiser(model.unet, model.schedule, text, CONFIG.steps)
+        *_, noisy = invert(denoiser, clean, CONFIG.inversion_steps)
+        *_, (back,) = denoise(denoiser, [noisy], CONFIG.inversion_steps, CONFIG)
         autoencoded += decode(model, clean)
         inverted += decode(model, back)
     mean = mean_psnr(autoencoded, inverted)
@@ -125,8 +125,8 @@ def sample_images(model: Model, captions: list[str], seed: int = 0) -> list[Imag
         text = model.encode_text(captions[batch])
         negative = model.encode_text("").expand_as(text)
         latent = torch.randn(len(text), 4, side, side, generator=generator).to(text)
-        unet = guided(model.unet, negative, GUIDANCE)
-        *_, (latent,) = denoise(unet, model.schedule, [latent], text, CONFIG.steps, CONFIG)
+        denoiser = Denoiser(guided(model.unet, negative, GUIDANCE), model.schedule, text, CONFIG.steps)
+        *_, (latent,) = denoise(denoiser, [latent], CONFIG.steps, CONFIG)
         generated += decode(model, latent)
     return generated
 
@@ -143,7 +143,8 @@ def check_parity(model: Model, text: str) -> Measurement:
     latent = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
     unet = guided(model.unet, model.encode_text(""), GUIDANCE)
     latent = latent.to(model.device, model.dtype)
-    *_, (ours,) = denoise(unet, model.schedule, [latent], model.encode_text(text), CONFIG.steps, CONFIG)
+    denoiser = Denoiser(unet, model.schedule, model.encode_text(text), CONFIG.steps)
+    *_, (ours,) = denoise(denoiser, [latent], CONFIG.steps, CONFIG)
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(model.source)
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": CONFIG.steps, "guidance_scale": GUIDANCE, "output_type": "np"}

@@ -44,20 +44,15 @@ class Schedule:
         noise_free = timestep < 0 and self.set_alpha_to_one
         return torch.ones(()) if noise_free else self.alphas_cumprod[max(timestep, 0)]
 
-    def pairs(self, steps: int, count: int | None = None) -> list[tuple[int, int]]:
-        """Denoising steps as (timestep, lower timestep): of 50 (981, 961), ..., (1, -19).
-
-        count: only the last so many. Raises ValueError for more steps than the schedule has.
-        """
-        stride = self.num_train_timesteps // max(steps, 1)
-        times = [stride * i + self.steps_offset for i in reversed(range(steps))]
-        if stride == 0 or not times or times[0] >= self.num_train_timesteps:
-            most = self.num_train_timesteps - self.steps_offset
+    def check_steps(self, steps: int) -> None:
+        """Raise ValueError for more denoising steps than the schedule has."""
+        most = self.num_train_timesteps - self.steps_offset
+        if not 0 < steps <= self.num_train_timesteps or self.timestep(steps, steps) > most:
             raise ValueError(f"steps must be 1 to {most}, got {steps}")
-        count = steps if count is None else count
-        if not 0 <= count <= steps:
-            raise ValueError(f"the number of steps taken must be 0 to {steps}, got {count}")
-        return [(time, time - stride) for time in times[steps - count :]]
+
+    def timestep(self, level: int, steps: int) -> int:
+        """Timestep of a level: of 50 steps, 981 at level 50, 1 at level 1, -19, noise-free, at level 0."""
+        return self.num_train_timesteps // steps * (level - 1) + self.steps_offset
 
     def step(self, latent: Tensor, noise: Tensor, start: int, end: int) -> Tensor:
         """Take a latent from one noise level to another (DDIM eq. 12 with sigma = 0).
@@ -66,7 +61,8 @@ class Schedule:
 
         start, end: timesteps. Computes in float32 or wider; returns the latent's dtype.
         """
-        a_start, a_end = self.alpha(start), self.alpha(end)
+        a_start = self.alpha(start)
+        a_end = self.alpha(end)
         exact = torch.promote_types(latent.dtype, torch.float32)
         eps = noise.to(exact)
         clean = (latent.to(exact) - (1 - a_start).sqrt() * eps) / a_start.sqrt()
@@ -78,43 +74,77 @@ class Schedule:
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 
 
-# no_grad, not inference_mode: the drag optimizes one of these latents.
-@torch.no_grad()
-def invert(
-    unet: NoisePredictor, schedule: Schedule, latent: Tensor, text: Tensor, config: EditConfig
-) -> Iterator[Tensor]:
-    """DDIM inversion (section 3.3): undo the last `config.inversion_steps` denoising steps.
+@dataclass(frozen=True)
+class Denoiser:
+    """A UNet with its schedule, its prompt, and its number of steps: all that a method needs.
 
-    latent: clean, (B, 4, H, W). text: (B, 77, C). Yields the latent after each step.
-    The UNet is called at the timestep that a step leads to, as in the denoising step that it undoes.
+    A level counts the denoising steps that are left: 0 is the finished latent, `steps` pure noise.
     """
-    for time, below in reversed(schedule.pairs(config.steps, config.inversion_steps)):
-        noise, _, _ = unet(latent, time, text)
-        latent = schedule.step(latent, noise, below, time)
+
+    unet: NoisePredictor
+    schedule: Schedule
+    text: Tensor  # (B, 77, C)
+    steps: int  # DDIM steps from noise to image
+
+    def __call__(
+        self, latent: Tensor, level: int, keys_values: KeysValues | None = None
+    ) -> tuple[Tensor, list[Tensor], KeysValues]:
+        """Predict the noise in a latent (B, 4, H, W) at a level; returns features, keys and values too."""
+        return self.unet(latent, self.schedule.timestep(level, self.steps), self.text, keys_values)
+
+    def step(self, latent: Tensor, noise: Tensor, start: int, end: int) -> Tensor:
+        """Take a latent from one level to another, up or down."""
+        times = (self.schedule.timestep(level, self.steps) for level in (start, end))
+        return self.schedule.step(latent, noise, *times)
+
+
+@torch.no_grad()  # not inference_mode: the drag optimizes one of these latents
+def invert(denoiser: Denoiser, latent: Tensor, levels: int) -> Iterator[Tensor]:
+    """DDIM inversion (section 3.3): take a clean latent (B, 4, H, W) up to level `levels`.
+
+    Yields the latent of each level. The UNet is called at the level that a step leads to, as in the denoising
+    step that it undoes.
+    """
+    for level in range(1, levels + 1):
+        noise, _, _ = denoiser(latent, level)
+        latent = denoiser.step(latent, noise, level - 1, level)
         yield latent
 
 
 @torch.no_grad()
 def denoise(
-    unet: NoisePredictor,
-    schedule: Schedule,
-    latents: list[Tensor],
-    text: Tensor,
-    level: int,
-    config: EditConfig,
+    denoiser: Denoiser, latents: list[Tensor], top: int, config: EditConfig
 ) -> Iterator[list[Tensor]]:
-    """Take the last `level` denoising steps with an original and its edits (section 3.4).
+    """Denoise an original and its edits from level `top` down (section 3.4).
 
     Reference-latent-control: from step `config.control_start` on, the self-attention of the edits in the last
-    `config.control_blocks` up blocks attends to the keys and values of the original.
-    latents: the original first, each (B, 4, H, W). Yields them after each step.
+    `config.control_blocks` up blocks reads the keys and values of the original (MasaCtrl, arXiv 2304.08465).
+    latents: the original first, each (B, 4, H, W). Yields all latents of each level.
     """
-    for done, (time, below) in enumerate(schedule.pairs(config.steps, level)):
-        reference, after = None, []
-        for latent in latents:
-            noise, _, keys_values = unet(latent, time, text, reference)
-            after.append(schedule.step(latent, noise, time, below))
-            if len(after) == 1 and done >= config.control_start:
-                reference = keys_values[len(keys_values) - config.control_blocks :]
-        latents = after
-        yield latents
+    original, *edits = latents
+    for level in range(top, 0, -1):
+        noise, _, keys_values = denoiser(original, level)
+        original = denoiser.step(original, noise, level, level - 1)
+        controlled = top - level >= config.control_start
+        reference = keys_values[len(keys_values) - config.control_blocks :] if controlled else None
+        for i, edit in enumerate(edits):
+            noise, _, _ = denoiser(edit, level, reference)
+            edits[i] = denoiser.step(edit, noise, level, level - 1)
+        yield [original, *edits]
+
+
+def guided(unet: NoisePredictor, negative: Tensor, guidance: float) -> NoisePredictor:
+    """A UNet with classifier-free guidance (arXiv 2207.12598), called like the UNet.
+
+        eps(negative) + guidance (eps(text) - eps(negative))
+
+    negative: (B, 77, C), the encoded negative prompt or "". Features, keys, and values have batch 2 B.
+    """
+
+    def predict(latent: Tensor, timestep: int | Tensor, text: Tensor, keys_values: KeysValues | None = None):
+        doubled = torch.cat([latent, latent])  # (B, C, H, W) -> (2 B, C, H, W)
+        noise, features, used = unet(doubled, timestep, torch.cat([negative, text]), keys_values)
+        without, with_text = noise.chunk(2)  # (2 B, C, H, W) -> twice (B, C, H, W)
+        return without + guidance * (with_text - without), features, used
+
+    return predict

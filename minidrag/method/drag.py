@@ -1,11 +1,12 @@
 """Latent optimization, the loop of DragDiffusion (arXiv 2306.14435, section 3.3).
 
-The loop knows no network: `observe` looks at a latent and `supervise` scores the look, so another image
-generator needs only another `observe`. Points, radii, and distances are in cells of the feature grid.
+The loop knows no network: `observe` shows the features of a latent and `supervise` computes the loss, so
+another image generator needs only another `observe`. Motion supervision and point tracking are DragGAN's
+(arXiv 2305.10973). Points, radii, and distances are in cells of the feature grid.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,19 +23,23 @@ class Cell(NamedTuple):
 
 
 Cells = Sequence[Cell]
+Size = tuple[int, int]  # of a grid or image; rows and columns for cells, width and height for pixels
 
 
 class View(NamedTuple):
-    """A look at a latent; latents are (1, 4, H, W)."""
+    """Result of one UNet call on a latent; latents are (1, 4, H, W)."""
 
     features: Tensor  # (C, R, S) on the feature grid
     previous: Tensor  # z_{t-1}, the latent one DDIM step down
-    predicted: Tensor  # the finished latent as foreseen from here, detached
+    predicted: Tensor  # the finished latent, predicted from here, detached
     level: int  # denoising steps left
+
+    def detach(self) -> "View":
+        return View(self.features.detach(), self.previous.detach(), self.predicted, self.level)
 
 
 class Origin(NamedTuple):
-    """The image before the drag, seen at the level of the latent."""
+    """The image before the drag, at the level of the latent."""
 
     handles: Cells
     view: View
@@ -64,66 +69,81 @@ def drag(
     supervise: Supervise,
     config: EditConfig,
     origin: Origin | None = None,
-) -> Iterator[Step]:
+) -> Generator[Step, None, Step]:
     """Optimize a latent until the content of every handle point lies at its target point.
 
     latent: (1, 4, H, W); the optimized copy is float32 or wider. handles: whole cells.
     origin: the image before the drag; None: `latent` is that image.
-    Yields the state before the first update and after each, until every handle has arrived and has been held
-    there for the rest of `config.hold_steps` updates.
+    Yields the state before the first update and after each, and returns the last. Ends when every handle has
+    arrived, but not before `config.hold_steps` updates.
     """
     latent = latent.detach().to(torch.promote_types(latent.dtype, torch.float32), copy=True).requires_grad_()
     optimizer = torch.optim.Adam([latent], lr=config.drag_lr)
     view = observe(latent)
     if origin is None:
-        origin = Origin(handles, View(view.features.detach(), view.previous.detach(), *view[2:]))
+        origin = Origin(handles, view.detach())
     else:
         handles = track(view.features, handles, origin, config.track_radius)
-    yield step_of(latent, handles, view, None)
+    step = step_of(latent, handles, view, None)
+    yield step
     for update in range(config.drag_steps):
         if update >= config.hold_steps and all_arrived(handles, targets, config.tolerance):
-            return
+            break
         loss = supervise(view, handles, origin)  # eq. 3
         (latent.grad,) = torch.autograd.grad(loss, latent)
         optimizer.step()  # eq. 4
         view = observe(latent)
         handles = track(view.features, handles, origin, config.track_radius)  # eq. 5
-        yield step_of(latent, handles, view, loss.item())
+        step = step_of(latent, handles, view, loss.item())
+        yield step
+    return step
 
 
 def step_of(latent: Tensor, handles: Cells, view: View, loss: float | None) -> Step:
+    """State of a drag, detached from its graph."""
     return Step(latent.detach().clone(), handles, view.previous.detach(), view.predicted, view.level, loss)
 
 
 def motion_loss(
-    features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Origin | None = None
+    features: Tensor, handles: Cells, targets: Cells, reference: Origin, config: EditConfig
 ) -> Tensor:
     """Motion supervision, the first term of eq. 3: each patch is pulled d_i ahead.
 
         sum_i sum_{q in Omega(h_i, r_1)} || F_{q + d_i}(z_t) - sg(F_q(z_t)) ||_1
-        d_i = (g_i - h_i) / || g_i - h_i ||_2
 
-    origin: compare with the image before the drag, F_q(z_t^0) around h_i^0, instead of the stop-gradient
-    term (GoodDrag, arXiv 2404.07206). `config.motion_step` is the length of d_i, at most to the target.
-    What has arrived is left alone or, with `config.hold_steps`, held at its target.
+    features: F(z_t), (C, R, S). reference: the view that F_q is read from, and its handles: of z_t itself, as
+    in the paper, or of the image before the drag (GoodDrag, arXiv 2404.07206). sg: the stop-gradient.
     """
-    total = features.sum() * 0
-    source = origin.view.features if origin else features.detach()
-    for handle, target, start in zip(handles, targets, origin.handles if origin else handles, strict=True):
-        near = arrived(handle, target, config.tolerance)
-        if near and not config.hold_steps:
+    total = features.sum() * 0  # has a gradient even if no patch is pulled
+    source = reference.view.features.detach()
+    for handle, target, start in zip(handles, targets, reference.handles, strict=True):
+        offset = pull(handle, target, config)
+        if offset is None:
             continue
-        distance = math.dist(handle, target) or 1.0
-        # The paper's one cell may lead past the target; what has arrived is held there.
-        length = distance if near else min(config.motion_step, max(distance, 1.0))
-        direction = [length * (to - at) / distance for at, to in zip(handle, target, strict=True)]
         cells = patch(handle, config.motion_radius, features)
-        ahead = sample(features, cells + cells.new_tensor(direction))
-        held = sample(source, cells + (cells.new_tensor(start) - cells.new_tensor(handle)))
-        difference = (ahead - held).abs()  # (C, P)
+        ahead = sample(features, cells + cells.new_tensor(offset))
+        before = sample(source, cells + (cells.new_tensor(start) - cells.new_tensor(handle)))
+        difference = (ahead - before).abs()  # (C, P)
         area = (2 * config.motion_radius + 1) ** 2
         total = total + (difference.sum() if config.motion_loss == "sum" else difference.mean() * area)
     return total
+
+
+def pull(handle: Cell, target: Cell, config: EditConfig) -> list[float] | None:
+    """d_i of eq. 3, the cells down and right by which the patch of a handle is pulled; None: it is not.
+
+        d_i = (g_i - h_i) / || g_i - h_i ||_2, times `config.motion_step`
+
+    A handle that has arrived is held at its target, or left alone without `config.hold_steps`.
+    """
+    distance = math.dist(handle, target)
+    if not arrived(handle, target, config.tolerance):
+        length = min(config.motion_step, max(distance, 1.0))  # the paper's one cell may lead past the target
+    elif config.hold_steps:
+        length = distance
+    else:
+        return None
+    return [length * (to - at) / (distance or 1.0) for at, to in zip(handle, target, strict=True)]
 
 
 def background_loss(previous: Tensor, original: Tensor, mask: Tensor) -> Tensor:
@@ -138,13 +158,13 @@ def track(features: Tensor, handles: Cells, origin: Origin, radius: int) -> list
 
     features: (C, R, S). Returns whole cells; the window is clipped at the border.
     """
-    found = []
+    matches = []
     for handle, (row, column) in zip(handles, origin.handles, strict=True):
         cells = patch(handle, radius, features)
         reference = origin.view.features[:, int(row), int(column)]
         distances = (sample(features.detach(), cells) - reference[:, None]).abs().sum(0)  # (P,)
-        found.append(Cell(*cells[distances.argmin()].tolist()))
-    return found
+        matches.append(Cell(*cells[distances.argmin()].tolist()))
+    return matches
 
 
 def arrived(handle: Cell, target: Cell, tolerance: float) -> bool:
@@ -154,10 +174,21 @@ def arrived(handle: Cell, target: Cell, tolerance: float) -> bool:
 
 
 def all_arrived(handles: Cells, targets: Cells, tolerance: float) -> bool:
+    """True if every handle has arrived at its target."""
     return all(arrived(*pair, tolerance) for pair in zip(handles, targets, strict=True))
 
 
-def snap(cell: Cell, grid: tuple[int, int]) -> Cell:
+def rescale(points: Sequence[tuple[float, float]], size: Size, other: Size) -> list[tuple[float, float]]:
+    """Map points of a grid of one size to a grid of another; sizes have the order of the coordinates.
+
+    Borders map to borders, as in resizing, so a center x goes to (x + 1/2) s - 1/2. The official code's x s
+    is off by (1 - s) / 2 cells.
+    """
+    scales = [new / old for new, old in zip(other, size, strict=True)]
+    return [((x + 0.5) * scales[0] - 0.5, (y + 0.5) * scales[1] - 0.5) for x, y in points]
+
+
+def snap(cell: Cell, grid: Size) -> Cell:
     """Nearest whole cell on the grid."""
     return Cell(*(float(min(max(round(at), 0), size - 1)) for at, size in zip(cell, grid, strict=True)))
 
@@ -176,7 +207,8 @@ def sample(features: Tensor, points: Tensor) -> Tensor:
     last = points.new_tensor(features.shape[1:]) - 1
     points = torch.minimum(points.clamp(min=0), last)
     corner = points.floor()
-    (row, column), (next_row, next_column) = corner.long().T, torch.minimum(corner + 1, last).long().T
+    row, column = corner.long().T
+    next_row, next_column = torch.minimum(corner + 1, last).long().T
     down, right = (points - corner).T
     upper = (1 - right) * features[:, row, column] + right * features[:, row, next_column]
     lower = (1 - right) * features[:, next_row, column] + right * features[:, next_row, next_column]

@@ -1,48 +1,47 @@
-"""GoodDrag (arXiv 2404.07206): drag and denoise in turn, a few updates at each noise level.
+"""GoodDrag (arXiv 2404.07206): alternate a few drag updates with a denoising step.
 
-One level has to make the whole change at once and leaves the latents that the UNet knows; here denoising
-brings the latent back after every few updates.
+Many updates at one level lead away from the latents that the UNet knows; here a denoising step brings the
+latent back after every few of them.
 """
 
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from minidrag.config import EditConfig
-from minidrag.method.ddim import NoisePredictor, Schedule
+from minidrag.method.ddim import Denoiser
 from minidrag.method.drag import Origin, Step, all_arrived, drag, step_of
-from minidrag.method.dragdiffusion import Task, observe, supervise
+from minidrag.method.dragdiffusion import Task, observer, supervisor
 from minidrag.method.warp import warp
 
-STILL = 3  # levels in which no handle moves, after which the drag is given up
+PATIENCE = 3  # levels without any movement before giving up
 
 
-def gooddrag(
-    unet: NoisePredictor, schedule: Schedule, path: list[Tensor], text: Tensor, task: Task, config: EditConfig
-) -> Iterator[Step]:
+def gooddrag(denoiser: Denoiser, path: list[Tensor], task: Task, config: EditConfig) -> Iterator[Step]:
     """Drag at the last `config.drag_levels` levels of the inversion, from the noisiest down.
 
-    path: latents (1, 4, H, W) by level, the clean one first. Each level has an optimizer of its own and is
-    compared with the original at that level; a DDIM step without reference keys and values leads to the next.
-    What has arrived is held there at all levels that follow; let go, it drifts back (bench/README.md).
+    path: latents (1, 4, H, W) by level, the clean one first. Each level has a new optimizer and the original
+    of that level as its reference; a DDIM step without reference keys and values leads to the next level.
+    A handle that has arrived is held at all later levels; let go, it drifts back (bench/README.md).
     With `config.warp_start` the objects under the handles are moved first.
     """
     top = len(path) - 1
-    latent, handles, still = path[top], task.handles, 0
+    latent = path[top]
+    handles = task.handles
+    supervise = supervisor(task, config)
+    idle = 0
     for level in range(top, max(top - config.drag_levels, 0), -1):
-        look = partial(observe, unet, schedule, text, task.grid, config, level)
+        observe = observer(denoiser, level, task, config)
         with torch.no_grad():
-            origin = Origin(task.handles, look(path[level]))
+            origin = Origin(task.handles, observe(path[level]))
         if config.warp_start and level == top:
             yield step_of(latent, handles, origin.view, None)
             latent, handles = warp(latent, task, origin.view.features)
-        score, before = partial(supervise, task, config), handles
-        for step in drag(latent, handles, task.targets, look, score, config, origin):  # noqa: UP028, used below
-            yield step
-        latent, handles = step.previous, step.handles
-        stuck = handles == before and not all_arrived(handles, task.targets, config.tolerance)
-        still = still + 1 if stuck else 0
-        if still == STILL:
+        last = yield from drag(latent, handles, task.targets, observe, supervise, config, origin)
+        moved = last.handles != handles or all_arrived(last.handles, task.targets, config.tolerance)
+        idle = 0 if moved else idle + 1
+        if idle == PATIENCE:
             return
+        latent = last.previous
+        handles = last.handles

@@ -39,19 +39,24 @@ class LoRALayer(nn.Module):
 
     def __init__(self, base: nn.Linear | nn.Conv2d, factors: Factors):
         super().__init__()
-        self.base, self.alpha, self.scale = base, factors.alpha, factors.alpha / len(factors.down)
+        self.base = base
+        self.alpha = factors.alpha
+        self.scale = factors.alpha / len(factors.down)
         # Float32 or wider whatever the layer has: half precision would lose the small steps of training.
         dtype = torch.promote_types(base.weight.dtype, torch.float32)
         down, up = (x.detach().to(base.weight.device, dtype, copy=True) for x in factors[:2])
-        self.down, self.up = nn.Parameter(down, requires_grad=False), nn.Parameter(up, requires_grad=False)
+        self.down = nn.Parameter(down, requires_grad=False)
+        self.up = nn.Parameter(up, requires_grad=False)
 
     @property
     def weight(self) -> Tensor:
-        """The layer's own, of which networks and models ask the device and the dtype."""
+        """The base layer's weight; callers read its device and dtype."""
         return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        output, x, up = self.base(x), x.to(self.down.dtype), self.scale * self.up
+        output = self.base(x)
+        x = x.to(self.down.dtype)
+        up = self.scale * self.up
         if isinstance(self.base, nn.Conv2d):
             change = F.conv2d(F.conv2d(x, self.down, None, self.base.stride, self.base.padding), up)
         else:
@@ -81,27 +86,52 @@ def initialize(unet: nn.Module, rank: int, targets: str, rng: Generator) -> LoRA
     return LoRA(entries, {})
 
 
+def check_fit(lora: LoRA, unet: nn.Module, text_encoder: nn.Module | None) -> None:
+    """Raise ValueError, naming the first few layers, for a LoRA that does not fit its networks."""
+    parts = (("UNet", unet, lora.unet), ("text encoder", text_encoder or nn.Module(), lora.text_encoder))
+    for name, model, entries in parts:
+        layers = target_layers(model)
+        wrong = []
+        for path, (down, up, _) in entries.items():
+            if path not in layers:
+                wrong.append(f"layer {path} does not exist")
+                continue
+            out, *inside = layers[path].weight.shape
+            rank = len(down)
+            ones = [1] * (len(inside) - 1)
+            if [*down.shape] != [rank, *inside] or [*up.shape] != [out, rank, *ones]:
+                wrong.append(f"{path} is {[out, *inside]}, not {[*up.shape]} times {[*down.shape]}")
+        if wrong:
+            more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise ValueError(f"the LoRA does not fit the {name}: {', '.join(wrong[:3])}{more}")
+
+
 @contextmanager
 def lora_attached(unet: nn.Module, text_encoder: nn.Module, lora: LoRA) -> Iterator[None]:
-    """Attach a LoRA, frozen, within a context; raises ValueError for networks that have one already."""
+    """Attach a LoRA, frozen, within a context.
+
+    Raises ValueError for a LoRA that does not fit, and for networks that have one already.
+    """
     if lora_layers(unet) or lora_layers(text_encoder):
         raise ValueError("the model has a LoRA already: detach it first")
+    check_fit(lora, unet, text_encoder)
     pairs = (unet, lora.unet), (text_encoder, lora.text_encoder)
     try:
         for model, entries in pairs:
             layers = target_layers(model)
             for path, factors in entries.items():
-                replace(model, path, LoRALayer(layers[path], factors))
+                set_layer(model, path, LoRALayer(layers[path], factors))
         yield
     finally:
         for model, _ in pairs:
             for path, layer in lora_layers(model).items():
-                replace(model, path, layer.base)
+                set_layer(model, path, layer.base)
 
 
-def replace(model: nn.Module, path: str, module: nn.Module) -> None:
+def set_layer(model: nn.Module, path: str, layer: nn.Module) -> None:
+    """Replace the layer at a path."""
     parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
+    setattr(model.get_submodule(parent), name, layer)
 
 
 def extract(unet: nn.Module) -> LoRA:
@@ -122,7 +152,8 @@ def train(
     text: (1, 77, C). rng: on the CPU, so that a seed means the same on every device. Yields the losses.
     """
     layers = lora_layers(unet).values()
-    downs, ups = [x.down.requires_grad_() for x in layers], [x.up.requires_grad_() for x in layers]
+    downs = [layer.down.requires_grad_() for layer in layers]
+    ups = [layer.up.requires_grad_() for layer in layers]
     rates = {"params": downs}, {"params": ups, "lr": config.lora_lr_ratio * config.lora_lr}
     optimizer = torch.optim.AdamW(rates, lr=config.lora_lr, weight_decay=0.01)  # as in the official trainer
     for _ in range(config.lora_steps):

@@ -9,6 +9,8 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor
 
+from minidrag.method.drag import Step
+
 T = TypeVar("T")
 
 
@@ -24,17 +26,20 @@ class Progress:
         self.seconds: dict[str, float] = {}
 
     def __call__(self, name: str, items: Iterable[T], total: int) -> Iterator[T]:
-        """Pass on what a stage yields, `total` items or fewer.
+        """Pass on the items of a stage, of which at most `total` count as a unit of work.
 
         Raises FloatingPointError for an item with a number that is not finite.
         """
         hide = None if self.show is None else not self.show
-        bar = tqdm(desc=f"{name:10}", total=total, disable=hide)
-        with self.timed(name), bar:
-            for count, item in enumerate(items, 1):
-                check_finite(item, name, f" after {count} of {total}")
-                bar.update()
+        done = 0
+        with self.timed(name), tqdm(desc=f"{name:10}", total=total, disable=hide) as bar:
+            for item in items:
+                done += is_work(item)
+                check_finite(item, name, f" after {done} of {total}")
+                bar.update(is_work(item))
                 yield item
+            bar.total = done  # a drag may end early
+            bar.refresh()
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -42,6 +47,11 @@ class Progress:
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def is_work(item: object) -> bool:
+    """False for a state of a drag that follows no update: the first one of a level."""
+    return not isinstance(item, Step) or item.loss is not None
 
 
 def check_finite(item: object, name: str, place: str = "") -> None:

@@ -54,14 +54,17 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
-        self.heads, width = config.num_attention_heads, config.hidden_size
+        self.heads = config.num_attention_heads
+        width = config.hidden_size
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        query, key, value = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
+        query = self.q_proj(hidden)
+        key = self.k_proj(hidden)
+        value = self.v_proj(hidden)
         return self.out_proj(attention(query, key, value, self.heads, causal=True))
 
 
@@ -70,7 +73,8 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
-        width, inner = config.hidden_size, config.intermediate_size
+        width = config.hidden_size
+        inner = config.intermediate_size
         self.layer_norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.self_attn = SelfAttention(config)
         self.layer_norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)

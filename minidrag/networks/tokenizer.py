@@ -11,8 +11,9 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, p
 from tokenizers import Tokenizer as Encoder
 from torch import Tensor
 
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-# Special tokens, kept whole; contractions; runs of letters; single digits; runs of other characters.
+BOS = "<|startoftext|>"
+EOS = "<|endoftext|>"
+# Special tokens; contractions; runs of letters; single digits; runs of other characters.
 PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -20,7 +21,7 @@ class Tokenizer:
     """CLIP's byte-level byte-pair encoding (arXiv 2103.00020, section 2.4).
 
     merges: highest priority first. pad: token that fills up short prompts. context: ids per prompt, start
-    and end included. added: tokens that are kept whole, of textual inversion for example; the vocabulary has
+    and end included. added: tokens that are never split, of textual inversion for example; the vocabulary has
     their ids. Raises ValueError for a vocabulary that lacks a special token.
     """
 
@@ -36,7 +37,8 @@ class Tokenizer:
         if missing:
             raise ValueError(f"the vocabulary lacks {', '.join(missing)}")
         self.bos, self.eos, self.pad = (vocabulary[token] for token in (BOS, EOS, pad))
-        self.context, self.size = context, max(vocabulary.values()) + 1  # size: rows of an embedding
+        self.context = context
+        self.size = max(vocabulary.values()) + 1  # rows of the token embedding
         model = models.BPE(vocabulary, merges, unk_token=EOS, end_of_word_suffix="</w>")
         self.encoder = prepare(Encoder(model))
         # As in transformers: BOS and EOS in a prompt match in any case, the pad token only as written.
@@ -48,7 +50,7 @@ class Tokenizer:
         wrap = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
         self.encoder.post_processor = wrap
         # As in diffusers: a concept of several vectors is named by its first token, <name>, <name>_1, ...
-        self.rest = {vocabulary[token.content]: following(token.content, vocabulary) for token in added}
+        self.rest = {vocabulary[token.content]: extra_ids(token.content, vocabulary) for token in added}
 
     def __call__(self, prompts: str | list[str]) -> Tensor:
         """Return ids (B, context), int64: start, the prompt, truncated if need be, end, padding."""
@@ -65,7 +67,7 @@ class Tokenizer:
         return len(self.complete(self.encoder.encode(prompt).ids))
 
     def complete(self, ids: list[int]) -> list[int]:
-        """Add the other vectors of each concept of which a prompt names the first alone."""
+        """Expand each multi-vector concept that the prompt names by its first token."""
         if not any(self.rest.values()):
             return ids
         pairs = zip(ids, [*ids[1:], None], strict=True)
@@ -73,8 +75,8 @@ class Tokenizer:
         return [i for group in added for i in group]
 
 
-def following(token: str, vocabulary: dict[str, int]) -> list[int]:
-    """Ids of token_1, token_2, ..."""
+def extra_ids(token: str, vocabulary: dict[str, int]) -> list[int]:
+    """Ids of a concept's further vectors: token_1, token_2, ..."""
     names = takewhile(vocabulary.__contains__, (f"{token}_{number}" for number in count(1)))
     return [vocabulary[name] for name in names]
 

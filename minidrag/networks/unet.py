@@ -56,7 +56,7 @@ class TimestepEmbedding(nn.Module):
         half = self.channels // 2
         exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half
         angle = timestep.float()[:, None] * exponent.exp()  # (B,) -> (B, half)
-        waves = torch.cat([angle.cos(), angle.sin()], dim=1)  # cosines first, unlike the original transformer
+        waves = torch.cat([angle.cos(), angle.sin()], dim=1)  # cosines first
         return self.linear_2(silu(self.linear_1(waves.to(dtype))))
 
 
@@ -65,7 +65,8 @@ class DownBlock(nn.Module):
 
     def __init__(self, config: UNetConfig, level: int):
         super().__init__()
-        widths, width = config.block_out_channels, config.block_out_channels[level]
+        widths = config.block_out_channels
+        width = widths[level]
         inputs = [widths[max(level - 1, 0)]] + [width] * (config.layers_per_block - 1)
         self.resnets = resnets(config, inputs, width)
         self.attentions = transformers(config, level, len(inputs) if config.attention[level] else 0)
@@ -101,7 +102,8 @@ class UpBlock(nn.Module):
 
     def __init__(self, config: UNetConfig, level: int):
         super().__init__()
-        widths, width = config.block_out_channels, config.block_out_channels[level]
+        widths = config.block_out_channels
+        width = widths[level]
         inputs = [widths[min(level + 1, 3)]] + [width] * config.layers_per_block
         skips = [width] * config.layers_per_block + [widths[max(level - 1, 0)]]
         self.resnets = resnets(config, [sum(pair) for pair in zip(inputs, skips, strict=True)], width)
@@ -109,17 +111,17 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([Upsample(width)] if level > 0 else [])
 
     def forward(
-        self, hidden: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, given: list[KeyValue]
+        self, hidden: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, reference: list[KeyValue]
     ) -> tuple[Tensor, list[KeyValue]]:
         """skips: taken from the end, one per ResNet block; the next one sets the size to upsample to.
 
-        given: (K, V) for the self-attentions to attend to; empty: their own. Returns those used.
+        reference: (K, V) for the self-attentions to attend to; empty: their own. Returns the pairs used.
         """
         used = []
         for i, block in enumerate(self.resnets):
             hidden = block(torch.cat([hidden, skips[-1 - i]], dim=1), time)
             if self.attentions:
-                hidden, key_value = self.attentions[i](hidden, text, given[i] if given else None)
+                hidden, key_value = self.attentions[i](hidden, text, reference[i] if reference else None)
                 used.append(key_value)
         for upsample in self.upsamplers:
             hidden = upsample(hidden, skips[-1 - len(self.resnets)].shape[2:])  # right for odd sizes too
@@ -127,14 +129,17 @@ class UpBlock(nn.Module):
 
 
 def resnets(config: UNetConfig, inputs: list[int], width: int) -> nn.ModuleList:
-    groups, eps, time_channels = config.norm_num_groups, config.norm_eps, 4 * config.block_out_channels[0]
-    return nn.ModuleList(ResnetBlock(channels, width, groups, eps, time_channels) for channels in inputs)
+    """One ResNet block from each number of input channels to `width` channels."""
+    time_channels = 4 * config.block_out_channels[0]
+    settings = width, config.norm_num_groups, config.norm_eps, time_channels
+    return nn.ModuleList(ResnetBlock(channels, *settings) for channels in inputs)
 
 
 def transformers(config: UNetConfig, level: int, count: int) -> nn.ModuleList:
+    """Transformers of a level."""
     sizes = config.block_out_channels[level], config.cross_attention_dim, config.heads[level]
-    groups, linear = config.norm_num_groups, config.use_linear_projection
-    return nn.ModuleList(SpatialTransformer(*sizes, groups, linear) for _ in range(count))
+    settings = config.norm_num_groups, config.use_linear_projection
+    return nn.ModuleList(SpatialTransformer(*sizes, *settings) for _ in range(count))
 
 
 class UNet(nn.Module):
@@ -170,9 +175,11 @@ class UNet(nn.Module):
         for block in self.down_blocks:
             skips += self._run(block, skips[-1], time, text)
         hidden = self._run(self.mid_block, skips[-1], time, text)
-        features, used, given = [], [], keys_values or []
-        given = [[]] * (len(self.up_blocks) - len(given)) + given
-        for block, pairs in zip(self.up_blocks, given, strict=True):
+        reference = keys_values or []
+        reference = [[]] * (len(self.up_blocks) - len(reference)) + reference
+        features = []
+        used = []
+        for block, pairs in zip(self.up_blocks, reference, strict=True):
             hidden, own = self._run(block, hidden, skips, time, text, pairs)
             skips = skips[: -self.config.layers_per_block - 1]
             features.append(hidden)

@@ -77,7 +77,8 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VAEConfig):
         super().__init__()
-        widths, groups = config.block_out_channels, config.norm_num_groups
+        widths = config.block_out_channels
+        groups = config.norm_num_groups
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         pairs = pairwise((widths[0], *widths))
         levels = [Level(before, width, config.layers_per_block, groups) for before, width in pairs]
@@ -100,7 +101,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VAEConfig):
         super().__init__()
-        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        widths = config.block_out_channels[::-1]
+        groups = config.norm_num_groups
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = MidBlock(widths[0], groups)
         pairs = pairwise((widths[0], *widths))

@@ -13,13 +13,13 @@ from torch import Tensor
 from minidrag import images
 from minidrag.app import advice, lora_cache, runs
 from minidrag.app.options import Options, open_input, open_model, to_json
-from minidrag.edit import drag_edit
+from minidrag.edit import drag_edit, prepare
 from minidrag.method.drag import Step
 from minidrag.method.lora import LoRA
 from minidrag.model import Model, decode
 from minidrag.page.foresee import Foresight
 from minidrag.page.job import Job, Stopped, key
-from minidrag.points import to_pixels, to_task
+from minidrag.points import to_pixels
 from minidrag.weights import lora_file
 
 SEEN_EVERY = 0.25  # seconds between two pictures of what the UNet foresees
@@ -79,7 +79,7 @@ class Editor:
         options = job.options
         image, mask = open_input(options, folder / "generated.png")
         drags = options.handles, options.targets
-        grid = to_task(model, image.size, *drags, mask, options.config).grid  # before the long training
+        grid = prepare(model, image.size, *drags, mask, options.config).grid  # before the long training
         job.notes = [in_words(note) for note in advice.before(model, image, mask, options)]
         told: dict[str, Any] = {"prompt": options.prompt, "config": options.config, "progress": job}
         lora = self.find_lora(model, image, job)

@@ -7,6 +7,7 @@ from typing import Any
 
 from minidrag.app import advice
 from minidrag.app.options import open_input
+from minidrag.edit import prepare
 from minidrag.page import times
 from minidrag.page.editor import Editor, in_words
 from minidrag.page.history import read_json
@@ -14,7 +15,6 @@ from minidrag.page.job import Job, key
 from minidrag.page.store import Store
 from minidrag.page.terms import PRESETS, Terms, without_drags
 from minidrag.page.worker import Worker
-from minidrag.points import to_task
 
 KEPT = 20  # jobs that are over and still shown
 
@@ -114,7 +114,7 @@ def check(queue: Queue, values: Any) -> dict[str, Any]:
     try:
         image, mask = open_input(asked)
         if model and queue.editor.name == asked.model:
-            to_task(model, image.size, asked.handles, asked.targets, mask, asked.config)
+            prepare(model, image.size, asked.handles, asked.targets, mask, asked.config)
             found["notes"] = [in_words(note) for note in advice.before(model, image, mask, asked)]
     except ValueError as error:
         found["error"] = in_words(str(error))

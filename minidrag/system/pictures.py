@@ -48,7 +48,7 @@ def load_image(path: Path) -> Image.Image:
 
 
 def load_mask(path: Path, size: tuple[int, int]) -> Tensor | None:
-    """Load the mask of an image of `size`: (H, W), float32, 1 in the editable region; None if all black.
+    """Load the mask of an image of `size`: (H, W), bool, True in the editable region; None if all black.
 
     White is editable, transparent counts as black, gray as the nearer of the two. If all paint has one color,
     it is the paint that is editable, whichever color it has.
@@ -63,7 +63,7 @@ def load_mask(path: Path, size: tuple[int, int]) -> Tensor | None:
         levels = opacity(image)
     if 0 < levels.max() < 128:
         raise ValueError(f"the mask {path} has no white: its lightest gray is {int(levels.max())} of 255")
-    return torch.from_numpy((levels >= 128).astype(np.float32)) if levels.any() else None
+    return torch.from_numpy(levels >= 128) if levels.any() else None
 
 
 def brighten_labels(image: Image.Image) -> Image.Image:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minidrag.method.lora import Factors, LoRA, target_layers
+from minidrag.method.lora import Factors, LoRA, check_fit, target_layers
 from minidrag.system.files import parse_json
 from minidrag.weights import configs
 from minidrag.weights.checkpoint import FLOATS
@@ -175,24 +175,6 @@ def adapter_config(header: Header) -> dict[str, Json]:
                 raise ValueError(f"the adapter's alpha_pattern has {entry}: expected a layer and a number")
         found[part] = config
     return found
-
-
-def check_fit(lora: LoRA, unet: nn.Module, text_encoder: nn.Module | None) -> None:
-    """Raise ValueError, naming the first few layers, for a LoRA that does not fit its networks."""
-    parts = (("UNet", unet, lora.unet), ("text encoder", text_encoder or nn.Module(), lora.text_encoder))
-    for name, model, entries in parts:
-        layers, wrong = target_layers(model), []
-        for path, (down, up, _) in entries.items():
-            if path not in layers:
-                wrong.append(f"layer {path} does not exist")
-                continue
-            out, *inside = layers[path].weight.shape
-            rank, ones = len(down), [1] * (len(inside) - 1)
-            if [*down.shape] != [rank, *inside] or [*up.shape] != [out, rank, *ones]:
-                wrong.append(f"{path} is {[out, *inside]}, not {[*up.shape]} times {[*down.shape]}")
-        if wrong:
-            more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise ValueError(f"the LoRA does not fit the {name}: {', '.join(wrong[:3])}{more}")
 
 
 def _parse(key: str) -> tuple[str | None, str, str]:

@@ -21,7 +21,7 @@ from minidrag.app.lora_cache import cache_folder, cache_key, find_lora, notes
 from minidrag.config import EditConfig
 from minidrag.edit import train_lora
 from minidrag.method.progress import Progress
-from minidrag.model import Model
+from minidrag.model import Model, encode
 from minidrag.system import pictures
 from minidrag.weights.load import load_model
 
@@ -145,7 +145,7 @@ def test_a_damaged_lora_is_trained_again(model: Model, image: Image.Image, damag
 
 
 def test_processes_that_train_the_same_lora_do_not_meet(model: Model, image: Image.Image) -> None:
-    lora, barrier = train_lora(model, image, "", CONFIG, 0), threading.Barrier(4)
+    lora, barrier = train_lora(model, encode(model, image, CONFIG), "", CONFIG, 0), threading.Barrier(4)
 
     def keep(_: int) -> Path:
         barrier.wait()

@@ -1,7 +1,6 @@
 """Visualization of the UNet's features: components, colors, layout and errors."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from minidrag.app import draw
 from minidrag.bench import features
 from minidrag.bench.__main__ import main
 from minidrag.config import EditConfig
-from minidrag.method.ddim import invert
+from minidrag.method.ddim import Denoiser, invert
 from minidrag.method.progress import Progress
 from minidrag.model import Model, encode
 from minidrag.weights.load import load_model
@@ -109,7 +108,7 @@ def test_features_are_taken_at_the_timestep_of_their_step(model: Model) -> None:
     text, config = model.encode_text("a sun"), EditConfig.official()
     found = features.inverted_features(model, frame.image, text, [3, 1], Progress(show=False))
     clean, _ = encode(model, frame.image, config)
-    inversion = invert(model.unet, model.schedule, clean, text, replace(config, inversion_steps=3))
+    inversion = invert(Denoiser(model.unet, model.schedule, text, config.steps), clean, 3)
     path = [clean, *inversion]
     assert list(found) == [3, 1]
     for step, time in ((1, 1), (3, 41)):

@@ -11,8 +11,7 @@ from diffusers.schedulers.scheduling_ddim_inverse import DDIMInverseScheduler
 from torch import Tensor
 
 from minidrag.config import EditConfig
-from minidrag.method.ddim import KeysValues, NoisePredictor, Schedule, denoise, invert
-from minidrag.method.sampling import guided
+from minidrag.method.ddim import Denoiser, KeysValues, NoisePredictor, Schedule, denoise, guided, invert
 
 # As the official DragDiffusion builds it, whatever the model's scheduler_config.json names.
 OFFICIAL = {
@@ -90,13 +89,12 @@ def diffusers_path(
 
 def timesteps(schedule: Schedule, steps: int) -> list[int]:
     """Timestep at which each denoising step calls the UNet."""
-    return [time for time, _ in schedule.pairs(steps)]
+    return [schedule.timestep(level, steps) for level in range(steps, 0, -1)]
 
 
 def inversion_path(unet: NoisePredictor, latent: Tensor, steps: int, count: int) -> list[Tensor]:
     """Latents of an inversion, the clean one first."""
-    config = EditConfig(steps=steps, inversion_steps=count)
-    return [latent, *invert(unet, SCHEDULE, latent, TEXT, config)]
+    return [latent, *invert(Denoiser(unet, SCHEDULE, TEXT, steps), latent, count)]
 
 
 def denoised(
@@ -111,7 +109,7 @@ def denoised(
     config = EditConfig(
         steps=steps, inversion_steps=1, control_start=control_start, control_blocks=control_blocks
     )
-    *_, finished = [latents, *denoise(unet, SCHEDULE, latents, TEXT, level, config)]
+    *_, finished = [latents, *denoise(Denoiser(unet, SCHEDULE, TEXT, steps), latents, level, config)]
     return finished
 
 
@@ -140,7 +138,7 @@ def test_worked_numbers() -> None:
         assert abs(SCHEDULE.alpha(timestep).item() - alpha) < 6e-9
     assert timesteps(SCHEDULE, 50) == [981 - 20 * i for i in range(50)]
     assert timesteps(SCHEDULE, 50)[15] == timesteps(SCHEDULE, 50)[-35] == 681
-    assert SCHEDULE.pairs(50)[15] == (681, 661) and SCHEDULE.pairs(50)[-1] == (1, -19)
+    assert SCHEDULE.timestep(35, 50) == 681 and SCHEDULE.timestep(0, 50) == -19
     assert timesteps(SCHEDULE, 30)[0] == 958
     assert timesteps(SCHEDULE, 1) == [1]
     assert timesteps(SCHEDULE, 999) == list(range(999, 0, -1))
@@ -155,16 +153,14 @@ def test_timesteps_of_every_step_count_equal_diffusers() -> None:
 
 @pytest.mark.parametrize("steps", [-1, 0, 1000, 1001, 5000])
 def test_impossible_step_counts(steps: int) -> None:
-    with pytest.raises(ValueError, match="1 to 999"):
-        timesteps(SCHEDULE, steps)
+    with pytest.raises(ValueError, match=f"^steps must be 1 to 999, got {steps}$"):
+        SCHEDULE.check_steps(steps)
 
 
-@pytest.mark.parametrize("count", [-1, 51])
-def test_impossible_counts_of_steps_taken(count: int) -> None:
-    with pytest.raises(ValueError, match=f"must be 0 to 50, got {count}"):
-        SCHEDULE.pairs(50, count)
-    with pytest.raises(ValueError, match="0 to 50"):
-        denoised(fake_unet, [latents()], 50, count)
+def test_every_possible_step_count_is_accepted() -> None:
+    for steps in range(1, 1000):
+        SCHEDULE.check_steps(steps)
+    Schedule(steps_offset=0).check_steps(1000)
 
 
 def test_zero_steps_change_nothing() -> None:
@@ -176,7 +172,10 @@ def test_zero_steps_change_nothing() -> None:
 def test_every_denoising_step_against_diffusers(steps: int, compare: Compare) -> None:
     expected = diffusers_path(DDIMScheduler(**OFFICIAL), latents(), steps, predict_noise)
     config = EditConfig(steps=steps, inversion_steps=1)
-    path = [latents(), *(z for (z,) in denoise(fake_unet, SCHEDULE, [latents()], TEXT, steps, config))]
+    path = [
+        latents(),
+        *(z for (z,) in denoise(Denoiser(fake_unet, SCHEDULE, TEXT, steps), [latents()], steps, config)),
+    ]
     assert len(path) == len(expected) == steps + 1
     for ours, theirs in zip(path, expected, strict=True):
         compare(f"DDIM, {steps} denoising steps", ours, theirs, atol=1e-12)
@@ -239,7 +238,7 @@ def test_inversion_does_not_change_its_latent_and_builds_no_graph() -> None:
 
 def test_a_generator_leaves_the_gradient_mode_to_its_consumer() -> None:
     assert torch.is_grad_enabled()
-    for _ in invert(fake_unet, SCHEDULE, latents(), TEXT, EditConfig(inversion_steps=2)):
+    for _ in invert(Denoiser(fake_unet, SCHEDULE, TEXT, 50), latents(), 2):
         assert torch.is_grad_enabled()
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,7 +13,7 @@ from torch.testing import assert_close
 
 from minidrag.config import EditConfig
 from minidrag.method import drag, dragdiffusion
-from minidrag.method.ddim import KeysValues, NoisePredictor, Schedule
+from minidrag.method.ddim import Denoiser, KeysValues, NoisePredictor, Schedule
 from minidrag.method.drag import (
     Cell,
     Cells,
@@ -25,6 +24,7 @@ from minidrag.method.drag import (
     background_loss,
     motion_loss,
     patch,
+    pull,
     sample,
     track,
 )
@@ -60,6 +60,13 @@ def config_of(**changes: Any) -> EditConfig:
 def origin_of(features: Tensor, handles: Cells) -> Origin:
     """Origin with these features; nothing else of its view is used."""
     return Origin(handles, View(features, torch.empty(0), torch.empty(0), LEVEL))
+
+
+def loss_of(
+    features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Origin | None = None
+) -> Tensor:
+    """Motion loss, by default with the features themselves as its reference, as in the paper."""
+    return motion_loss(features, handles, targets, origin or origin_of(features, handles), config)
 
 
 # The slow references.
@@ -276,7 +283,7 @@ class Result(NamedTuple):
 
     @classmethod
     def of(cls, steps: Iterable[Step], targets: Cells, config: EditConfig) -> "Result":
-        steps = list(Progress()("drag", steps, config.drag_steps + 1))
+        steps = list(Progress()("drag", steps, config.drag_steps))
         paths = [list(path) for path in zip(*[step.handles for step in steps], strict=True)]
         losses, predicted = [step.loss for step in steps[1:]], [step.predicted for step in steps]
         assert steps[0].loss is None and all(step.level == LEVEL for step in steps)
@@ -297,7 +304,7 @@ def run(
     """Run `dragdiffusion`, by default on a grid of the latent's own size."""
     task = Task(handles, targets, mask, grid or (latent.shape[2], latent.shape[3]))
     path = [latent * math.nan] * LEVEL + [latent]
-    steps = dragdiffusion.dragdiffusion(unet, SCHEDULE, path, TEXT, task, config)
+    steps = dragdiffusion.dragdiffusion(Denoiser(unet, SCHEDULE, TEXT, 50), path, task, config)
     return Result.of(steps, targets, config)
 
 
@@ -366,7 +373,7 @@ def test_the_motion_loss_and_its_gradient_equal_the_equation(place: str, kind: s
     (handles, targets), features = PLACES[place], random(4, 6, 7, seed=3).requires_grad_()
     for radius in (0, 1, 2):
         config = config_of(motion_radius=radius, motion_loss=kind)
-        loss = motion_loss(features, handles, targets, config)
+        loss = loss_of(features, handles, targets, config)
         expected, gradient = slow_motion(features.detach(), handles, targets, config)
         assert_equal(loss, expected)
         assert_equal(torch.autograd.grad(loss, features)[0], gradient)
@@ -382,7 +389,7 @@ def test_a_motion_loss_against_the_original_with_any_step_equals_the_slow_refere
         origin = origin_of(random(4, 6, 7, seed=4), starts)
         for length in (0.5, 2.0, 3.7):
             config = config_of(motion_step=length, motion_reference="start", hold_steps=held)
-            loss = motion_loss(features, handles, targets, config, origin)
+            loss = loss_of(features, handles, targets, config, origin)
             expected, gradient = slow_motion(features.detach(), handles, targets, config, origin)
             assert_equal(loss, expected)
             assert_equal(torch.autograd.grad(loss, features)[0], gradient)
@@ -393,7 +400,7 @@ def test_sum_and_mean_differ_by_the_channels_and_by_less_at_a_border() -> None:
 
     def ratio(handle: Cell) -> float:
         configs = config_of(motion_loss="sum"), config_of(motion_loss="mean")
-        total, mean = (motion_loss(features, [handle], [Cell(4, 20)], config) for config in configs)
+        total, mean = (loss_of(features, [handle], [Cell(4, 20)], config) for config in configs)
         return (total / mean).item()
 
     assert math.isclose(ratio(Cell(4, 4)), 5)  # 9 cells times 5 channels, against 9
@@ -408,16 +415,16 @@ def ramp() -> Tensor:
 
 def test_a_step_is_one_cell_long_however_far_the_target() -> None:
     for distance in (2.0, 3.5, 100.0):
-        loss = motion_loss(ramp(), [Cell(5, 4)], [Cell(5, 4 + distance)], config_of())
+        loss = loss_of(ramp(), [Cell(5, 4)], [Cell(5, 4 + distance)], config_of())
         assert_equal(loss, 9)
-    diagonal = motion_loss(ramp(), [Cell(5, 4)], [Cell(5 + 30, 4 + 40)], config_of())
+    diagonal = loss_of(ramp(), [Cell(5, 4)], [Cell(5 + 30, 4 + 40)], config_of())
     assert_equal(diagonal, 9 * 0.8)
 
 
 def test_a_longer_step_ends_at_the_target() -> None:
     config = config_of(motion_step=3.0, tolerance=0.0)
     for distance, length in ((2.5, 2.5), (3.0, 3.0), (5.0, 3.0), (0.4, 1.0)):
-        loss = motion_loss(ramp(), [Cell(5, 4)], [Cell(5, 4 + distance)], config)
+        loss = loss_of(ramp(), [Cell(5, 4)], [Cell(5, 4 + distance)], config)
         assert_equal(loss, 9 * length)
 
 
@@ -425,14 +432,14 @@ def test_what_has_arrived_is_held_at_its_target() -> None:
     config = config_of(motion_reference="start", hold_steps=1)  # with a tolerance of 2
     origin = origin_of(ramp(), [Cell(5, 1)])
     for column in (3.0, 4.0, 5.0):
-        assert_equal(motion_loss(ramp(), [Cell(5, column)], [Cell(5, 4)], config, origin), 9 * 3)
-        nothing = motion_loss(ramp(), [Cell(5, column)], [Cell(5, 4)], replace(config, hold_steps=0), origin)
+        assert_equal(loss_of(ramp(), [Cell(5, column)], [Cell(5, 4)], config, origin), 9 * 3)
+        nothing = loss_of(ramp(), [Cell(5, column)], [Cell(5, 4)], replace(config, hold_steps=0), origin)
         assert_equal(nothing, 0)
 
 
 def test_only_the_features_ahead_have_a_gradient() -> None:
     features, config = random(2, 9, 9).requires_grad_(), config_of(motion_radius=0, motion_loss="sum")
-    loss = motion_loss(features, [Cell(4, 3)], [Cell(4, 8)], config)
+    loss = loss_of(features, [Cell(4, 3)], [Cell(4, 8)], config)
     (gradient,) = torch.autograd.grad(loss, features)
     assert gradient[:, 4, 4].abs().eq(1).all()
     gradient[:, 4, 4] = 0
@@ -442,7 +449,7 @@ def test_only_the_features_ahead_have_a_gradient() -> None:
 @pytest.mark.parametrize("distance", [0.0, 5e-324, 1e-300, 1e-9])
 def test_without_a_tolerance_no_distance_divides_by_zero(distance: float) -> None:
     features = random(2, 5, 5).requires_grad_()
-    loss = motion_loss(features, [Cell(0, 0)], [Cell(0, distance)], config_of(tolerance=0))
+    loss = loss_of(features, [Cell(0, 0)], [Cell(0, distance)], config_of(tolerance=0))
     (gradient,) = torch.autograd.grad(loss, features)
     assert loss.isfinite() and gradient.isfinite().all()
     assert bool(loss) == bool(gradient.any()) == (distance > 0)
@@ -616,14 +623,15 @@ def test_a_given_origin_supervises_and_tracks_the_handles() -> None:
     """As in a method that alternates: the drag goes on at another level, from where its handles are now."""
     before, latent, grid = random(1, 4, 8, 9, seed=3), random(1, 4, 8, 9, seed=4), (8, 9)
     config = config_of(drag_steps=2, motion_reference="start")
-    observe = partial(dragdiffusion.observe, LinearUNet(), SCHEDULE, TEXT, grid, config, LEVEL)
     start, now, target = Cell(2, 3), Cell(4, 4), Cell(7, 8)
+    task = Task([now], [target], None, grid)
+    observe = dragdiffusion.observer(Denoiser(LinearUNet(), SCHEDULE, TEXT, 50), LEVEL, task, config)
     origin = Origin([start], observe(before))
     supervised: list[tuple[Cells, Origin]] = []
 
     def supervise(view: View, handles: Cells, given: Origin) -> Tensor:
         supervised.append((handles, given))
-        return motion_loss(view.features, handles, [target], config, given)
+        return motion_loss(view.features, handles, [target], given, config)
 
     steps = list(drag.drag(latent, [now], [target], observe, supervise, config, origin))
     reference = origin.view.features[:, int(start.row), int(start.column)]
@@ -640,11 +648,11 @@ def follow(monkeypatch: pytest.MonkeyPatch, *paths: list[Cell]) -> list[list[Cel
     monkeypatch.setattr(drag, "track", lambda *given: next(moments))
 
     def record(
-        features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Origin | None
+        features: Tensor, handles: Cells, targets: Cells, reference: Origin, config: EditConfig
     ) -> Tensor:
         pairs = zip(handles, targets, strict=True)
         pulled.append([handle for handle, target in pairs if math.dist(handle, target) >= config.tolerance])
-        return motion_loss(features, handles, targets, config, origin)
+        return motion_loss(features, handles, targets, reference, config)
 
     monkeypatch.setattr(dragdiffusion, "motion_loss", record)
     return pulled
@@ -687,7 +695,8 @@ def test_without_a_tolerance_only_the_target_itself_is_arrival(monkeypatch: pyte
 def test_the_consumer_can_stop_a_drag() -> None:
     latent, task = random(1, 4, 9, 9), Task([Cell(2, 2)], [Cell(8, 8)], None, (9, 9))
     path = [latent] * (LEVEL + 1)
-    steps = dragdiffusion.dragdiffusion(LinearUNet(), SCHEDULE, path, TEXT, task, config_of())
+    denoiser = Denoiser(LinearUNet(), SCHEDULE, TEXT, 50)
+    steps = dragdiffusion.dragdiffusion(denoiser, path, task, config_of())
     assert isinstance(steps, Generator)
     first, second = next(steps), next(steps)
     steps.close()
@@ -737,7 +746,7 @@ def test_a_loss_that_is_not_finite_stops_the_drag_and_the_message_tells_when(ste
         calls.append(1)
         return latent * 0, [latent * (math.nan if len(calls) == step else 1)] * 4, []
 
-    message = f"^drag: a number is not finite after {step + 1} of 81$"
+    message = f"^drag: a number is not finite after {step} of 80$"
     with pytest.raises(FloatingPointError, match=message):
         run(broken, random(1, 4, 9, 9), [Cell(2, 2)], [Cell(8, 8)])
 
@@ -747,7 +756,7 @@ def test_a_gradient_that_is_not_finite_stops_the_drag(steps: int) -> None:
     def steep(latent: Tensor, *given: Any) -> Output:
         return latent * 0, [latent + (latent * 0).sqrt()] * 4, []  # its slope at 0 is infinite, times 0
 
-    message = f"^drag: a number is not finite after 2 of {steps + 1}$"
+    message = f"^drag: a number is not finite after 1 of {steps}$"
     with pytest.raises(FloatingPointError, match=message):
         config = config_of(drag_steps=steps)
         run(steep, random(1, 4, 9, 9), [Cell(2, 2)], [Cell(8, 8)], config=config)
@@ -775,3 +784,30 @@ def test_a_bright_spot_is_dragged_to_its_target(target: Cell) -> None:
     row, column = map(int, path[-1])
     assert before[row, column] < 0.31 * before.max() and after[row, column] > 0.9 * before.max()
     assert after[14, 14] < 0.8 * before[14, 14]
+
+
+# The pull of a handle, d_i.
+
+
+@pytest.mark.parametrize("held", [0, 3])
+def test_a_pull_is_the_equation_at_most_to_the_target_and_back_to_it_once_arrived(held: int) -> None:
+    config = config_of(motion_step=3.0, tolerance=2.0, hold_steps=held)
+    assert pull(Cell(5, 4), Cell(5, 14), config) == [0, 3]
+    assert pull(Cell(5, 4), Cell(8, 8), config) == pytest.approx([3 * 0.6, 3 * 0.8])
+    assert pull(Cell(5, 4), Cell(5, 6), config) == [0, 2]
+    assert pull(Cell(5, 4), Cell(5, 3), config) == ([0, -1] if held else None)
+    assert pull(Cell(5, 4), Cell(5, 4), config) == ([0, 0] if held else None)
+
+
+def test_a_drag_returns_its_last_step() -> None:
+    def whole() -> Generator[drag.Step, None, None]:
+        last = yield from drag.drag(
+            random(1, 4, 9, 9), task.handles, task.targets, observe, supervise, config
+        )
+        returned.append(last)
+
+    config, task, returned = config_of(drag_steps=2), Task([Cell(2, 2)], [Cell(8, 8)], None, (9, 9)), []
+    observe = dragdiffusion.observer(Denoiser(LinearUNet(), SCHEDULE, TEXT, 50), LEVEL, task, config)
+    supervise = dragdiffusion.supervisor(task, config)
+    steps = list(whole())
+    assert len(steps) == 3 and returned[0] is steps[-1]

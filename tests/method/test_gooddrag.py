@@ -9,10 +9,10 @@ from torch import Tensor
 
 from minidrag.config import EditConfig
 from minidrag.method import gooddrag as module
-from minidrag.method.ddim import Schedule, invert
+from minidrag.method.ddim import Denoiser, Schedule, invert
 from minidrag.method.drag import Cell, Cells, Origin, Step, drag
-from minidrag.method.dragdiffusion import Task, dragdiffusion, observe
-from minidrag.method.gooddrag import STILL, gooddrag
+from minidrag.method.dragdiffusion import Task, dragdiffusion, observer
+from minidrag.method.gooddrag import PATIENCE, gooddrag
 from minidrag.method.warp import warp
 from minidrag.networks.unet import UNet, UNetConfig
 
@@ -44,7 +44,11 @@ def text() -> Tensor:
 @pytest.fixture(scope="module")
 def path(unet: UNet, text: Tensor) -> list[Tensor]:
     clean = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    return [clean, *invert(unet, SCHEDULE, clean, text, CONFIG)]
+    return [clean, *invert(denoiser_of(unet, text), clean, CONFIG.inversion_steps)]
+
+
+def denoiser_of(unet: UNet, text: Tensor) -> Denoiser:
+    return Denoiser(unet, SCHEDULE, text, CONFIG.steps)
 
 
 def same(one: Step, other: Step) -> bool:
@@ -59,8 +63,8 @@ def test_one_level_is_dragdiffusion_bit_for_bit(
 ) -> None:
     config = replace(CONFIG, drag_levels=1, drag_steps=4, motion_reference=reference)
     task = TASK if masked else TASK._replace(mask=None)
-    found = list(gooddrag(unet, SCHEDULE, path, text, task, config))
-    expected = list(dragdiffusion(unet, SCHEDULE, path, text, task, config))
+    found = list(gooddrag(denoiser_of(unet, text), path, task, config))
+    expected = list(dragdiffusion(denoiser_of(unet, text), path, task, config))
     assert len(found) == len(expected) == 5
     assert all(same(*pair) for pair in zip(found, expected, strict=True))
 
@@ -75,18 +79,18 @@ def test_every_level_is_compared_with_the_original_at_that_level(
         return drag(latent, handles, *rest)
 
     monkeypatch.setattr(module, "drag", recorded)
-    steps = list(gooddrag(unet, SCHEDULE, path, text, TASK, CONFIG))
+    steps = list(gooddrag(denoiser_of(unet, text), path, TASK, CONFIG))
     assert [step.level for step in steps] == [9] * 3 + [8] * 3 + [7] * 3
     for (latent, handles, origin), level, before in zip(
         told, (9, 8, 7), (None, steps[2], steps[5]), strict=True
     ):
         with torch.no_grad():
-            view = observe(unet, SCHEDULE, text, GRID, CONFIG, level, path[level])
+            view = observer(denoiser_of(unet, text), level, TASK, CONFIG)(path[level])
         assert origin.handles == TASK.handles and origin.view.level == level
         assert torch.equal(origin.view.features, view.features)
         assert torch.equal(origin.view.previous, view.previous)
         # One DDIM step down, from the last latent of the level above.
-        time, below = SCHEDULE.pairs(CONFIG.steps, level + 1)[0]
+        time, below = (SCHEDULE.timestep(at, CONFIG.steps) for at in (level + 1, level))
         if before is not None:
             noise, _, _ = unet(before.latent, time, text)
             torch.testing.assert_close(latent, SCHEDULE.step(before.latent, noise, time, below))
@@ -99,20 +103,20 @@ def test_what_has_arrived_is_held_at_every_level(
     unet: UNet, text: Tensor, path: list[Tensor], held: int
 ) -> None:
     config = replace(CONFIG, tolerance=20.0, hold_steps=held)
-    steps = list(gooddrag(unet, SCHEDULE, path, text, TASK, config))
+    steps = list(gooddrag(denoiser_of(unet, text), path, TASK, config))
     updates = min(held, CONFIG.drag_steps)
     assert [step.level for step in steps] == [level for level in (9, 8, 7) for _ in range(updates + 1)]
 
 
 def test_a_drag_that_stands_still_is_given_up(unet: UNet, text: Tensor, path: list[Tensor]) -> None:
     config = replace(CONFIG, drag_lr=0.0, track_radius=0, drag_levels=7)
-    steps = list(gooddrag(unet, SCHEDULE, path, text, TASK, config))
-    assert {step.level for step in steps} == set(range(9, 9 - STILL, -1))
+    steps = list(gooddrag(denoiser_of(unet, text), path, TASK, config))
+    assert {step.level for step in steps} == set(range(9, 9 - PATIENCE, -1))
 
 
 def test_levels_end_with_the_last_denoising_step(unet: UNet, text: Tensor, path: list[Tensor]) -> None:
     config = replace(CONFIG, drag_levels=99, drag_steps=1, tolerance=0.0, track_radius=1)
-    steps = list(gooddrag(unet, SCHEDULE, path[:3], text, TASK, config))
+    steps = list(gooddrag(denoiser_of(unet, text), path[:3], TASK, config))
     assert steps[-1].level >= 1
 
 
@@ -120,9 +124,9 @@ def test_a_warped_start_is_told_and_goes_on_from_the_moved_handles(
     unet: UNet, text: Tensor, path: list[Tensor]
 ) -> None:
     config = replace(CONFIG, warp_start=True, track_radius=0)
-    first, second, *_ = gooddrag(unet, SCHEDULE, path, text, TASK, config)
+    first, second, *_ = gooddrag(denoiser_of(unet, text), path, TASK, config)
     with torch.no_grad():
-        view = observe(unet, SCHEDULE, text, GRID, CONFIG, 9, path[9])
+        view = observer(denoiser_of(unet, text), 9, TASK, CONFIG)(path[9])
     latent, handles = warp(path[9], TASK, view.features)
     assert torch.equal(first.latent, path[9]) and first.handles == TASK.handles and first.loss is None
     assert torch.equal(second.latent, latent) and second.handles == handles and second.loss is None

@@ -199,7 +199,8 @@ def test_an_error_leaves_the_networks_without_a_lora() -> None:
     assert named_modules(models) == modules
     absent = {"absent": both.unet["mid_block.attentions.0.transformer_blocks.0.attn1.to_q"]}
     for part in (LoRA(both.unet | absent, {}), LoRA(both.unet, both.text_encoder | absent)):
-        with pytest.raises(KeyError), lora_attached(models.unet, models.text_encoder, part):
+        refused = pytest.raises(ValueError, match="layer absent does not exist")
+        with refused, lora_attached(models.unet, models.text_encoder, part):
             pass
         assert named_modules(models) == modules
 

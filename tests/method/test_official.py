@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minidrag.config import EditConfig
-from minidrag.method.ddim import denoise, invert
+from minidrag.method.ddim import Denoiser, denoise, invert
 from minidrag.method.drag import Cell
 from minidrag.method.dragdiffusion import Task, dragdiffusion
 from minidrag.model import Model
@@ -64,6 +64,10 @@ def case(name: str) -> Case:
     return Case(**tensors, task=Task(handles, targets, mask, (64, 64)), last=last, config=config)
 
 
+def denoiser(case: Case) -> Denoiser:
+    return Denoiser(model().unet, model().schedule, case.text, case.config.steps)
+
+
 def test_the_constants_of_the_drag_are_those_of_the_official_preset() -> None:
     official, used = EditConfig.official(), case("peak-000").config
     for name in ("block", "motion_radius", "motion_step", "motion_reference", "motion_loss", "track_radius"):
@@ -75,7 +79,7 @@ def test_the_constants_of_the_drag_are_those_of_the_official_preset() -> None:
 @pytest.mark.parametrize("name", FIRST)
 def test_inversion_equals_the_official_program(name: str, compare: Callable) -> None:
     given = case(name)
-    *_, found = invert(model().unet, model().schedule, given.clean, given.text, given.config)
+    *_, found = invert(denoiser(given), given.clean, given.config.inversion_steps)
     compare("official program, inversion", found, given.inverted, INVERSION_BOUND)
 
 
@@ -83,7 +87,7 @@ def test_inversion_equals_the_official_program(name: str, compare: Callable) -> 
 def test_drag_equals_the_official_program(name: str, compare: Callable) -> None:
     given = case(name)
     path = [given.clean] * given.config.inversion_steps + [given.inverted]
-    steps = list(dragdiffusion(model().unet, model().schedule, path, given.text, given.task, given.config))
+    steps = list(dragdiffusion(denoiser(given), path, given.task, given.config))
     difference = (steps[-1].latent - given.edited).abs()
     most = difference <= difference.quantile(0.99)
     compare("official program, 99 % of a drag", steps[-1].latent[most], given.edited[most], DRAG_BOUND)
@@ -95,5 +99,5 @@ def test_drag_equals_the_official_program(name: str, compare: Callable) -> None:
 def test_denoising_equals_the_official_program(name: str, compare: Callable) -> None:
     given, level = case(name), EditConfig.official().inversion_steps
     pair = [given.inverted, given.edited]
-    *_, found = denoise(model().unet, model().schedule, pair, given.text, level, given.config)
+    *_, found = denoise(denoiser(given), pair, level, given.config)
     compare("official program, denoising", torch.cat(found), given.final, DENOISING_BOUND)

@@ -25,10 +25,13 @@ def test_the_bar_is_there_before_the_first_item(capsys: pytest.CaptureFixture[st
     assert list(Progress(show=True)("LoRA", items(), 1)) == [1.0]
 
 
-def test_a_stage_that_ends_early_leaves_its_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_drag_counts_its_updates_and_its_bar_ends_full(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two levels, of which the first ends after one of its updates."""
     progress = Progress(show=True)
-    assert list(progress("drag", [1.0], 81)) == [1.0]
-    assert "1/81" in capsys.readouterr().err and "drag" in progress.seconds
+    steps = [step(loss=None), step(), step(loss=None), step(), step()]
+    assert list(progress("drag", steps, 80)) == steps
+    shown = capsys.readouterr().err
+    assert "1/80" in shown and "3/3" in shown and "4/" not in shown and "drag" in progress.seconds
 
 
 def test_no_bar_if_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +81,6 @@ def test_a_number_that_is_not_finite_stops_with_stage_and_place(wrong: float) ->
         (fine, poisoned),
         ([fine, fine], [fine, poisoned]),
         ((fine, fine), (poisoned, fine)),
-        (step(loss=None), step(wrong)),
         (step(), step(loss=wrong)),
         (step(), step()._replace(predicted=poisoned)),
     ):
@@ -88,3 +90,5 @@ def test_a_number_that_is_not_finite_stops_with_stage_and_place(wrong: float) ->
                 seen.append(item)
         assert str(error.value) == "drag: a number is not finite after 2 of 3"
         assert len(seen) == 1 and seen[0] is good and "drag" not in progress.seconds
+    with pytest.raises(FloatingPointError, match="^drag: a number is not finite after 1 of 3$"):
+        list(Progress(show=False)("drag", [step(loss=None), step(wrong)], 3))

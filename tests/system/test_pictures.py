@@ -455,7 +455,7 @@ def test_mask_modes(tmp_path: Path, mode: str, suffix: str) -> None:
     path = tmp_path / f"mask.{suffix}"
     mask_image(mode).save(path)
     mask = load_mask(path, (WIDTH, HEIGHT))
-    assert mask is not None and mask.shape == (HEIGHT, WIDTH) and mask.dtype == torch.float32
+    assert mask is not None and mask.shape == (HEIGHT, WIDTH) and mask.dtype == torch.bool
     assert mask[:, 60:].eq(1).all() and mask[:, :60].eq(0).all()
 
 

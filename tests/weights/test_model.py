@@ -20,9 +20,10 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from minidrag.config import EditConfig
+from minidrag.edit import prepare
 from minidrag.model import Model
 from minidrag.networks.vae import VAEConfig
-from minidrag.points import Pixel, to_task
+from minidrag.points import Pixel
 from minidrag.weights import load as weights
 from minidrag.weights.checkpoint import find_part
 from minidrag.weights.keys import text_keys, unet_keys, vae_keys
@@ -335,7 +336,7 @@ def test_single_files_that_predict_v(folder: Path, tensors: dict[str, Tensors], 
     model = load(file)
     assert model.prediction == "v_prediction"
     with pytest.raises(ValueError, match="that predicts the noise, not v_prediction"):
-        to_task(model, (64, 64), [Pixel(9, 9)], [Pixel(20, 9)], None, EditConfig())
+        prepare(model, (64, 64), [Pixel(9, 9)], [Pixel(20, 9)], None, EditConfig())
 
 
 @pytest.mark.usefixtures("small")
