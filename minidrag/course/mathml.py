@@ -2,40 +2,14 @@
 
 import re
 from html import escape
+from html.entities import html5
 
 TOKEN = re.compile(r"\\text\{[^}]*\}|\\[a-zA-Z]+|\\.|[a-zA-Z]|\d+(?:\.\d+)?|\S")
-LETTERS = {
-    "\\alpha": "α",
-    "\\epsilon": "ε",
-    "\\theta": "θ",
-    "\\Delta": "Δ",
-    "\\lambda": "λ",
-    "\\eta": "η",
-    "\\Omega": "Ω",
-    "\\sigma": "σ",
-    "\\ell": "ℓ",
-    "\\partial": "∂",
-    "\\top": "⊤",
-    "\\infty": "∞",
-}
-OPERATORS = {
-    "\\sum": "∑",
-    "\\in": "∈",
-    "\\odot": "⊙",
-    "\\cdot": "·",
-    "\\times": "×",
-    "\\leftarrow": "←",
-    "\\le": "≤",
-    "\\ge": "≥",
-    "\\approx": "≈",
-    "\\|": "‖",
-    "\\{": "{",
-    "\\}": "}",
-    "-": "−",
-}
-WORDS = {"\\argmin": "arg min", "\\softmax": "softmax", "\\sg": "sg", "\\Adam": "Adam", "\\E": "𝔼"}
+WORDS = {"\\argmin": "arg min", "\\softmax": "softmax", "\\sg": "sg", "\\E": "𝔼"}
+# Characters that HTML calls otherwise than LaTeX, if at all.
+SYMBOLS = {"\\cdot": "·", "\\partial": "∂", "\\|": "‖", "-": "−"}
 LIMITS = ("\\sum", "\\argmin", "\\E")  # their subscript stands below
-ACCENTS = {"\\hat": "ˆ", "\\bar": "¯", "\\tilde": "~"}
+ACCENTS = {"\\hat": "ˆ", "\\bar": "¯"}
 
 
 def mathml(tex: str) -> str:
@@ -55,7 +29,8 @@ def row(tokens: list[str]) -> str:
 def scripted(tokens: list[str]) -> str:
     """Take one atom and its subscript and superscript off the tokens."""
     under = tokens[0] in LIMITS
-    base, scripts = atom(tokens), {}
+    base = atom(tokens)
+    scripts = {}
     while tokens and tokens[0] in ("_", "^"):
         kind = tokens.pop(0)
         scripts[kind] = atom(tokens)
@@ -82,12 +57,20 @@ def atom(tokens: list[str]) -> str:
         return f"<mtext>{escape(text)}</mtext>"
     if token == "\\,":
         return '<mspace width="0.5em"></mspace>'
-    if token in LETTERS or token.isalpha():
-        return f"<mi>{LETTERS.get(token, token)}</mi>"
     if token in WORDS:
         return f"<mi>{WORDS[token]}</mi>"
     if token[0].isdigit():
         return f"<mn>{token}</mn>"
-    if token not in OPERATORS and token.startswith("\\"):
+    text = symbol(token)
+    kind = "mi" if text.isalpha() else "mo"
+    return f"<{kind}>{escape(text)}</{kind}>"
+
+
+def symbol(token: str) -> str:
+    """The character of a command; most have the same name in HTML."""
+    if token in SYMBOLS:
+        return SYMBOLS[token]
+    text = html5.get(f"{token[1:]};") if token.startswith("\\") else token
+    if text is None:
         raise ValueError(f"unknown command {token} in a formula")
-    return f"<mo>{escape(OPERATORS.get(token, token))}</mo>"
+    return text
