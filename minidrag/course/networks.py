@@ -1,18 +1,21 @@
-"""Exercises on the networks: attention with given keys and values, the timestep, padding."""
+"""Exercises on the networks: attention with reference keys and values, the timestep, padding."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from minidrag.course.exercise import Exercise, Inputs, Slip, normal, whole
+from minidrag.course.exercise import Exercise, Function, Inputs, Slip, normal, whole
 from minidrag.networks.layers import Attention, Downsample, KeyValue, attention
 from minidrag.networks.unet import TimestepEmbedding
 
 # Bound here, so that a slip still has the project's own while another function is in its place.
-attend, embed, downsample = Attention.forward, TimestepEmbedding.forward, Downsample.forward
+attend = Attention.forward
+embed = TimestepEmbedding.forward
+downsample = Downsample.forward
 
 
 def filled(layer: Any, rng: Generator) -> Any:
@@ -25,11 +28,13 @@ def filled(layer: Any, rng: Generator) -> Any:
 
 def attention_inputs(rng: Generator) -> list[Inputs]:
     calls: list[Inputs] = []
-    for heads, others, given in ((2, None, 5), (3, 4, None), (2, None, None)):
+    for heads, words, injected in ((2, 0, 5), (3, 4, 0), (2, 0, 0)):  # lengths of context and pair; 0: none
         tokens = normal(rng, 2, 5, 6, grad=True)
         layer = filled(Attention(6, 6, heads, bias=False), rng)
-        pair = given and (normal(rng, 2, given, 6, grad=True), normal(rng, 2, given, 6, grad=True))
-        context = tokens if others is None else normal(rng, 2, others, 6, grad=True)
+        pair = None
+        if injected:
+            pair = normal(rng, 2, injected, 6, grad=True), normal(rng, 2, injected, 6, grad=True)
+        context = normal(rng, 2, words, 6, grad=True) if words else tokens
         calls.append({"layer": layer, "tokens": tokens, "context": context, "key_value": pair})
     return calls
 
@@ -38,27 +43,25 @@ def own_pair(layer: Attention, context: Tensor) -> KeyValue:
     return layer.to_k(context), layer.to_v(context)
 
 
-def keys_alone(layer: Attention, tokens: Tensor, context: Tensor, key_value: KeyValue | None = None) -> Any:
-    pair = key_value and (key_value[0], layer.to_v(context))
+def keys_alone(layer: Attention, tokens: Tensor, context: Tensor, pair: KeyValue | None = None) -> Any:
+    return attend(layer, tokens, context, pair and (pair[0], layer.to_v(context)))
+
+
+def appended(layer: Attention, tokens: Tensor, context: Tensor, pair: KeyValue | None = None) -> Any:
+    if pair is not None:
+        key, value = own_pair(layer, context)
+        pair = torch.cat([key, pair[0]], 1), torch.cat([value, pair[1]], 1)
     return attend(layer, tokens, context, pair)
 
 
-def appended(layer: Attention, tokens: Tensor, context: Tensor, key_value: KeyValue | None = None) -> Any:
-    own = own_pair(layer, context)
-    pair = key_value and (torch.cat([own[0], key_value[0]], 1), torch.cat([own[1], key_value[1]], 1))
-    return attend(layer, tokens, context, pair)
-
-
-def always_swapped(
-    layer: Attention, tokens: Tensor, context: Tensor, key_value: KeyValue | None = None
-) -> Any:
+def always_swapped(layer: Attention, tokens: Tensor, context: Tensor, pair: KeyValue | None = None) -> Any:
     """Swapped in the attention, the layer's own too; returned in the right order."""
-    key, value = key_value or own_pair(layer, context)
+    key, value = pair or own_pair(layer, context)
     return attend(layer, tokens, context, (value, key))[0], (key, value)
 
 
-def wide_scale(layer: Attention, tokens: Tensor, context: Tensor, key_value: KeyValue | None = None) -> Any:
-    key, value = key_value or own_pair(layer, context)
+def wide_scale(layer: Attention, tokens: Tensor, context: Tensor, pair: KeyValue | None = None) -> Any:
+    key, value = pair or own_pair(layer, context)
     query = layer.to_q(tokens) / math.sqrt(layer.heads)  # 1 / sqrt(C) instead of 1 / sqrt(C / heads)
     return layer.to_out(attention(query, key, value, layer.heads)), (key, value)
 
@@ -69,13 +72,13 @@ KEY_VALUE = Exercise(
     attention_inputs,
     (
         Slip(
-            "given keys and values ignored",
-            "If `key_value` is given, attend to it and not to the layer's own.",
-            lambda layer, tokens, context, key_value=None: attend(layer, tokens, context),
+            "reference keys and values ignored",
+            "If there is a `key_value`, attend to it and not to the layer's own.",
+            lambda layer, tokens, context, pair=None: attend(layer, tokens, context),
         ),
         Slip(
             "keys replaced, values not",
-            "Take both from the given pair: keys say where to look, values what is seen there.",
+            "Take both from `key_value`: keys say where to look, values what is seen there.",
             keys_alone,
         ),
         Slip(
@@ -86,7 +89,7 @@ KEY_VALUE = Exercise(
         ),
         Slip(
             "appended to the layer's own",
-            "The given pair replaces the layer's own; with both, the edit would attend to itself too.",
+            "`key_value` replaces the layer's own; with both, the edit would attend to itself too.",
             appended,
         ),
         Slip(
@@ -127,8 +130,11 @@ def waves(
     return angle.cos(), angle.sin()
 
 
-def projected(layer: TimestepEmbedding, joined: Tensor, dtype: torch.dtype) -> Tensor:
-    return layer.linear_2(F.silu(layer.linear_1(joined.to(dtype))))
+def embedding_of(join: Callable[[TimestepEmbedding, Tensor], Tensor]) -> Function:
+    """An embedding with other waves, (B, channels)."""
+    return lambda layer, timestep, dtype: layer.linear_2(
+        F.silu(layer.linear_1(join(layer, timestep).to(dtype)))
+    )
 
 
 TIME_EMBEDDING = Exercise(
@@ -139,30 +145,22 @@ TIME_EMBEDDING = Exercise(
         Slip(
             "sine before cosine",
             "Stable Diffusion has the cosines first, unlike the original transformer.",
-            lambda layer, timestep, dtype: projected(
-                layer, torch.cat(waves(layer, timestep)[::-1], dim=1), dtype
-            ),
+            embedding_of(lambda layer, timestep: torch.cat(waves(layer, timestep)[::-1], dim=1)),
         ),
         Slip(
             "cosines and sines interleaved",
             "First all cosines, then all sines.",
-            lambda layer, timestep, dtype: projected(
-                layer, torch.stack(waves(layer, timestep), dim=2).flatten(1), dtype
-            ),
+            embedding_of(lambda layer, timestep: torch.stack(waves(layer, timestep), dim=2).flatten(1)),
         ),
         Slip(
             "one frequency too few",
             "Divide the index by half, not by half - 1: the lowest frequency is not quite 1 / 10000.",
-            lambda layer, timestep, dtype: projected(
-                layer, torch.cat(waves(layer, timestep, less=1), dim=1), dtype
-            ),
+            embedding_of(lambda layer, timestep: torch.cat(waves(layer, timestep, less=1), dim=1)),
         ),
         Slip(
             "base of 1000",
             "There are 1000 timesteps, but frequencies go down to 1 / 10000.",
-            lambda layer, timestep, dtype: projected(
-                layer, torch.cat(waves(layer, timestep, base=1000), dim=1), dtype
-            ),
+            embedding_of(lambda layer, timestep: torch.cat(waves(layer, timestep, base=1000), dim=1)),
         ),
         Slip(
             "no SiLU between the linear layers",
@@ -178,28 +176,17 @@ TIME_EMBEDDING = Exercise(
 
 
 def padding_inputs(rng: Generator) -> list[Inputs]:
+    vae = ((False, size) for size in ((6, 8), (7, 5), (4, 7)))
+    unet = ((True, size) for size in ((6, 8), (7, 5)))
     return [
-        {
-            "layer": filled(Downsample(3, symmetric), rng),
-            "hidden": normal(rng, 2, 3, *size, grad=True),
-        }
-        for symmetric, size in (
-            (False, (6, 8)),
-            (False, (7, 5)),
-            (False, (4, 7)),
-            (True, (6, 8)),
-            (True, (7, 5)),
-        )
+        {"layer": filled(Downsample(3, symmetric), rng), "hidden": normal(rng, 2, 3, *size, grad=True)}
+        for symmetric, size in (*vae, *unet)
     ]
 
 
 def padded(layer: Downsample, hidden: Tensor, *sides: int, mode: str = "constant") -> Tensor:
     """The convolution after padding the VAE's layer on the left, right, top, and bottom."""
     return layer.conv(hidden if layer.symmetric else F.pad(hidden, sides, mode))
-
-
-def padded_twice(layer: Downsample, hidden: Tensor) -> Tensor:
-    return layer.conv(F.pad(hidden, (0, 1, 0, 1)))
 
 
 PADDING = Exercise(
@@ -230,7 +217,7 @@ PADDING = Exercise(
         Slip(
             "UNet padded twice",
             "With layer.symmetric the convolution pads by itself.",
-            padded_twice,
+            lambda layer, hidden: layer.conv(F.pad(hidden, (0, 1, 0, 1))),
         ),
     ),
     ("minidrag.networks.layers.Downsample.forward",),
