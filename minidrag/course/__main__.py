@@ -11,7 +11,7 @@ from minidrag.system import console
 SUBCOMMANDS = {
     "report": "minidrag.course.report",
     "figures": "minidrag.course.figures",
-    "new": "minidrag.course.new",
+    "new": "minidrag.course.catalog",
     "check": "minidrag.course.check",
     "slips": "minidrag.course.slips",
 }

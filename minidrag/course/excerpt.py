@@ -46,15 +46,12 @@ def to_html(part: Excerpt) -> str:
 
 def highlight(code: str) -> str:
     """Escape code and mark its comments, strings, and keywords."""
-
-    def mark(found: re.Match[str]) -> str:
-        kind, text = found.lastgroup, escape(found.group(), quote=False)
-        if kind == "word" and not keyword.iskeyword(text):
-            return text
-        return f'<span class="{kind}">{text}</span>'
-
-    parts, end = [], 0
-    for found in PARTS.finditer(code):
-        parts += [escape(code[end : found.start()], quote=False), mark(found)]
-        end = found.end()
+    parts = []
+    end = 0
+    for match in PARTS.finditer(code):
+        text = escape(match.group(), quote=False)
+        plain = match.lastgroup == "word" and not keyword.iskeyword(text)
+        parts.append(escape(code[end : match.start()], quote=False))
+        parts.append(text if plain else f'<span class="{match.lastgroup}">{text}</span>')
+        end = match.end()
     return "".join([*parts, escape(code[end:], quote=False)])

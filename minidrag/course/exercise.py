@@ -1,4 +1,4 @@
-"""An exercise, and how what a function returns differs from what is right.
+"""An exercise, and how the outputs of a function differ from the right ones.
 
 The right function is the project's own, so an exercise knows just random inputs for it and its wrong
 versions. A student's function is compared with all of them on the same inputs.
@@ -46,11 +46,11 @@ class Exercise:
 
     def run(self, function: Function, calls: list[Inputs]) -> Outputs:
         """Make all calls; raises Unfit for a result of the wrong kind, and what the function raises."""
-        found: Outputs = {}
+        outputs: Outputs = {}
         for inputs in calls:
             for name, values in self.call(function, inputs).items():
-                found[name] = found.get(name, []) + values
-        return found
+                outputs.setdefault(name, []).extend(values)
+        return outputs
 
     def call(self, function: Function, inputs: Inputs) -> Outputs:
         """Outputs of one call, and the gradients of its inputs."""
@@ -59,17 +59,17 @@ class Exercise:
             result = (result,)
         elif not isinstance(result, tuple) or len(result) != len(self.returns):
             raise Unfit(f"it returns {kind(result)}, expected a tuple of {' and '.join(self.returns)}")
-        found: Outputs = {}
+        outputs: Outputs = {}
         for name, value in zip(self.returns, result, strict=True):
             if value is None:
                 raise Unfit("it returns None: is the return statement missing?")
             if self.part:
                 check_parts(value, self.part)
             for label, tensor in tensors(value, name):
-                found.setdefault(label, []).append(tensor)
-        roots = [tensor for values in found.values() for tensor in values if tensor.requires_grad]
+                outputs.setdefault(label, []).append(tensor)
+        roots = [tensor for values in outputs.values() for tensor in values if tensor.requires_grad]
         slopes = gradients(roots, leaves(inputs))
-        return {name: [x.detach() for x in values] for name, values in found.items()} | slopes
+        return {name: [x.detach() for x in values] for name, values in outputs.items()} | slopes
 
 
 class Unfit(Exception):
@@ -80,17 +80,17 @@ def kind(value: Any) -> str:
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
 
 
-def check_parts(value: Any, wanted: Any) -> None:
+def check_parts(value: Any, part: Any) -> None:
     """Raise Unfit for anything but a list of named tuples of numbers."""
-    signature = f"{wanted.__name__}({', '.join(wanted._fields)})"
+    signature = f"{part.__name__}({', '.join(part._fields)})"
     if not isinstance(value, (list, tuple)):
         raise Unfit(f"it returns {kind(value)}, expected a list of {signature}")
-    for part in value:
-        if not isinstance(part, wanted):
-            raise Unfit(f"it returns {kind(value)} with {kind(part)} in it, expected {signature}")
-        if not is_row(part):
+    for item in value:
+        if not isinstance(item, part):
+            raise Unfit(f"it returns {kind(value)} with {kind(item)} in it, expected {signature}")
+        if not is_row(item):
             raise Unfit(
-                f"it returns {signature} of {kind(part[0])}, expected numbers: use .item() or .tolist()"
+                f"it returns {signature} of {kind(item[0])}, expected numbers: use .item() or .tolist()"
             )
 
 
@@ -128,60 +128,67 @@ def leaves(inputs: Inputs) -> list[tuple[str, Tensor]]:
 
 def contents(inputs: Inputs) -> list[tuple[str, Tensor]]:
     """Tensors and numbers in the inputs, without schedules, settings, and functions."""
-    held = ((name, x) for name, x in inputs.items() if isinstance(x, (Tensor, nn.Module, list, tuple)))
-    return [pair for name, value in held for pair in tensors(value, name)]
+    parts = ((name, x) for name, x in inputs.items() if isinstance(x, (Tensor, nn.Module, list, tuple)))
+    return [pair for name, value in parts for pair in tensors(value, name)]
 
 
 def gradients(roots: Sequence[Tensor], inputs: Sequence[tuple[str, Tensor]]) -> Outputs:
     """Gradients of a fixed mix of the outputs by the inputs; zero where nothing leads to an input."""
-    # Not the plain sum: its gradient would not tell in which place of an output a number is.
+    # Not the plain sum: its gradient is the same wherever in an output a number is.
     weights = [torch.arange(1, x.numel() + 1, dtype=x.dtype).cos().reshape(x.shape) for x in roots]
     slopes: Sequence[Tensor | None] = [None] * len(inputs)
     if roots and inputs:
         slopes = torch.autograd.grad(roots, [x for _, x in inputs], weights, allow_unused=True)
-    found: Outputs = {}
+    named: Outputs = {}
     for (name, x), slope in zip(inputs, slopes, strict=True):
-        found.setdefault(f"gradient of {name}", []).append(torch.zeros_like(x) if slope is None else slope)
-    return found
+        named.setdefault(f"gradient of {name}", []).append(torch.zeros_like(x) if slope is None else slope)
+    return named
 
 
-def difference(right: Sequence[Tensor], found: Sequence[Tensor] | None) -> float | str:
+def difference(right: Sequence[Tensor], values: Sequence[Tensor] | None) -> float | str:
     """Largest absolute difference, or in words why there is none."""
-    if found is None or len(found) != len(right):
-        return f"{len(found or ())} values, expected {len(right)}"
-    for one, other in zip(right, found, strict=True):
+    if values is None or len(values) != len(right):
+        return f"{len(values or ())} values, expected {len(right)}"
+    for one, other in zip(right, values, strict=True):
         if one.shape != other.shape:
             return f"shape {tuple(other.shape)}, expected {tuple(one.shape)}"
         if one.dtype != other.dtype:
             return f"{str(other.dtype)[6:]}, expected {str(one.dtype)[6:]}"
         if not other.isfinite().all():
             return "a number is not finite"
-    worst = [(one - other).abs().max().item() for one, other in zip(right, found, strict=True) if one.numel()]
-    return max(worst, default=0.0)
+    gaps = [(one - other).abs().max().item() for one, other in zip(right, values, strict=True) if one.numel()]
+    return max(gaps, default=0.0)
 
 
-def compare(right: Outputs, found: Outputs) -> dict[str, float | str]:
+def compare(right: Outputs, outputs: Outputs) -> dict[str, float | str]:
     """Difference of every output."""
-    return {name: difference(values, found.get(name)) for name, values in right.items()}
+    return {name: difference(values, outputs.get(name)) for name, values in right.items()}
 
 
 def near(differences: dict[str, float | str], tolerance: float) -> bool:
     return all(not isinstance(x, str) and x <= tolerance for x in differences.values())
 
 
-def likely_slip(exercise: Exercise, seed: int, right: Outputs, found: Outputs) -> Slip | None:
-    """The slip that shares most outputs with what was found, among them one that is wrong.
+def matching(right: Outputs, outputs: Outputs, tolerance: float) -> set[str]:
+    """Names of the outputs that are right."""
+    return {name for name, off in compare(right, outputs).items() if near({name: off}, tolerance)}
+
+
+def likely_slip(exercise: Exercise, seed: int, right: Outputs, outputs: Outputs) -> Slip | None:
+    """The slip that shares most outputs with a student's, among them one that is wrong.
 
     Not all of them: somebody may make two slips, or return what a slip used in another way.
     """
-    wrong = {name for name, off in compare(right, found).items() if not near({name: off}, exercise.tolerance)}
-    likely, most = None, 0
+    wrong = set(right) - matching(right, outputs, exercise.tolerance)
+    likely = None
+    most = 0
     for slip in exercise.slips:
         for function in (slip.function, *slip.variants):
-            off = compare(exercise.run(function, exercise.inputs(seed)), found)
-            same = {name for name in off if near({name: off[name]}, exercise.tolerance)}
+            slipped = exercise.run(function, exercise.inputs(seed))
+            same = matching(slipped, outputs, exercise.tolerance)
             if same & wrong and len(same) > most:
-                likely, most = slip, len(same)
+                likely = slip
+                most = len(same)
     return likely
 
 

@@ -10,17 +10,7 @@ import torch
 
 from minidrag.course import real
 from minidrag.course.catalog import EXERCISES
-from minidrag.course.exercise import (
-    Exercise,
-    Function,
-    Inputs,
-    Unfit,
-    compare,
-    contents,
-    difference,
-    likely_slip,
-    near,
-)
+from minidrag.course.exercise import Function, Inputs, Unfit, compare, contents, difference, likely_slip, near
 from minidrag.course.sandbox import explained, load, silent
 
 EXACT = 1e-9  # a difference that a different order of operations makes
@@ -43,46 +33,44 @@ class Verdict:
 def judge_file(path: Path, number: int, seed: int) -> Verdict:
     """Judge a file; nothing that it does raises."""
     torch.set_num_threads(1)  # the inputs are small
-    verdict, exercise, start = (
-        Verdict(number, EXERCISES[number - 1].name),
-        EXERCISES[number - 1],
-        time.perf_counter(),
-    )
+    exercise = EXERCISES[number - 1]
+    verdict = Verdict(number, exercise.name)
+    start = time.perf_counter()
     try:
         with silent() as printed:
-            judge(verdict, exercise, load(path, exercise.reference.__name__), path, seed)
+            judge(verdict, load(path, exercise.reference.__name__), path, seed)
         if text := printed.getvalue().strip():
             verdict.right = False
-            first = text.splitlines()[0][:60]
-            verdict.problem = (
-                verdict.problem or f"it prints {first!r}: take that out, an edit would print it all the time"
-            )
+            printing = f"it prints {text.splitlines()[0][:60]!r}: an edit would print it all the time"
+            verdict.problem = verdict.problem or printing
     except Unfit as error:
         verdict.problem = str(error)
     verdict.seconds = round(time.perf_counter() - start, 3)
     return verdict
 
 
-def judge(verdict: Verdict, exercise: Exercise, function: Function, path: Path, seed: int) -> None:
+def judge(verdict: Verdict, function: Function, path: Path, seed: int) -> None:
     """Compare a function with the project's own and with the known slips."""
+    exercise = EXERCISES[verdict.number - 1]
     right = exercise.run(exercise.reference, exercise.inputs(seed))
-    calls, untouched = exercise.inputs(seed), exercise.inputs(seed)
+    calls = exercise.inputs(seed)
     with explained(path, "it raises"):
-        found = exercise.run(function, calls)
-    for given, kept in zip(calls, untouched, strict=True):
-        if name := changed_input(given, kept):
+        outputs = exercise.run(function, calls)
+    for inputs, before in zip(calls, exercise.inputs(seed), strict=True):
+        if name := changed_input(inputs, before):
             raise Unfit(f"it changes its input `{name}`: compute a new one, without +=, clamp_(), or append")
-    verdict.outputs = compare(right, found)
+    verdict.outputs = compare(right, outputs)
     verdict.right = near(verdict.outputs, exercise.tolerance)
-    if not verdict.right and (slip := likely_slip(exercise, seed, right, found)):
-        verdict.slip, verdict.hint = slip.name, slip.hint
+    if not verdict.right and (slip := likely_slip(exercise, seed, right, outputs)):
+        verdict.slip = slip.name
+        verdict.hint = slip.hint
 
 
-def changed_input(given: Inputs, kept: Inputs) -> str | None:
+def changed_input(inputs: Inputs, before: Inputs) -> str | None:
     """The name of an input that a call changed."""
-    for name in given:
-        now, before = ([x.detach() for _, x in contents({name: inputs[name]})] for inputs in (given, kept))
-        if difference(before, now):
+    for name in inputs:
+        now, then = ([x.detach() for _, x in contents({name: some[name]})] for some in (inputs, before))
+        if difference(then, now):
             return name
     return None
 
