@@ -29,9 +29,9 @@ def test_a_drag_counts_its_updates_and_its_bar_ends_full(capsys: pytest.CaptureF
     """Two levels, of which the first ends after one of its updates."""
     progress = Progress(show=True)
     steps = [step(loss=None), step(), step(loss=None), step(), step()]
-    assert list(progress("drag", steps, 80)) == steps
+    assert [id(item) for item in progress("drag", steps, 80)] == [id(item) for item in steps]
     shown = capsys.readouterr().err
-    assert "1/80" in shown and "3/3" in shown and "4/" not in shown and "drag" in progress.seconds
+    assert "0/80" in shown and shown.rstrip().splitlines()[-1].find("3/3") > 0 and "drag" in progress.seconds
 
 
 def test_no_bar_if_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
