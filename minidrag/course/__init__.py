@@ -1,1 +1,5 @@
-"""A course on dragging: a report of one edit, lessons, and exercises that check themselves."""
+"""Lessons, exercises, and reports that explain an edit step by step."""
+
+from pathlib import Path
+
+LESSONS = Path(__file__).parent / "lessons"  # their texts and figures, and the drag of their experiments

@@ -20,6 +20,7 @@ from minidrag.bench.features import features_page, scene_frames
 from minidrag.bench.metrics import distances, image_features, ssim
 from minidrag.bench.placement import place
 from minidrag.config import EditConfig
+from minidrag.course import LESSONS
 from minidrag.course.plot import SIDE, Panel, beside, chart, row, stack
 from minidrag.course.replay import distance_map, noise_losses, normal, sample, window
 from minidrag.course.svg import Curve, heat
@@ -60,7 +61,7 @@ class Bench:
 
     @cached_property
     def options(self) -> Options:
-        return read_options({"base": tiny.DEMO / "drag.json", "device": "cpu"})
+        return read_options({"base": LESSONS / "drag.json", "device": "cpu"})
 
     @cached_property
     def image(self) -> Image.Image:

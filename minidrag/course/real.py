@@ -10,9 +10,9 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
-from minidrag import tiny
 from minidrag.app.options import open_input, read_options
 from minidrag.config import EditConfig
+from minidrag.course import LESSONS
 from minidrag.course.exercise import Exercise, Function
 from minidrag.edit import Edit, drag_edit
 from minidrag.method.lora import LoRA
@@ -60,7 +60,7 @@ def model() -> Model:
 
 def demo_edit(lora: LoRA | None = None) -> tuple[Edit, Numbers]:
     """Drag the ball of the demo; lora: None: train one."""
-    options = read_options({"base": tiny.DEMO / "drag.json", "device": "cpu"})
+    options = read_options({"base": LESSONS / "drag.json", "device": "cpu"})
     image, mask = open_input(options)
     assert mask is not None
     edit = drag_edit(

@@ -65,7 +65,7 @@ def test_commands_parse(name: str) -> None:
     for words in found:
         if words[1] == "demo.py":
             given = vars(demo_parser().parse_args(words[2:]))
-            read_options({"base": ROOT / "minidrag/tiny/demo/drag.json"} | given)
+            read_options({"base": ROOT / "minidrag/course/lessons/drag.json"} | given)
         elif words[2] == "minidrag.course":
             assert words[3] in {*SUBCOMMANDS, "new", "check"}
             if words[3] in SUBCOMMANDS:

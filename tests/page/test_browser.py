@@ -66,7 +66,7 @@ def client(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_pairs_are_made_moved_deleted_and_undone(browser: Browser, client: Client) -> None:
     browser.open(client.server.address)
     assert "token" not in browser.driver.current_url, "it is in a cookie now"
-    first = [43, 90, 56, 90]
+    first = [43, 90, 88, 90]
     assert browser.drags() == [first] and browser.value("prompt") == DRAG.prompt
     x, y = upper(browser)
     browser.mouse((x, y), (x + 40, y - 20), (x + 90, y - 50))
@@ -132,7 +132,7 @@ def test_one_run_is_stopped_and_another_finishes(browser: Browser, client: Clien
     until(lambda: not browser.shown("progress-card") and browser.shown("result-card"))
     assert browser.text("result-title") == "picture-2" and "handle 1 moved" in browser.text("result-notes")
     made = client.get("/run?name=picture-2")["options"]
-    assert made["drags"] == [{"handle": [43, 90], "target": [56, 90]}] and made["mask"]
+    assert made["drags"] == [{"handle": [43, 90], "target": [88, 90]}] and made["mask"]
     assert "≤" in browser.text("[data-preset=default] em"), "measured by now"
     links = {link.text for link in browser.driver.find_elements("css selector", "#downloads a")}
     assert links == {"edit", "animation", "comparison", "run.json"}, "no LoRA, as none was trained"
@@ -152,17 +152,17 @@ def test_the_slider_shows_the_original_and_the_edit(browser: Browser) -> None:
 def test_a_reload_and_the_history_bring_all_back(browser: Browser, client: Client) -> None:
     browser.click("view-edit")
     browser.open(client.server.address)
-    assert browser.drags() == [[43, 90, 56, 90]]
+    assert browser.drags() == [[43, 90, 88, 90]]
     assert len(browser.driver.find_elements("css selector", "#history button")) == 2
     browser.click("#drags button")
     browser.click("[data-run=picture-2]")
     until(lambda: browser.shown("result-card"))
-    assert browser.drags() == [[43, 90, 56, 90]]
+    assert browser.drags() == [[43, 90, 88, 90]]
     browser.click("continue")
     until(lambda: browser.drags() == [] and not browser.shown("result-card"))
     until(lambda: client.get("/start")["draft"]["edit"]["image"].endswith("picture-2/edited.png"))
     browser.keys(CONTROL, "z")
-    until(lambda: browser.drags() == [[43, 90, 56, 90]])
+    until(lambda: browser.drags() == [[43, 90, 88, 90]])
     assert browser.complaints() == []
 
 
@@ -185,14 +185,14 @@ def test_a_picture_is_made_from_the_prompt_and_dragged(browser: Browser, client:
 def test_files_are_dropped(browser: Browser, client: Client, tmp_path: Path) -> None:
     run = client.server.store.place.parent / "picture-2/run.json"
     browser.drop(run)
-    until(lambda: browser.drags() == [[43, 90, 56, 90]])
+    until(lambda: browser.drags() == [[43, 90, 88, 90]])
     colored(80, 70).save(tmp_path / "dropped.png")
     browser.drop(tmp_path / "dropped.png")
     until(lambda: browser.text("size") == "80 × 70" and browser.drags() == [])
     browser.drop(tiny.DEMO / "drag.json")
     until(lambda: "picture.png is not here: drop it together with drag.json" in browser.text("toast"))
     browser.drop(*(tiny.DEMO / name for name in ("drag.json", "picture.png", "mask.png")))
-    until(lambda: browser.drags() == [[43, 90, 56, 90]])
+    until(lambda: browser.drags() == [[43, 90, 88, 90]])
 
 
 def open_demo(browser: Browser, client: Client) -> None:
@@ -203,7 +203,7 @@ def open_demo(browser: Browser, client: Client) -> None:
         browser.click("drags-clear")
         assert browser.drags() == [] and not browser.enabled("drags-clear")
     browser.drop(*(tiny.DEMO / name for name in ("drag.json", "picture.png", "mask.png")))
-    until(lambda: browser.drags() == [[43, 90, 56, 90]])
+    until(lambda: browser.drags() == [[43, 90, 88, 90]])
     browser.click("[data-preset=fast]")
 
 
@@ -279,7 +279,7 @@ def test_a_failed_run_keeps_saying_why(
     assert browser.enabled("run") and not browser.shown("result-card")
     browser.click("#queue button")
     until(lambda: not browser.text("queue"))
-    assert browser.drags() == [[43, 90, 56, 90]]
+    assert browser.drags() == [[43, 90, 88, 90]]
 
 
 def test_what_is_typed_counts_and_buttons_of_the_queue_stay(browser: Browser, client: Client) -> None:
@@ -373,7 +373,7 @@ def test_masks_are_read_as_the_command_reads_them(browser: Browser, client: Clie
     browser.drop(tiny.DEMO / "mask.png")  # in Mask, one of the right size is no picture
     expected = int((np.asarray(Image.open(str(DRAG.mask)).convert("L")) >= 128).sum())
     until(lambda: marked(client) == expected)
-    assert browser.drags() == [[43, 90, 56, 90]]
+    assert browser.drags() == [[43, 90, 88, 90]]
     browser.drop(tiny.DEMO / "picture.png")
     until(lambda: browser.drags() == [])
 
@@ -389,7 +389,7 @@ def test_a_run_with_a_lora_of_its_own_says_that_it_is_not_used(
     (tmp_path / "run.json").write_text(json.dumps(values | {"drags": [{"handle": [1, 2, 3], "target": 4}]}))
     browser.drop(tmp_path / "run.json", *(tiny.DEMO / name for name in ("picture.png", "mask.png")))
     until(lambda: "invalid drag" in browser.text("toast").lower())
-    assert browser.drags() == [[43, 90, 56, 90]]
+    assert browser.drags() == [[43, 90, 88, 90]]
     assert all("/match" in complaint for complaint in browser.complaints()), "refused, nothing else"
 
 
