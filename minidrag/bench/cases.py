@@ -92,14 +92,15 @@ Editor = Callable[[Case], Edited]
 
 
 def dragging_back(edit: Editor) -> Editor:
-    """Editor that also drags each result back, from its targets to its handles.
+    """Return an editor that also drags each result back, from its targets to its handles.
 
-    What comes back should be the original, so it measures an edit whose true result is not known. The mask
-    gets a disc around each target, which may lie outside it.
+    That should restore the original, which measures an edit whose true result is unknown. The mask gets a
+    disc around each target, which may lie outside it.
     """
 
     def there_and_back(case: Case) -> Edited:
-        edited, mask = edit(case), case.mask.copy()
+        edited = edit(case)
+        mask = case.mask.copy()
         row, column = np.indices(mask.shape)
         for x, y in case.targets:
             mask |= np.hypot(column - x, row - y) <= DISC
@@ -144,10 +145,12 @@ def pasted(case: SceneCase) -> Image.Image:
 
     Cuts a rigidly moving part along its outline, otherwise a disc around each handle.
     """
-    motion, image = Motion.of(case.drag, case.scene), np.array(case.before)
-    drawn = [part for part, _ in layers(case.scene)]
-    visible = layer_map(case.scene) == drawn.index(motion.part)
-    column, row = np.arange(SIDE), np.arange(SIDE)[:, None]
+    motion = Motion.of(case.drag, case.scene)
+    image = np.array(case.before)
+    parts = [part for part, _ in layers(case.scene)]
+    visible = layer_map(case.scene) == parts.index(motion.part)
+    column = np.arange(SIDE)
+    row = column[:, None]
     pieces = []
     for (x, y), target in motion.pairs[: 1 if motion.shape is None else None]:
         disc = np.hypot(column - x, row - y) <= DISC
@@ -158,7 +161,8 @@ def pasted(case: SceneCase) -> Image.Image:
     for piece, (right, down) in pieces:
         rows, columns = np.nonzero(piece)
         inside = (rows + down >= 0) & (rows + down < SIDE) & (columns + right >= 0) & (columns + right < SIDE)
-        rows, columns = rows[inside], columns[inside]
+        rows = rows[inside]
+        columns = columns[inside]
         result[rows + down, columns + right] = image[rows, columns]
     return Image.fromarray(result)
 
@@ -174,28 +178,30 @@ def fill(image: np.ndarray, hole: np.ndarray, rounds: int = 300) -> np.ndarray:
     return np.rint(filled).astype(np.uint8)
 
 
-def references(case: Case, model: Model | None) -> dict[str, Image.Image]:
+def baselines(case: Case, model: Model | None) -> dict[str, Image.Image]:
     """Baseline images: no edit and, for scenes, cut and paste.
 
     With a model, scenes also get the VAE reconstructions of the original and of the true result. The latter
     is the upper bound of what an edit by this model can reach.
     """
-    found = {"no edit": case.before}
+    results = {"no edit": case.before}
     if isinstance(case, SceneCase):
-        found["cut and paste"] = pasted(case)
+        results["cut and paste"] = pasted(case)
         if model is not None:
             for name, image in (("VAE of the original", case.before), ("VAE of the truth", case.truth)):
                 reconstruction = decode(model, encode(model, image, EditConfig())[0])
-                found[name] = resize(reconstruction, image.size)
-    return found
+                results[name] = resize(reconstruction, image.size)
+    return results
 
 
 def measure_back(case: Case, edited: Edited) -> Measures:
-    """Compare the image that was dragged back with the original inside the mask; nothing if none was."""
+    """Compare the image that was dragged back, if there is one, with the original inside the mask."""
     if edited.back is None:
         return {}
-    images = edited.back, case.before
-    return {"PSNR back": psnr(*images, case.mask), "SSIM back": ssim(*images, case.mask)}
+    return {
+        "PSNR back": psnr(edited.back, case.before, case.mask),
+        "SSIM back": ssim(edited.back, case.before, case.mask),
+    }
 
 
 def measure(case: Case, image: Image.Image, raw: Image.Image, learned: Learned) -> Measures:
@@ -207,7 +213,7 @@ def measure(case: Case, image: Image.Image, raw: Image.Image, learned: Learned) 
     if not isinstance(case, SceneCase):
         return learned(case, raw)
     placement = place(image, case.scene, case.drag, partial(styled, case.style))
-    found: Measures = {
+    measures: Measures = {
         "distance": None if placement.lost else placement.distance,
         "remaining": None if placement.lost else placement.remaining,
         "lost": placement.lost,
@@ -217,13 +223,13 @@ def measure(case: Case, image: Image.Image, raw: Image.Image, learned: Learned) 
         "PSNR outside": psnr(raw, case.truth, ~case.mask),
         "SSIM outside": ssim(raw, case.truth, ~case.mask),
     }
-    return found | learned(case, image)
+    return measures | learned(case, image)
 
 
 def learned_measures(model: Model, network: nn.Module | None, own_size: bool = False) -> Learned:
-    """Function that measures MD of each pair of points, by a model's features, and IF if a network is given.
+    """Return a function that measures MD of each pair of points by a model's features, and IF by a network.
 
-    own_size: give the model images at their own size, not at its training resolution.
+    network: None leaves out IF. own_size: the model sees images at their size, not at its training resolution.
     """
     cache: dict[str, torch.Tensor] = {}  # features of the original of the current case
 
@@ -235,8 +241,8 @@ def learned_measures(model: Model, network: nn.Module | None, own_size: bool = F
             cache.clear()
             cache[case.name] = image_features(model, case.before, case.prompt, size=size)
         after = image_features(model, image, case.prompt, size=size)
-        found = distances(cache[case.name], after, case.handles, case.targets, image.size)
+        md = distances(cache[case.name], after, case.handles, case.targets, image.size)
         fidelity = None if network is None else image_fidelity(network, case.before, image)
-        return {"MD": found, "IF": fidelity}
+        return {"MD": md, "IF": fidelity}
 
     return measures

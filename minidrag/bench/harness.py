@@ -31,10 +31,10 @@ from minidrag.bench.cases import (
     Editor,
     Learned,
     SceneCase,
+    baselines,
     dragging_back,
     measure,
     measure_back,
-    references,
 )
 from minidrag.bench.metrics import Missing, fidelity_network
 from minidrag.bench.styles import STYLES
@@ -224,7 +224,7 @@ def run_cases(
         if (folder / "result.json").is_file():
             continue
         try:
-            run_case(case, edit, learned, references(case, model) if compare else {}, folder)
+            run_case(case, edit, learned, baselines(case, model) if compare else {}, folder)
         except (FloatingPointError, RuntimeError, MemoryError) as error:
             if not isinstance(error, FloatingPointError) and not console.is_out_of_memory(error):
                 raise

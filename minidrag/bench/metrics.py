@@ -33,10 +33,13 @@ def ssim(one: Image.Image, other: Image.Image, region: np.ndarray | None = None)
     region: (H, W), bool, the pixels to compare.
     """
     x, y = (np.asarray(image, dtype=np.float64) for image in (one, other))
-    mean_x, mean_y = local_mean(x), local_mean(y)
-    var_x, var_y = local_mean(x * x) - mean_x**2, local_mean(y * y) - mean_y**2
+    mean_x = local_mean(x)
+    mean_y = local_mean(y)
+    var_x = local_mean(x * x) - mean_x**2
+    var_y = local_mean(y * y) - mean_y**2
     covariance = local_mean(x * y) - mean_x * mean_y
-    c_1, c_2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    c_1 = (0.01 * 255) ** 2
+    c_2 = (0.03 * 255) ** 2
     similarity = (2 * mean_x * mean_y + c_1) * (2 * covariance + c_2)
     similarity /= (mean_x**2 + mean_y**2 + c_1) * (var_x + var_y + c_2)
     return float(similarity.mean() if region is None else similarity[region].mean())
@@ -48,7 +51,8 @@ def local_mean(values: np.ndarray) -> np.ndarray:
     weights /= weights.sum()
     for axis in (0, 1):
         width = [(5, 5) if i == axis else (0, 0) for i in range(values.ndim)]
-        padded, length = np.pad(values, width, mode="symmetric"), values.shape[axis]
+        padded = np.pad(values, width, mode="symmetric")
+        length = values.shape[axis]
         parts = [padded.take(range(i, i + length), axis) * weight for i, weight in enumerate(weights)]
         values = np.sum(parts, axis=0)
     return values
@@ -108,8 +112,8 @@ def distances(
 
     before, after: from `image_features`.
     """
-    found = matches(before, after, handles, size)
-    return [math.dist(match, target) for match, target in zip(found, targets, strict=True)]
+    matched = matches(before, after, handles, size)
+    return [math.dist(match, target) for match, target in zip(matched, targets, strict=True)]
 
 
 class Missing(RuntimeError):
@@ -148,7 +152,8 @@ def ranks(values: Sequence[float]) -> np.ndarray:
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
     """Spearman's rank correlation; None for fewer than three pairs or constant values."""
-    first, second = ranks(one), ranks(other)
+    first = ranks(one)
+    second = ranks(other)
     if len(first) < 3 or first.std() == 0 or second.std() == 0:
         return None
     return float(np.corrcoef(first, second)[0, 1])

@@ -1,7 +1,7 @@
 """Locate the dragged part in an edited image by analysis by synthesis.
 
-Fits the scene parameters that the drag changes, so that the rendering matches the image. Rendering is
-accurate to a fraction of a pixel, and so is the fit if the edit is sharp.
+Fits the scene parameters that the drag changes to the image. Rendering is accurate to a fraction of a pixel,
+and so is the fit if the edit is sharp.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ MINIMUM = {"stretch": 0.1, "gaze": -3.0, "smile": -0.6}
 CONTRAST = 12.0  # of 255: a part is visible where it differs from the background by more
 # Otherwise the part is lost. Decoded, blurred or semitransparent parts have a correlation of at least 0.8
 # and a misfit below 0.6. The best fit to noise of any grain size has a correlation of up to 0.6.
-MAX_MISFIT, MIN_CORRELATION, MIN_VISIBLE = 0.6, 0.7, 0.25
+MAX_MISFIT = 0.6
+MIN_CORRELATION = 0.7
+MIN_VISIBLE = 0.25
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Motion:
 
     def apply(self, params: Params) -> Scene:
         """Scene with the part moved. The foot of a peak stays on the horizon."""
-        (kind, index), scene = self.part, self.scene
+        kind, index = self.part
+        scene = self.scene
         right, down = (param / SIDE for param in params[-2:])
         if kind == "light":
             return replace(scene, light_x=scene.light_x + right, light_y=scene.light_y + down)
@@ -91,7 +94,8 @@ class Motion:
 
     def removed(self) -> Scene:
         """Scene without the moving part."""
-        (kind, index), scene = self.part, self.scene
+        kind, index = self.part
+        scene = self.scene
         if kind == "light":
             return replace(scene, light_y=-1.0)
         if kind == "peak":
@@ -116,9 +120,11 @@ class Motion:
         """Initial guesses: along the drag for a shape parameter, otherwise on a grid around it."""
         handle, target = self.pairs[0]
         if self.shape:
-            extents, step = [math.dist(handle, target)], GRID / 2
+            extents = [math.dist(handle, target)]
+            step = GRID / 2
         else:
-            extents, step = [end - start for start, end in zip(handle, target, strict=True)], GRID
+            extents = [end - start for start, end in zip(handle, target, strict=True)]
+            step = GRID
         axes = [
             np.arange(min(extent, 0) - SEARCH_MARGIN, max(extent, 0) + SEARCH_MARGIN, step).tolist()
             for extent in extents
@@ -135,7 +141,8 @@ def place(result: Image.Image, scene: Scene, drag: Drag, draw: Draw = render) ->
 
     result: RGB, 128x128. Only the mask and a margin around it are compared. draw: in the style of the image.
     """
-    motion, region = Motion.of(drag, scene), compared_region(drag)
+    motion = Motion.of(drag, scene)
+    region = compared_region(drag)
     params = fit(result, motion, region, draw)
     misfit, correlation, visible = fit_quality(result, motion, params, drag, region, draw)
     points = motion.points(params)
@@ -166,7 +173,8 @@ def capped_difference(one: Array, other: Array) -> Array:
 
 def fit(result: Image.Image, motion: Motion, region: Array, draw: Draw = render) -> Params:
     """Fit the parameters to the result within a region, (128, 128), bool."""
-    image, side = blur(result)[region], result.width // GRID
+    image = blur(result)[region]
+    side = result.width // GRID
     small = downsample(result, side)
     weights = region.reshape(side, GRID, side, GRID).mean(axis=(1, 3))  # (H, W) -> (H / 4, W / 4)
 
@@ -203,15 +211,15 @@ def descend(
     axes = np.eye(len(start))
     directions = [*axes, *(axes[i] + sign * axes[j] for i, j in coupled for sign in (1, -1))]
     directions += [-direction for direction in directions]
-    best, lowest = start, cost(start)
+    best = (start, cost(start))
     while step >= finest:
-        moves = [tuple((np.array(best) + step * direction).tolist()) for direction in directions]
-        move, found = min(((params, cost(params)) for params in moves), key=lambda pair: pair[1])
-        if found < lowest:
-            best, lowest = move, found
+        moves = [tuple((np.array(best[0]) + step * direction).tolist()) for direction in directions]
+        move = min(((params, cost(params)) for params in moves), key=lambda pair: pair[1])
+        if move[1] < best[1]:
+            best = move
         else:
             step /= 2
-    return best, lowest
+    return best
 
 
 def fit_quality(
@@ -222,20 +230,23 @@ def fit_quality(
     Returns the mean difference relative to the part's contrast; the correlation of the colors there and in a
     narrow margin; and the visible area relative to that in the true result.
     """
-    background, truth = blur(draw(motion.removed(), SIDE)), blur(draw(drag.after, SIDE))
-    fitted, found = blur(draw(motion.apply(params), SIDE)), blur(result)
+    background = blur(draw(motion.removed(), SIDE))
+    truth = blur(draw(drag.after, SIDE))
+    fitted = blur(draw(motion.apply(params), SIDE))
+    image = blur(result)
     contrast = np.abs(fitted - background).mean(axis=-1)
     visible = (contrast > CONTRAST) & region
     visible_in_truth = (np.abs(truth - background).mean(axis=-1) > CONTRAST) & region
     if not visible.any():
         return 1.0, 0.0, 0.0
-    misfit = np.abs(found - fitted).mean(axis=-1)[visible].mean() / contrast[visible].mean()
+    misfit = np.abs(image - fitted).mean(axis=-1)[visible].mean() / contrast[visible].mean()
     grown = (np.asarray(Image.fromarray(visible).convert("L").filter(ImageFilter.MaxFilter(7))) > 0) & region
-    correlation = color_correlation(fitted[grown], found[grown])
+    correlation = color_correlation(fitted[grown], image[grown])
     return float(misfit), correlation, float(visible.sum() / visible_in_truth.sum())
 
 
 def color_correlation(one: Array, other: Array) -> float:
     """Correlation of two sets of colors, (N, 3) each, centered per channel."""
-    one, other = one - one.mean(axis=0), other - other.mean(axis=0)
+    one = one - one.mean(axis=0)
+    other = other - other.mean(axis=0)
     return float((one * other).sum() / np.sqrt((one * one).sum() * (other * other).sum() + 1e-9))

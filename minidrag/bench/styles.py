@@ -20,7 +20,8 @@ HATCHES = ((ROW + COLUMN) % 12 < 5)[..., None]
 
 def hue(image: Array) -> Array:
     """Rotate all colors by 20 degrees around gray (Rodrigues' formula)."""
-    cos, sin = np.cos(np.radians(20)), np.sin(np.radians(20)) / np.sqrt(3)
+    cos = np.cos(np.radians(20))
+    sin = np.sin(np.radians(20)) / np.sqrt(3)
     gray = image.mean(axis=-1, keepdims=True)
     across = np.roll(image, 1, axis=-1) - np.roll(image, -1, axis=-1)
     return cos * image + (1 - cos) * gray + sin * across

@@ -31,7 +31,7 @@ not found; distance and remaining are over the others. arrived: fraction of all 
 features of this model, in pixels of 128, over all pairs of points. back: the result dragged back, compared
 with the original inside the mask. reconstruction: the original inverted and denoised without a drag, compared
 with what the autoencoder makes of it. LoRA loss: equation 2 with the LoRA over equation 2 without it, on
-noise of its own. In brackets: 95 % confidence interval."""
+the same noise. In brackets: 95 % confidence interval."""
 # Metrics of the paper, and the measures against the true result that they stand in for.
 PROXIES = (("MD", "distance"), ("IF", "SSIM inside"))
 
@@ -58,14 +58,14 @@ def summarize(results: Results) -> Summary:
 
 def correlations(edits: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     """Rank correlation of each pair of PROXIES, for those with a known true result."""
-    found = {}
+    values = {}
     for name, other in PROXIES:
         pairs = [(row.get(name), row.get(other)) for row in edits]
         known = [(float(np.mean(one)), two) for one, two in pairs if one is not None and two is not None]
         if any(two is not None for _, two in pairs):
             value = rank_correlation(*zip(*known, strict=True)) if known else None
-            found[f"{name} and {other}"] = value
-    return found
+            values[f"{name} and {other}"] = value
+    return values
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any] | None]:
@@ -73,16 +73,16 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any] | None]:
 
     Lists are flattened, so that MD is the mean over pairs of points, not over images.
     """
-    found: dict[str, dict[str, Any] | None] = {}
+    cells: dict[str, dict[str, Any] | None] = {}
     for name in MEASURES:
         parts = [np.ravel(row[name]) for row in rows if row.get(name) is not None]
         if not parts:
-            found[name] = None
+            cells[name] = None
             continue
         values = np.concatenate(parts).astype(float).tolist()
         low, high = bootstrap(values)
-        found[name] = {"mean": float(np.mean(values)), "low": low, "high": high, "count": len(values)}
-    return found
+        cells[name] = {"mean": float(np.mean(values)), "low": low, "high": high, "count": len(values)}
+    return cells
 
 
 def entry(cell: dict[str, Any] | None, digits: int) -> str:
@@ -104,16 +104,16 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def report(summary: Summary, explained: str = EXPLAINED) -> str:
     """Summary in Markdown: edits by kind, all rows over all kinds, correlations."""
-    shown = [name for name in MEASURES if any(row[name] for row in summary["kinds"]["all"].values())]
+    columns = [name for name in MEASURES if any(row[name] for row in summary["kinds"]["all"].values())]
     kinds = [*(kind for kind in summary["kinds"] if kind != "all"), "all"]
 
     def cells(row: dict[str, Any]) -> list[str]:
-        return [entry(row[name], MEASURES[name]) for name in shown]
+        return [entry(row[name], MEASURES[name]) for name in columns]
 
     counts = summary["cases of each kind"]
     by_kind = [[kind, str(counts[kind]), *cells(summary["kinds"][kind]["edit"])] for kind in kinds]
     rows = [[name, *cells(row)] for name, row in summary["kinds"]["all"].items()]
-    parts = [markdown(["edits", "cases", *shown], by_kind), markdown(["all kinds", *shown], rows)]
+    parts = [markdown(["edits", "cases", *columns], by_kind), markdown(["all kinds", *columns], rows)]
     for name, value in summary["rank correlations over the edits"].items():
         parts.append(f"Rank correlation of {name} over the edits: {'-' if value is None else f'{value:.2f}'}")
     return "\n\n".join([*parts, explained])

@@ -55,7 +55,7 @@ def test_a_hole_is_filled_from_its_border() -> None:
 
 def test_baselines_without_a_model() -> None:
     case = make_case("light", 0, 0)
-    found = cases.references(case, None)
+    found = cases.baselines(case, None)
     assert set(found) == {"no edit", "cut and paste"}
     assert found["no edit"].tobytes() == render(case.scene).tobytes()
 
