@@ -1,7 +1,7 @@
 """`python -m minidrag.bench SUBCOMMAND`: one subcommand per kind of measurement.
 
 A subcommand is a module with `add_arguments(parser)` and `run(args) -> int`, the exit status; the first line
-of its docstring is its help. Such modules import the libraries that they compare with inside `run`.
+of its docstring is its help.
 """
 
 import sys

@@ -229,7 +229,7 @@ def measure(case: Case, image: Image.Image, raw: Image.Image, learned: Learned) 
 def learned_measures(model: Model, network: nn.Module | None, own_size: bool = False) -> Learned:
     """Return a function that measures MD of each pair of points by a model's features, and IF by a network.
 
-    network: None leaves out IF. own_size: the model sees images at their size, not at its training resolution.
+    network: None leaves out IF. own_size: the model sees images at their size, not its training resolution.
     """
     cache: dict[str, torch.Tensor] = {}  # features of the original of the current case
 

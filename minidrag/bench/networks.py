@@ -5,6 +5,7 @@ Weights are random: neither speed nor memory depends on their values.
 """
 
 import argparse
+import importlib
 import statistics
 import sys
 import time
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -26,6 +29,7 @@ from minidrag.weights.configs import read_text_encoder, read_unet, read_vae
 from minidrag.weights.device import check_device
 
 SIDES = ("minidrag", "reference")
+REFERENCES = "minidrag.bench.references"
 
 
 @dataclass(frozen=True)
@@ -44,55 +48,49 @@ SMALL = Sizes(
 )
 
 
-def build_unet(side: str, sizes: Sizes) -> nn.Module:
-    values: dict[str, Any] = {
-        "block_out_channels": sizes.unet_channels,
-        "cross_attention_dim": sizes.text_channels,
-    }
-    if side == "minidrag":
-        return UNet(read_unet(values))
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    return UNet2DConditionModel(**values)
-
-
-def build_vae(side: str, sizes: Sizes) -> nn.Module:
+def config_values(network: str, sizes: Sizes) -> dict[str, Any]:
+    """Values of a network's config.json."""
     levels = len(sizes.vae_channels)
-    values: dict[str, Any] = {"block_out_channels": sizes.vae_channels, "layers_per_block": 2}
-    if side == "minidrag":
-        return VAE(read_vae(values))
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    values |= {
-        "down_block_types": ("DownEncoderBlock2D",) * levels,
-        "up_block_types": ("UpDecoderBlock2D",) * levels,
-    }
-    return AutoencoderKL(**values)
-
-
-def build_text(side: str, sizes: Sizes) -> nn.Module:
-    values: dict[str, Any] = {
-        "hidden_size": sizes.text_channels,
-        "intermediate_size": 4 * sizes.text_channels,
-        "num_hidden_layers": sizes.text_layers,
-        "num_attention_heads": 12,
-        "vocab_size": 49408,
-        "hidden_act": "quick_gelu",
-    }
-    if side == "minidrag":
-        return CLIPTextEncoder(read_text_encoder(values))
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    return CLIPTextModel(CLIPTextConfig(**values))
+    return {
+        "unet": {
+            "block_out_channels": sizes.unet_channels,
+            "cross_attention_dim": sizes.text_channels,
+        },
+        "vae": {
+            "block_out_channels": sizes.vae_channels,
+            "layers_per_block": 2,
+            "down_block_types": ("DownEncoderBlock2D",) * levels,
+            "up_block_types": ("UpDecoderBlock2D",) * levels,
+        },
+        "text": {
+            "hidden_size": sizes.text_channels,
+            "intermediate_size": 4 * sizes.text_channels,
+            "num_hidden_layers": sizes.text_layers,
+            "num_attention_heads": 12,
+            "vocab_size": 49408,
+            "hidden_act": "quick_gelu",
+        },
+    }[network]
 
 
-BUILDERS = {"unet": build_unet, "vae": build_vae, "text": build_text}
+BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "unet": lambda values: UNet(read_unet(values)),
+    "vae": lambda values: VAE(read_vae(values)),
+    "text": lambda values: CLIPTextEncoder(read_text_encoder(values)),
+}
+
+
+def create(network: str, side: str, sizes: Sizes) -> nn.Module:
+    """A network without values, on the meta device."""
+    # References are imported only here: the other subcommands work without their libraries.
+    builders = BUILDERS if side == "minidrag" else importlib.import_module(REFERENCES).BUILDERS
+    with torch.device("meta"):
+        return builders[network](config_values(network, sizes)).eval().requires_grad_(False)
 
 
 def build(network: str, side: str, sizes: Sizes, device: str, dtype: torch.dtype) -> nn.Module:
-    """Build a network with seeded random weights, via the meta device to avoid a second copy."""
-    with torch.device("meta"):
-        module = BUILDERS[network](side, sizes).eval().requires_grad_(False)
+    """Build a network with seeded random weights, of which there is never a second copy."""
+    module = create(network, side, sizes)
     nn.Module.to(module, dtype).to_empty(device=device)  # diffusers overrides `to` with one that warns
     torch.manual_seed(0)
     for name, weight in module.named_parameters():
@@ -113,7 +111,7 @@ def share_weights(ours: nn.Module, reference: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class Task:
+class Workload:
     """A forward or backward pass to measure."""
 
     name: str
@@ -124,8 +122,8 @@ class Task:
     backward: bool = False
 
 
-class Row(NamedTuple):
-    """Measurements of one task."""
+class Comparison(NamedTuple):
+    """Measurements of one workload."""
 
     name: str
     seconds: dict[str, float]  # median by side
@@ -158,24 +156,24 @@ def reference_noise(unet: Any, latent: Tensor, text: Tensor) -> Tensor:
     return unet(latent, 681, text).sample
 
 
-TASKS = [
-    Task("UNet forward", "unet", unet_inputs, our_noise, reference_noise),
-    Task("UNet forward and backward", "unet", unet_inputs, our_noise, reference_noise, backward=True),
-    Task(
+WORKLOADS = [
+    Workload("UNet forward", "unet", unet_inputs, our_noise, reference_noise),
+    Workload("UNet forward and backward", "unet", unet_inputs, our_noise, reference_noise, backward=True),
+    Workload(
         "VAE encode",
         "vae",
         image_inputs,
         lambda vae, image: vae.encode(image)[0],
         lambda vae, image: vae.encode(image).latent_dist.mean * vae.config.scaling_factor,
     ),
-    Task(
+    Workload(
         "VAE decode",
         "vae",
         latent_inputs,
         lambda vae, latent: vae.decode(latent),
         lambda vae, latent: vae.decode(latent / vae.config.scaling_factor).sample,
     ),
-    Task(
+    Workload(
         "text encoding",
         "text",
         lambda sizes: [],
@@ -185,10 +183,10 @@ TASKS = [
 ]
 
 
-def run_task(task: Task, side: str, module: nn.Module, inputs: list[Tensor]) -> Tensor:
-    """Run a task once and synchronize. Returns the output, or the gradient of the first input."""
-    call = task.minidrag if side == "minidrag" else task.reference
-    if task.backward:
+def run_once(workload: Workload, side: str, module: nn.Module, inputs: list[Tensor]) -> Tensor:
+    """Run a workload once and synchronize. Returns the output, or the gradient of the first input."""
+    call = workload.minidrag if side == "minidrag" else workload.reference
+    if workload.backward:
         latent = inputs[0].clone().requires_grad_(True)
         (result,) = torch.autograd.grad(call(module, latent, *inputs[1:]).square().mean(), latent)
     else:
@@ -199,33 +197,33 @@ def run_task(task: Task, side: str, module: nn.Module, inputs: list[Tensor]) -> 
     return result
 
 
-def random_inputs(task: Task, sizes: Sizes, device: str, dtype: torch.dtype) -> list[Tensor]:
+def random_inputs(workload: Workload, sizes: Sizes, device: str, dtype: torch.dtype) -> list[Tensor]:
     torch.manual_seed(1)
-    return [torch.randn(shape, device=device, dtype=dtype) for shape in task.inputs(sizes)]
+    return [torch.randn(shape, device=device, dtype=dtype) for shape in workload.inputs(sizes)]
 
 
-def time_task(
-    task: Task, modules: dict[str, nn.Module], inputs: list[Tensor], runs: int
+def time_both(
+    workload: Workload, modules: dict[str, nn.Module], inputs: list[Tensor], runs: int
 ) -> tuple[dict[str, float], float]:
     """Median seconds by side, and the largest difference between the outputs of the warm-up run."""
-    ours, reference = (run_task(task, side, modules[side], inputs) for side in SIDES)
+    ours, reference = (run_once(workload, side, modules[side], inputs) for side in SIDES)
     difference = (ours.float() - reference.float()).abs().max().item()
     del ours, reference
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     for run in range(runs):
         for side in SIDES if run % 2 == 0 else reversed(SIDES):  # alternate which side goes first
             start = time.perf_counter()
-            run_task(task, side, modules[side], inputs)
+            run_once(workload, side, modules[side], inputs)
             seconds[side].append(time.perf_counter() - start)
     return {side: statistics.median(samples) for side, samples in seconds.items()}, difference
 
 
-def cuda_memory(task: Task, side: str, module: nn.Module, inputs: list[Tensor]) -> float:
+def cuda_memory(workload: Workload, side: str, module: nn.Module, inputs: list[Tensor]) -> float:
     """Peak MiB of one run, including the weights."""
     device = next(module.parameters()).device
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    run_task(task, side, module, inputs)
+    run_once(workload, side, module, inputs)
     return torch.cuda.max_memory_allocated(device) / 2**20
 
 
@@ -234,30 +232,29 @@ def cpu_memory(index: int, side: str, sizes: Sizes, dtype: torch.dtype, threads:
 
     Both sides import the same libraries first, so that the baseline is equal.
     """
-    import resource
-
+    resource: Any = importlib.import_module("resource")  # which Windows lacks
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore", FutureWarning)
-    task, unit = TASKS[index], 2**20 if sys.platform == "darwin" else 2**10
-    for kind in BUILDERS.values():
-        with torch.device("meta"):
-            kind("reference", SMALL)
+    workload = WORKLOADS[index]
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    for network in BUILDERS:
+        create(network, "reference", SMALL)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    module = build(task.network, side, sizes, "cpu", dtype)
-    run_task(task, side, module, random_inputs(task, sizes, "cpu", dtype))
+    module = build(workload.network, side, sizes, "cpu", dtype)
+    run_once(workload, side, module, random_inputs(workload, sizes, "cpu", dtype))
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
 
 
 def measure_cpu_memory(sizes: Sizes, dtype: torch.dtype) -> list[dict[str, float]]:
-    """Peak MiB of each task by side, each in a fresh process.
+    """Peak MiB of each workload by side, each in a fresh process.
 
     Must run first: a child process inherits the peak of its parent.
     """
     peaks = []
-    for index, task in enumerate(TASKS):
+    for index, workload in enumerate(WORKLOADS):
         peaks.append({})
         for side in SIDES:
-            print(f"measuring memory: {task.name}, {side}", file=sys.stderr)
+            print(f"measuring memory: {workload.name}, {side}", file=sys.stderr)
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 job = pool.submit(cpu_memory, index, side, sizes, dtype, torch.get_num_threads())
                 try:
@@ -267,29 +264,29 @@ def measure_cpu_memory(sizes: Sizes, dtype: torch.dtype) -> list[dict[str, float
     return peaks
 
 
-def measure(args: argparse.Namespace) -> Iterator[Row]:
-    """Measure all tasks, yielding each row as soon as it is complete."""
-    sizes, dtype = SMALL if args.small else Sizes(), getattr(torch, args.dtype)
+def measure(args: argparse.Namespace) -> Iterator[Comparison]:
+    """Measure all workloads; yield each comparison as soon as it is complete."""
+    sizes = SMALL if args.small else Sizes()
+    dtype = getattr(torch, args.dtype)
     on_cuda = torch.device(args.device).type == "cuda"
     memory = [] if on_cuda else measure_cpu_memory(sizes, dtype)
     modules: dict[str, nn.Module] = {}
     network = ""
-    for index, task in enumerate(TASKS):
-        if task.network != network:
-            network = task.network
+    for index, workload in enumerate(WORKLOADS):
+        if workload.network != network:
+            network = workload.network
             modules.clear()  # free the last network first
             modules["reference"] = build(network, "reference", sizes, args.device, dtype)
-            with torch.device("meta"):
-                modules["minidrag"] = BUILDERS[network]("minidrag", sizes).eval()
+            modules["minidrag"] = create(network, "minidrag", sizes)
             share_weights(modules["minidrag"], modules["reference"])
-        inputs = random_inputs(task, sizes, args.device, dtype)
-        seconds, difference = time_task(task, modules, inputs, args.runs)
+        inputs = random_inputs(workload, sizes, args.device, dtype)
+        seconds, difference = time_both(workload, modules, inputs, args.runs)
         if on_cuda:
-            memory.append({side: cuda_memory(task, side, modules[side], inputs) for side in SIDES})
-        yield Row(task.name, seconds, memory[index], difference)
+            memory.append({side: cuda_memory(workload, side, modules[side], inputs) for side in SIDES})
+        yield Comparison(workload.name, seconds, memory[index], difference)
 
 
-def print_table(rows: Iterable[Row]) -> None:
+def print_table(rows: Iterable[Comparison]) -> None:
     for number, row in enumerate(rows):
         if number == 0:  # after the progress messages of the memory measurements
             print(f"{'':26} {'seconds':^26}   {'peak MiB':^26}   largest")
@@ -305,27 +302,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     parser.add_argument("--device", default=default, help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=5, help="timed runs per task (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs per workload (default: %(default)s)")
     parser.add_argument("--small", action="store_true", help="small networks, for a quick test")
 
 
 def run(args: argparse.Namespace) -> int:
     warnings.simplefilter("ignore", FutureWarning)  # from inside diffusers
-    try:
-        import diffusers
-        import transformers
-    except ImportError:
-        raise ValueError(
-            "diffusers and transformers are not installed: pip install 'minidrag[bench]'"
-        ) from None
+    for library in ("diffusers", "transformers"):
+        if find_spec(library) is None:
+            raise ValueError(f"{library} is not installed: pip install 'minidrag[bench]'")
     if not 1 <= args.runs <= 1000:
         raise ValueError(f"--runs must be 1 to 1000, got {args.runs}")
     try:
         check_device(args.device)
     except ValueError as error:
         raise ValueError(f"--device: {error}") from None
-    versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
-    print(f"{versions}, transformers {transformers.__version__}")
+    print(", ".join(f"{library} {version(library)}" for library in ("torch", "diffusers", "transformers")))
     size = "small networks" if args.small else "SD 1.5, latent 64x64, image 512x512"
     threads = "" if args.device.startswith("cuda") else f", {torch.get_num_threads()} threads"
     print(f"{size}; {args.dtype} on {args.device}{threads}; median of {args.runs} runs")

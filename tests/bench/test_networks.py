@@ -11,13 +11,13 @@ from minidrag.bench.__main__ import main
 TINY = networks.Sizes((64, 64, 64, 64), (64, 64), text_channels=24, text_layers=1, latent=16)
 
 
-@pytest.mark.parametrize("task", networks.TASKS, ids=lambda task: task.name)
-def test_both_sides_of_a_task_return_the_same_output(task: networks.Task) -> None:
-    modules = {"reference": networks.build(task.network, "reference", TINY, "cpu", torch.float32)}
-    modules["minidrag"] = networks.build(task.network, "minidrag", TINY, "cpu", torch.float32)
+@pytest.mark.parametrize("workload", networks.WORKLOADS, ids=lambda workload: workload.name)
+def test_both_sides_of_a_workload_return_the_same_output(workload: networks.Workload) -> None:
+    modules = {"reference": networks.build(workload.network, "reference", TINY, "cpu", torch.float32)}
+    modules["minidrag"] = networks.build(workload.network, "minidrag", TINY, "cpu", torch.float32)
     networks.share_weights(modules["minidrag"], modules["reference"])
-    inputs = networks.random_inputs(task, TINY, "cpu", torch.float32)
-    seconds, difference = networks.time_task(task, modules, inputs, runs=1)
+    inputs = networks.random_inputs(workload, TINY, "cpu", torch.float32)
+    seconds, difference = networks.time_both(workload, modules, inputs, runs=1)
     assert difference < 1e-5
     assert set(seconds) == set(networks.SIDES) and min(seconds.values()) > 0
 
