@@ -196,8 +196,8 @@ def test_results_of_an_earlier_measurement(kind: str, capsys: pytest.CaptureFixt
     put(file)
     if kind == "missing":
         return
-    words = f"{words}|is damaged"
-    with pytest.raises(ValueError, match=f"({words}).*: delete it, and the same command") as caught:
+    words = f"{words}|is not a result of"
+    with pytest.raises(ValueError, match=f"({words}).*: delete it and run the command again") as caught:
         harness.results_of(cases, out)
     assert str(file) in str(caught.value)
 

@@ -14,28 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from minidrag.app.options import configured
-from minidrag.bench import dragbench
-from minidrag.bench.cases import Case, Edited, learned_measures, make_cases
+from minidrag.bench.cases import Case, Edited
+from minidrag.bench.dragbench import add_folder_arguments, dragbench_benchmark
 from minidrag.bench.harness import (
-    Task,
     add_common_arguments,
     add_scene_arguments,
     editor,
-    fidelity,
-    load,
+    finish,
     open_out,
     read_config,
-    results_of,
     run_cases,
-    settings_of,
-    tell,
     value_of,
-    write_json,
-    write_text,
-    write_until_all_are_seen,
 )
-from minidrag.bench.tables import MEASURES, entry, markdown, summarize
+from minidrag.bench.scenes import scene_benchmark
+from minidrag.bench.tables import MEASURES, Results, entry, markdown, means
 from minidrag.config import EditConfig
+from minidrag.system.files import write_json, write_text
 
 VALUES: dict[str, tuple[Any, ...]] = {  # around the default, for a drag in turn
     "inversion_steps": (4, 8, 12, 14, 16, 20),  # of 20, the noise levels of the paper's 10 to 50 of 50
@@ -52,7 +46,7 @@ VALUES: dict[str, tuple[Any, ...]] = {  # around the default, for a drag in turn
     "motion_reference": ("moving", "start"),
     "motion_step": (1.0, 2.0, 4.0),
 }
-SHOWN = (
+COLUMNS = (
     *("MD", "IF", "distance", "remaining", "lost", "arrived"),
     *("PSNR inside", "SSIM inside", "PSNR back", "PSNR reconstruction", "LoRA loss"),
 )
@@ -68,73 +62,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dragbench", type=Path, metavar="FOLDER", help="its images instead of scenes")
     add_common_arguments(parser)
     add_scene_arguments(parser)
-    dragbench.add_folder_arguments(parser)
+    add_folder_arguments(parser)
 
 
 def nothing(case: Case) -> Edited:
-    """An editor that changes nothing."""
+    """Return the original as the edit."""
     return Edited(case.before, case.before, {})
-
-
-def table_of(results: dict[str, list[dict[str, Any]]]) -> Table:
-    return {value: summarize(some)["kinds"]["all"]["edit"] for value, some in results.items() if some}
 
 
 def report(field: str, table: Table) -> str:
     """Markdown table with a row for each value."""
-    shown = [name for name in SHOWN if any(row[name] for row in table.values())]
-    rows = [[value, *(entry(row[name], MEASURES[name]) for name in shown)] for value, row in table.items()]
-    return markdown([field, *shown], rows)
+    columns = [name for name in COLUMNS if any(row[name] for row in table.values())]
+    rows = [[value, *(entry(row[name], MEASURES[name]) for name in columns)] for value, row in table.items()]
+    return markdown([field, *columns], rows)
 
 
-def write(field: str, table: Table, out: Path) -> str:
-    """Write FIELD.json and FIELD.md; return the text to print."""
+def write_tables(field: str, results: dict[str, Results], out: Path) -> str:
+    """Write FIELD.json and FIELD.md from the results of each value; return the text to print."""
+    edits = {value: [result["rows"]["edit"] for result in some] for value, some in results.items() if some}
+    table = {value: means(rows) for value, rows in edits.items()}
     text = report(field, table)
-    write_json(table, out / f"{field}.json")
-    write_text(text + "\n", out / f"{field}.md")
+    write_json(out / f"{field}.json", table)
+    write_text(out / f"{field}.md", text + "\n")
     return text
 
 
-def chosen_values(field: str, given: Sequence[str] | None) -> tuple[Any, ...]:
-    """Values to try; ValueError if none are given or known."""
-    values = tuple(map(value_of, given)) if given else VALUES.get(field, ())
+def chosen_values(field: str, texts: Sequence[str] | None) -> tuple[Any, ...]:
+    """Values to try: those of the command line, else the usual ones. Raises ValueError if there are none."""
+    values = tuple(map(value_of, texts)) if texts else VALUES.get(field, ())
     if not values:
         raise ValueError(f"there are no usual values for {field}: give some with --values")
     return values
 
 
-def scene_task(args: argparse.Namespace) -> Task:
-    model, network = load(args), fidelity()
-
-    def settings(config: EditConfig) -> dict[str, Any]:
-        return settings_of(model, config, args.seed, False, network, args.back) | {"style": args.style}
-
-    cases = make_cases(args.cases, args.kinds, args.seed, args.style)
-    return Task(model, cases, learned_measures(model, network), settings)
-
-
-def ablate(args: argparse.Namespace) -> int:
-    """Run all values; return the exit status."""
-    field, base = args.over, read_config(args)
+def run(args: argparse.Namespace) -> int:
+    field = args.over
+    base = read_config(args)
     configs = {str(value): configured(base, {field: value}) for value in chosen_values(field, args.values)}
-    task = dragbench.task_of(args, args.dragbench) if args.dragbench else scene_task(args)
-    out = open_out(args.out, task.settings(base), "ablate")
+    if args.dragbench:
+        benchmark = dragbench_benchmark(args, args.dragbench)
+    else:
+        benchmark = scene_benchmark(args, compare=False)
+    out = open_out(args.out, benchmark.settings(base), "ablate")
     folders = {NO_EDIT: out / NO_EDIT.replace(" ", "-")}
-
-    def results() -> dict[str, list[dict[str, Any]]]:
-        return {value: results_of(task.cases, folder) for value, folder in folders.items()}
-
-    run_cases(task.cases, nothing, task.learned, folders[NO_EDIT], compare=False)
+    run_cases(benchmark.cases, nothing, benchmark.learned, folders[NO_EDIT], compare=False)
     for value, config in configs.items():
         print(f"minidrag: {field} = {value}", file=sys.stderr)
-        folders[value] = open_out(out / f"{field}={value}", task.settings(config))
-        edit = editor(task.model, config, args.seed, args.back)
-        run_cases(task.cases, edit, task.learned, folders[value], compare=False)
-        write(field, table_of(results()), out)
-    text = write_until_all_are_seen(results, lambda some: write(field, table_of(some), out))
-    done = sum(map(len, results().values()))
-    return tell(text, out, done, len(task.cases) * len(folders), task.broken)
+        folders[value] = open_out(out / f"{field}={value}", benchmark.settings(config))
+        edit = editor(benchmark.model, config, args.seed, args.back)
+        run_cases(benchmark.cases, edit, benchmark.learned, folders[value], compare=False)
 
+    def write(results: list[Results]) -> str:
+        return write_tables(field, dict(zip(folders, results, strict=True)), out)
 
-def run(args: argparse.Namespace) -> int:
-    return ablate(args)
+    return finish(benchmark, list(folders.values()), write, out)

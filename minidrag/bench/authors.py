@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from peft import LoraConfig
 from torch import Tensor, nn
 
 from minidrag import images
@@ -28,8 +30,6 @@ LAST_BLOCKS = ("up_blocks.2.", "up_blocks.3.")  # whose self-attention reads the
 
 def load_pipeline(model: Model) -> Any:
     """The diffusers pipeline of a local model, on its device and in its dtype."""
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-
     pipeline: Any = StableDiffusionPipeline.from_pretrained(model.source)
     for network in (pipeline.unet, pipeline.vae):
         network.requires_grad_(False)
@@ -38,7 +38,9 @@ def load_pipeline(model: Model) -> Any:
 
 def edit(model: Model, pipeline: Any, case: Case, config: EditConfig, progress: Progress) -> Tensor:
     """Make one edit; return the latents (2, 4, H, W) of the original and the edit."""
-    unet, vae, schedule = pipeline.unet, pipeline.vae, model.schedule
+    unet = pipeline.unet
+    vae = pipeline.vae
+    schedule = model.schedule
     text = model.encode_text(case.prompt)
     task = prepare(model, case.before.size, case.handles, case.targets, torch.from_numpy(case.mask), config)
     resized = images.resize(case.before, working_size(model, case.before.size, config))
@@ -59,10 +61,9 @@ def edit(model: Model, pipeline: Any, case: Case, config: EditConfig, progress: 
 def train(
     unet: Any, vae: Any, schedule: Schedule, pixels: Tensor, text: Tensor, config: EditConfig
 ) -> Iterator[float]:
-    """Train a LoRA by peft, encoding the image anew in every step. Yields the losses."""
-    from peft import LoraConfig
-
-    targets, rank = ["to_q", "to_k", "to_v", "to_out.0"], config.lora_rank
+    """Train a LoRA by peft, encoding the image anew in every step; yield the losses."""
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    rank = config.lora_rank
     unet.add_adapter(
         LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
     )

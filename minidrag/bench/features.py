@@ -3,7 +3,7 @@
     python -m minidrag.bench features [ONE.png OTHER.png] [--steps 10 20 35 50] [--blocks 1 2 3 4]
 
 Shows the premise of the method: features identify content and move with it. The colors are the first three
-principal components over both images, so equal colors within a pair mean equal features.
+principal components over both images: within a pair, equal colors mean equal features.
 """
 
 import argparse
@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from minidrag import images
 from minidrag.app import draw
-from minidrag.app.draw import RED
 from minidrag.app.options import check_prompt
 from minidrag.bench.cases import KINDS, make_case
 from minidrag.bench.harness import check_new, seed, write_new
@@ -31,10 +30,7 @@ from minidrag.system import pictures
 from minidrag.weights.load import load_model
 
 CONFIG = EditConfig.official()
-CELL = 208  # pixels: longer side of a feature map
-GAP, MARGIN = 8, 32  # pixels: between feature maps, around the page
-STRIP = 44  # pixels: height of a label
-INK, PALE = (40, 40, 40), (110, 110, 110)
+SIDE = 208  # pixels: longer side of an image on the page
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Frame:
 
     label: str
     image: Image.Image
-    shown: Image.Image  # with the drag drawn on it
+    drawn: Image.Image  # with the drag
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,9 +104,9 @@ def inverted_features(
 def scene_frames(kind: str, seed: int) -> tuple[list[Frame], str]:
     """Render a scene before and after a drag; return both frames and the caption."""
     case = make_case(kind, 0, seed)
-    handles, targets = case.handles, case.targets
-    pairs = (("before", case.before), ("after", case.truth))
-    frames = [Frame(label, image, draw.draw_drags(image, handles, targets)) for label, image in pairs]
+    frames = []
+    for label, image in (("before", case.before), ("after", case.truth)):
+        frames.append(Frame(label, image, draw.draw_drags(image, case.handles, case.targets)))
     return frames, case.prompt
 
 
@@ -125,106 +121,52 @@ def read_frames(args: argparse.Namespace) -> tuple[list[Frame], str]:
     if args.images:
         if len(args.images) != 2:
             raise ValueError(f"expected two images or none, got {len(args.images)}")
-        pairs = [
-            (path.name.encode(errors="replace").decode(), pictures.load_image(path)) for path in args.images
-        ]
-        frames, caption = [Frame(name, image, image) for name, image in pairs], ""
+        frames = [read_frame(path) for path in args.images]
+        caption = ""
     else:
         frames, caption = scene_frames(args.kind, args.seed)
     return frames, caption if args.prompt is None else args.prompt
 
 
-def fit_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Largest (width, height) of this aspect ratio within a square."""
-    width, height = (max(1, round(one * side / max(size))) for one in size)
-    return width, height
-
-
-def write_label(
-    draw: ImageDraw.ImageDraw,
-    text: str,
-    box: tuple[float, float, float],
-    size: float,
-    color: pictures.Color = INK,
-) -> None:
-    """Write centered text into box = (left, right, middle), with a smaller font if it does not fit."""
-    left, right, middle = box
-    fit = min(1.0, (right - left) / max(1.0, ImageFont.load_default(size).getlength(text)))
-    font = ImageFont.load_default(size * fit)
-    draw.text(((left + right) / 2, middle), text, color, font, anchor="mm")
-
-
-def draw_table(
-    frames: Sequence[Frame], maps: dict[int, dict[int, list[Image.Image]]], times: Sequence[int]
-) -> Image.Image:
-    """Draw the feature maps of both frames in pairs: one row per block, one column per timestep.
-
-    maps: step -> block -> map of each frame. times: timestep of each step. The drag's features get a red box.
-    """
-    blocks = next(iter(maps.values()))
-    sizes = [fit_size(frame.image.size, CELL) for frame in frames]
-    cell_height, left = max(height for _, height in sizes), 3 * STRIP
-    row_height, pair_width = cell_height + GAP, sum(width for width, _ in sizes) + GAP
-    shape = left + (pair_width + 3 * GAP) * len(maps), 2 * STRIP + row_height * len(blocks)
-    table = Image.new("RGB", shape, images.WHITE)
-    draw = ImageDraw.Draw(table)
-    rows = {block: 2 * STRIP + row_height * i for i, block in enumerate(blocks)}
-    for block, y in rows.items():
-        write_label(draw, f"block {block}", (0, left - 2 * GAP, y + cell_height / 2), 28)
-    for j, (step, time) in enumerate(zip(maps, times, strict=True)):
-        x = left + (pair_width + 3 * GAP) * j
-        write_label(draw, f"step {step}, t = {time}", (x, x + pair_width, STRIP / 2), 28)
-        for k, (frame, (width, height)) in enumerate(zip(frames, sizes, strict=True)):
-            start = x + k * (pair_width - width)
-            write_label(draw, frame.label, (start, start + width, 1.5 * STRIP), 24, PALE)
-            for block, y in rows.items():
-                resized = maps[step][block][k].resize((width, height), Image.Resampling.NEAREST)
-                table.paste(resized, (start, y + (cell_height - height) // 2))
-        if step == CONFIG.inversion_steps and CONFIG.block in blocks:
-            y, edge = rows[CONFIG.block], GAP // 2
-            corners = x - edge, y - edge, x + pair_width + edge - 1, y + cell_height + edge - 1
-            draw.rectangle(corners, outline=RED, width=edge)
-    return table
-
-
-def draw_page(frames: Sequence[Frame], table: Image.Image, notes: Sequence[str]) -> Image.Image:
-    """Draw both frames in a column, the feature table beside them and the notes below."""
-    side = max(CELL, (table.height - 2 * STRIP - GAP) // 2)
-    shown = [images.resize(frame.shown, fit_size(frame.shown.size, side)) for frame in frames]
-    width = max(image.width for image in shown)
-    height = max(table.height, sum(image.height + STRIP for image in shown) + GAP)
-    size = width + table.width + 3 * MARGIN, height + STRIP * len(notes) + 2 * MARGIN
-    page, y = Image.new("RGB", size, images.WHITE), MARGIN
-    draw = ImageDraw.Draw(page)
-    for frame, image in zip(frames, shown, strict=True):
-        write_label(draw, frame.label, (MARGIN, MARGIN + width, y + STRIP / 2), 28)
-        page.paste(image, (MARGIN + (width - image.width) // 2, y + STRIP))
-        y += STRIP + image.height + GAP
-    page.paste(table, (width + 2 * MARGIN, MARGIN))
-    for i, note in enumerate(notes):
-        line = height + MARGIN + STRIP * (i + 0.75)
-        write_label(draw, note, (MARGIN, size[0] - MARGIN, line), 24, PALE)
-    return page
+def read_frame(path: Path) -> Frame:
+    image = pictures.load_image(path)
+    return Frame(path.name.encode(errors="replace").decode(), image, image)
 
 
 def features_page(
     model: Model, frames: Sequence[Frame], prompt: str, steps: Sequence[int], blocks: Sequence[int]
 ) -> Image.Image:
-    """Draw the whole page. Raises ValueError for images or models that cannot be edited."""
+    """Draw a row per step: both images with the drag, then a pair of feature maps per block.
+
+    Raises ValueError for images or models that cannot be edited.
+    """
     for frame in frames:  # a dummy drag checks the image and the model
         prepare(model, frame.image.size, [Pixel(0, 0)], [Pixel(0, 0)], None, CONFIG)
     text = model.encode_text(prompt)
-    found = [inverted_features(model, frame.image, text, steps, Progress()) for frame in frames]
-    maps = {
-        step: {block: to_colors([features[step][block - 1] for features in found]) for block in blocks}
-        for step in steps
-    }
-    table = draw_table(frames, maps, [model.schedule.timestep(step, CONFIG.steps) for step in steps])
-    notes = ["Colors: first three principal components over both images."]
-    notes.append("Within a pair, equal colors mean equal features.")
-    if CONFIG.inversion_steps in steps and CONFIG.block in blocks:
-        notes.append("Red box: the features used by the drag.")
-    return draw_page(frames, table, notes)
+    features = [inverted_features(model, frame.image, text, steps, Progress()) for frame in frames]
+    height = round(SIDE * min(1.0, *(frame.image.height / frame.image.width for frame in frames)))
+    cells = []
+    labels = []
+    for step in steps:
+        cells += [frame.drawn for frame in frames]
+        labels += [frame.label for frame in frames]
+        for block in blocks:
+            maps = to_colors([levels[step][block - 1] for levels in features])
+            cells += [enlarge_map(colors, frame, height) for colors, frame in zip(maps, frames, strict=True)]
+            labels += [label_of(model, step, block)] * len(frames)
+    return draw.grid(cells, len(frames) * (1 + len(blocks)), labels, height)
+
+
+def enlarge_map(colors: Image.Image, frame: Frame, height: int) -> Image.Image:
+    """Enlarge a feature map to the aspect of its image, each position a rectangle of one color."""
+    size = round(frame.image.width * height / frame.image.height), height
+    return colors.resize(size, Image.Resampling.NEAREST)
+
+
+def label_of(model: Model, step: int, block: int) -> str:
+    time = model.schedule.timestep(step, CONFIG.steps)
+    used = step == CONFIG.inversion_steps and block == CONFIG.block
+    return f"block {block}, t = {time}" + ("\nused by the drag" if used else "")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from huggingface_hub.utils import tqdm
@@ -40,28 +40,27 @@ from minidrag.bench.metrics import Missing, fidelity_network
 from minidrag.bench.styles import STYLES
 from minidrag.bench.tables import EXPLAINED, Results, mean_seconds, report, summarize
 from minidrag.config import EditConfig
-from minidrag.edit import drag_edit, prepare
+from minidrag.edit import Edit, drag_edit, prepare
 from minidrag.method.lora import LoRA, lora_attached, noise_loss
 from minidrag.method.progress import Progress
 from minidrag.model import Model, decode
 from minidrag.system import console
-from minidrag.system.files import check_regular, read_json, sweep, write_whole
+from minidrag.system.files import check_regular, read_json, sweep, write_json, write_text, write_whole
 from minidrag.weights.load import load_model
 
-T = TypeVar("T")
 MAX_CASES = 10_000  # all are drawn before the first is edited
-AGAIN = "delete it, and the same command makes it again"
+AGAIN = "delete it and run the command again"
 
 
 @dataclass(frozen=True)
-class Task:
-    """Cases to edit, and how to measure them."""
+class Benchmark:
+    """Cases to edit, and their measures."""
 
     model: Model
     cases: Sequence[Case]
     learned: Learned
-    settings: Callable[[EditConfig], dict[str, Any]]  # everything that decides the results under a config
-    broken: int = 0  # cases that could not be read
+    settings: Callable[[EditConfig], dict[str, Any]]  # all that decides the results under a config
+    broken: int = 0  # number of cases that could not be read
 
 
 def add_scene_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,36 +125,49 @@ def read_config(args: argparse.Namespace) -> EditConfig:
     """Build the config from --config and --set; ValueError for unknown names and invalid values."""
     values = {}
     for text in args.set:
-        name, found, value = text.partition("=")
-        if not found:
+        name, equals, value = text.partition("=")
+        if not equals:
             raise ValueError(f"invalid --set {text!r}: expected FIELD=VALUE")
         values[name] = value_of(value)
     return configured(CONFIGS.get(args.config, EditConfig()), values)
 
 
+def edit_case(
+    model: Model,
+    case: Case,
+    config: EditConfig,
+    seed: int = 0,
+    lora: LoRA | None = None,
+    progress: Progress | None = None,
+) -> Edit:
+    """Edit a case. lora: None trains one."""
+    return drag_edit(
+        model,
+        case.before,
+        case.handles,
+        case.targets,
+        mask=torch.from_numpy(case.mask),
+        prompt=case.prompt,
+        config=config,
+        seed=seed,
+        lora=lora,
+        progress=progress,
+    )
+
+
 def editor(model: Model, config: EditConfig, seed: int, back: bool = False) -> Editor:
-    """Edit a case with a LoRA of its own, trained now or cached by an earlier run; back: and drag it back."""
+    """Return the function that edits a case with a LoRA, cached or trained. back: and drags it back."""
 
     def edit(case: Case) -> Edited:
         mask = torch.from_numpy(case.mask)
         prepare(model, case.before.size, case.handles, case.targets, mask, config)  # before the long training
         progress = Progress(show=False)
         lora, _ = find_lora(model, case.before, case.prompt, config, seed, progress)
-        edit = drag_edit(
-            model,
-            case.before,
-            case.handles,
-            case.targets,
-            mask=mask,
-            prompt=case.prompt,
-            config=config,
-            lora=lora,
-            progress=progress,
-        )
-        autoencoded = images.resize(decode(model, edit.path[0]), case.before.size)
-        reconstruction = images.psnr(edit.reconstruction, autoencoded)
-        loss = lora_loss(model, lora, edit.path[0], case.prompt)
-        return Edited(edit.image, edit.raw, progress.seconds, reconstruction=reconstruction, lora_loss=loss)
+        result = edit_case(model, case, config, seed, lora, progress)
+        autoencoded = images.resize(decode(model, result.path[0]), case.before.size)
+        reconstruction = images.psnr(result.reconstruction, autoencoded)
+        loss = lora_loss(model, lora, result.path[0], case.prompt)
+        return Edited(result.image, result.raw, progress.seconds, None, reconstruction, loss)
 
     return dragging_back(edit) if back else edit
 
@@ -183,26 +195,25 @@ def lora_loss(model: Model, lora: LoRA, clean: Tensor, prompt: str) -> float:
 def run_case(
     case: Case, edit: Editor, learned: Learned, others: dict[str, Image.Image], folder: Path
 ) -> None:
-    """Edit and measure one case; write its images and, last, result.json."""
+    """Edit and measure one case; write its images and, last, result.json. others: baselines by name."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     edited = edit(case)
     began = time.perf_counter()
-    own = {"PSNR reconstruction": edited.reconstruction, "LoRA loss": edited.lora_loss}
-    rows = {"edit": measure(case, edited.image, edited.raw, learned) | measure_back(case, edited) | own}
-    rows |= {name: measure(case, picture, picture, learned) for name, picture in others.items()}
+    row = measure(case, edited.image, edited.raw, learned) | measure_back(case, edited)
+    row |= {"PSNR reconstruction": edited.reconstruction, "LoRA loss": edited.lora_loss}
+    rows = {"edit": row} | {name: measure(case, image, image, learned) for name, image in others.items()}
     seconds = edited.seconds | {"measuring": time.perf_counter() - began}
+    drawn = draw.draw_drags(case.before, case.handles, case.targets, torch.from_numpy(case.mask))
+    views = {"before": case.before, "drag": drawn, "edit": edited.image, "raw": edited.raw}
+    if isinstance(case, SceneCase):
+        views["truth"] = case.truth
+    if edited.back:
+        views["back"] = edited.back
+    for name, image in (views | others).items():
+        write_whole(folder / f"{name.replace(' ', '-')}.png", image.save)
     result = {"case": case.name, "kind": case.kind, "drag": case.drags, "prompt": case.prompt}
-    result |= {"rows": rows, "seconds": seconds}
-    marked = draw.draw_drags(case.before, case.handles, case.targets, torch.from_numpy(case.mask))
-    shown = {"drag": marked, "edit": edited.image, "raw": edited.raw}
-    shown |= {"truth": case.truth} if isinstance(case, SceneCase) else {}
-    shown |= {"back": edited.back} if edited.back else {}
-    write_whole(folder / "before.png", case.before.save)
-    for name, picture in (shown | others).items():
-        if picture is not case.before:
-            write_whole(folder / f"{name.replace(' ', '-')}.png", picture.save)
-    write_json(result, folder / "result.json")
+    write_json(folder / "result.json", result | {"rows": rows, "seconds": seconds})
 
 
 def run_cases(
@@ -215,8 +226,8 @@ def run_cases(
 ) -> list[dict[str, Any]]:
     """Run this process's share of the unfinished cases; return the results of all finished ones.
 
-    model: for the reference rows that need one. compare: measure reference rows too.
-    An edit with numbers out of range or without enough memory is reported and skipped.
+    compare: measure the baselines too. model: for the baselines that need one.
+    Reports and skips an edit with numbers out of range or without enough memory.
     """
     rank, processes = place_among_processes()
     for case in tqdm(cases[rank::processes], desc="cases", mininterval=5):
@@ -241,7 +252,7 @@ def place_among_processes() -> tuple[int, int]:
 
 
 def environment(name: str, default: int) -> int:
-    """A number that torchrun gives a process. Raises ValueError for one that is none."""
+    """A number from torchrun's environment. Raises ValueError for anything else."""
     text = os.environ.get(name) or str(default)
     if not re.fullmatch(r"\d{1,9}", text):
         raise ValueError(f"{name} must be a whole number, 0 or more, got {text!r}")
@@ -263,42 +274,18 @@ def results_of(cases: Sequence[Case], out: Path) -> list[dict[str, Any]]:
 
 def read_result(case: Case, file: Path) -> dict[str, Any]:
     try:
-        values = read_json(file)
+        result = read_json(file)
+        if not isinstance(result, dict) or result.get("case") != case.name:
+            raise ValueError(f"{file} is not a result of {case.name}")
     except ValueError as error:
         raise ValueError(f"{error}: {AGAIN}") from None
-    try:
-        row = values["rows"]["edit"]
-        numbers = [*values["seconds"].values()]
-        for some in values["rows"].values():
-            numbers += [x for value in some.values() for x in (value if isinstance(value, list) else [value])]
-        texts = [values[name] for name in ("case", "kind", "drag", "prompt")]
-        if isinstance(case, SceneCase) and not row["lost"]:
-            numbers += [row["distance"] + 0, row["remaining"] + 0]  # TypeError for None
-        intact = all(isinstance(text, str) for text in texts) and texts[0] == case.name
-        if intact and all(x is None or isinstance(x, int | float) for x in numbers):
-            return values
-    except (AttributeError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{file} is damaged: {AGAIN}")
-
-
-def write_until_all_are_seen(read: Callable[[], T], write: Callable[[T], str]) -> str:
-    """Write tables of the results, again while other processes finish more cases.
-
-    The last process to write has seen all of them, and none has to wait for another.
-    """
-    results = read()
-    while True:
-        text, before = write(results), results
-        results = read()
-        if results == before:
-            return text
+    return result
 
 
 def settings_of(
     model: Model, config: EditConfig, seed: int, compare: bool, network: nn.Module | None, back: bool = False
 ) -> dict[str, Any]:
-    """Everything that decides the results of a case; the model by a few of its weights."""
+    """All that decides the results of a case; the model by a few of its weights."""
     measured = {"references": compare, "IF": network is not None} | ({"back": True} if back else {})
     return {"weights": fingerprint(model), "seed": seed, **measured, "config": asdict(config)}
 
@@ -313,7 +300,7 @@ def fingerprint(model: Model) -> str:
 
 
 def open_out(out: Path | None, settings: dict[str, Any], name: str = "scenes") -> Path:
-    """Make the folder for results of these settings; ValueError if it has results of others."""
+    """Make the folder for results of these settings. Raises ValueError if it has other files or results."""
     text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     out = out or Path("runs") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     file = out / "settings.json"
@@ -326,7 +313,7 @@ def open_out(out: Path | None, settings: dict[str, Any], name: str = "scenes") -
         raise ValueError(f"{out} has files that are not results of a measurement: give another --out")
     out.mkdir(parents=True, exist_ok=True)
     sweep(out)
-    write_text(text, file)
+    write_text(file, text)
     return out
 
 
@@ -341,9 +328,9 @@ def check_new(out: Path | None) -> None:
 
 
 def write_new(out: Path | None, name: str, writer: Callable[[Path], object]) -> Path:
-    """Write all of a file that does not exist; None: the first that no other process took, runs/STEM-1, ...
+    """Write a new file, whole or not at all, and return its path; None: runs/STEM-1 or the next free number.
 
-    Returns its path. Raises ValueError if it is there.
+    Raises ValueError if it exists. Processes that write at once get files of different numbers.
     """
     stem, suffix = os.path.splitext(name)
     places = (Path("runs") / f"{stem}-{number}{suffix}" for number in itertools.count(1))
@@ -360,17 +347,8 @@ def write_new(out: Path | None, name: str, writer: Callable[[Path], object]) -> 
     raise ValueError(f"{out} exists already: give another --out, or delete it")
 
 
-def write_text(text: str, file: Path) -> None:
-    """Write all of a file or nothing: other processes may read and write it too."""
-    write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def write_json(values: Any, file: Path) -> None:
-    write_text(json.dumps(values, indent=1) + "\n", file)
-
-
 def fidelity() -> nn.Module | None:
-    """Load the network for IF; if it is unavailable, say so and return None."""
+    """Load the network for IF; print a sentence and return None if it is unavailable."""
     try:
         return fidelity_network()
     except Missing as reason:
@@ -380,11 +358,12 @@ def fidelity() -> nn.Module | None:
 
 def write_tables(results: Results, out: Path, explained: str = EXPLAINED) -> str:
     """Write table.json, table.md, and seconds.json; return the text to print."""
-    summary, seconds = summarize(results), mean_seconds(results)
+    summary = summarize(results)
+    seconds = mean_seconds(results)
     text = report(summary, explained)
-    write_json(summary, out / "table.json")
-    write_text(text + "\n", out / "table.md")
-    write_json(seconds, out / "seconds.json")
+    write_json(out / "table.json", summary)
+    write_text(out / "table.md", text + "\n")
+    write_json(out / "seconds.json", seconds)
     times = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     return f"{text}\n\nSeconds per case: {times}"
 
@@ -395,29 +374,36 @@ def load(args: argparse.Namespace) -> Model:
 
 def load_named(source: str, dtype: str | None = None) -> Model:
     """Load a model, by default in float32; under torchrun on the GPU of this process."""
-    gpus, under_torchrun = torch.cuda.device_count(), "LOCAL_RANK" in os.environ
-    device = f"cuda:{environment('LOCAL_RANK', 0) % gpus}" if under_torchrun and gpus else None
+    gpus = torch.cuda.device_count()
+    local = "LOCAL_RANK" in os.environ and gpus > 0
+    device = f"cuda:{environment('LOCAL_RANK', 0) % gpus}" if local else None
     return load_model(source, device=device, dtype=getattr(torch, dtype) if dtype else None)
 
 
 def finish(
-    cases: Sequence[Case], out: Path, write: Callable[[list[dict[str, Any]], Path], str], broken: int = 0
+    benchmark: Benchmark, folders: Sequence[Path], write: Callable[[list[Results]], str], out: Path
 ) -> int:
-    """Write the tables of the finished cases and print them; return the exit status."""
-    text = "no case is finished"
-    if results_of(cases, out):
-        text = write_until_all_are_seen(lambda: results_of(cases, out), lambda some: write(some, out))
-    return tell(text, out, len(results_of(cases, out)), len(cases), broken)
+    """Write the tables of the finished cases and print them; return the exit status, 1 if a case is missing.
 
-
-def tell(text: str, out: Path, done: int, wanted: int, broken: int) -> int:
-    """Print the tables once they are complete; return the exit status, 1 if a case is missing.
-
-    broken: cases that could not be read. Under torchrun a status of 1 would stop the other processes, so it
-    is returned only when all are finished.
+    folders: of results, in the order in which `write` gets them. Writes again while other processes finish
+    more cases: the last to write has seen all of them, and none waits for another.
     """
-    if done < wanted and place_among_processes()[1] > 1:
-        print(f"{done} of {wanted} edits are finished: other processes are working on the rest, or it failed")
+
+    def read() -> list[Results]:
+        return [results_of(benchmark.cases, folder) for folder in folders]
+
+    results = read()
+    text = "no case is finished"
+    while any(results):
+        text = write(results)
+        before = results
+        results = read()
+        if results == before:
+            break
+    done = sum(map(len, results))
+    total = len(benchmark.cases) * len(folders)
+    if done < total and place_among_processes()[1] > 1:  # torchrun would stop the others for a status of 1
+        print(f"{done} of {total} edits are finished: other processes are working on the rest, or it failed")
         return 0
     print(f"{text}\nWritten to {out}")
-    return int(done < wanted or broken > 0)
+    return int(done < total or benchmark.broken > 0)

@@ -34,7 +34,7 @@ N = TypeVar("N", bound=nn.Module)
 GB = 1e9
 
 
-class Counter(TorchDispatchMode):
+class MemoryCounter(TorchDispatchMode):
     """Count the storage of tensors made within a context; alive, peak: bytes now and at most."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Counter(TorchDispatchMode):
 
 def peak(job: Callable[[], Any]) -> int:
     """Peak bytes of tensors in a job, which must not read any number."""
-    with FakeTensorMode(), Counter() as counter:
+    with FakeTensorMode(), MemoryCounter() as counter:
         job()
     return counter.peak
 
@@ -98,7 +98,8 @@ class Stages:
     def train(self) -> None:
         """One step of `lora.train`."""
         unet, schedule, mean, text = self.inputs()
-        config, generator = self.config, torch.Generator()
+        config = self.config
+        generator = torch.Generator()
         untrained = lora.initialize(unet, config.lora_rank, config.lora_targets, generator)
         with lora.lora_attached(unet, nn.Module(), untrained):
             factors = [x.requires_grad_() for y in lora.lora_layers(unet).values() for x in (y.down, y.up)]
@@ -128,16 +129,18 @@ class Stages:
     def denoise(self) -> None:
         """One step of `ddim.denoise`, which includes one of `ddim.invert`."""
         unet, _, latent, text = self.inputs()
-        _, _, given = unet(latent, 681, text)
-        unet(latent, 681, text, given)
+        _, _, keys_values = unet(latent, 681, text)
+        unet(latent, 681, text, keys_values)
 
     @torch.no_grad()
     def images(self) -> None:
         """Encode and decode an image with all networks on the device."""
         unet, _, latent, _ = self.inputs()
-        others = build(VAE, self.vae, self.dtype), build(CLIPTextEncoder, self.text, self.dtype), unet
-        others[0].encode(torch.zeros(1, 3, self.size, self.size, dtype=self.dtype))
-        others[0].decode(latent.to(self.dtype))
+        vae = build(VAE, self.vae, self.dtype)
+        others = build(CLIPTextEncoder, self.text, self.dtype), unet  # alive meanwhile
+        vae.encode(torch.zeros(1, 3, self.size, self.size, dtype=self.dtype))
+        vae.decode(latent.to(self.dtype))
+        del others
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +149,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
 
 
-def report(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     size = config.size or 512
     if size % 8:
@@ -162,7 +165,3 @@ def report(args: argparse.Namespace) -> int:
     }.items():
         print(f"{name:22}{peak(job) / GB:6.2f}", flush=True)
     return 0
-
-
-def run(args: argparse.Namespace) -> int:
-    return report(args)

@@ -11,10 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from minidrag import images
 from minidrag.app import draw
 from minidrag.bench.cases import learned_measures, make_cases
 from minidrag.bench.harness import (
+    Benchmark,
     add_common_arguments,
     add_scene_arguments,
     editor,
@@ -27,10 +27,13 @@ from minidrag.bench.harness import (
     settings_of,
     write_tables,
 )
+from minidrag.bench.tables import Results
+from minidrag.config import EditConfig
 from minidrag.system import pictures
 from minidrag.system.files import write_whole
 
-ACROSS, TILE = 3, 240  # cases per row of the contact sheet, and their height in pixels
+ACROSS = 3  # cases per row of the contact sheet
+TILE = 192  # pixels: height of its images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,39 +42,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-references", action="store_true", help="measure only the edits")
 
 
-def write_report(results: list[dict[str, Any]], out: Path) -> str:
+def write_report(results: Results, out: Path) -> str:
     """Write all tables and sheet.png; return the text to print."""
     write_whole(out / "sheet.png", sheet(results, out).save)
     return write_tables(results, out)
 
 
-def sheet(results: list[dict[str, Any]], out: Path) -> Image.Image:
+def sheet(results: Results, out: Path) -> Image.Image:
     """Contact sheet: the original with its drags, the edit, and the truth of each case, with its outcome."""
     tiles = []
+    labels = []
     for result in results:
-        folder, row = out / "cases" / result["case"], result["rows"]["edit"]
-        tiled = [pictures.read(folder / f"{name}.png") for name in ("drag", "edit", "truth")]
+        folder = out / "cases" / result["case"]
+        row = result["rows"]["edit"]
+        tiles += [pictures.read(folder / f"{name}.png") for name in ("drag", "edit", "truth")]
         outcome = "lost" if row["lost"] else f"{row['distance']:.1f} px off, {row['remaining']:.0%} remaining"
-        tile = draw.side_by_side(tiled, [result["drag"], outcome, "truth"])
-        tiles.append(images.resize(tile, (round(tile.width * TILE / tile.height), TILE)))
-    gap, (width, height) = 24, tiles[0].size
-    across, rows = min(ACROSS, len(tiles)), -(-len(tiles) // ACROSS)
-    size = (width + gap) * across + gap, (height + gap) * rows + gap
-    page = Image.new("RGB", size, images.WHITE)
-    for i, tile in enumerate(tiles):
-        page.paste(tile, (gap + (width + gap) * (i % ACROSS), gap + (height + gap) * (i // ACROSS)))
-    return page
+        labels += [result["drag"], outcome, "truth"]
+    return draw.grid(tiles, 3 * ACROSS, labels, TILE)
 
 
-def measure_scenes(args: argparse.Namespace) -> int:
-    config, compare = read_config(args), not args.no_references
-    model, network = load(args), fidelity()
-    settings = settings_of(model, config, args.seed, compare, network, args.back) | {"style": args.style}
-    out, cases = open_out(args.out, settings), make_cases(args.cases, args.kinds, args.seed, args.style)
-    edit, learned = editor(model, config, args.seed, args.back), learned_measures(model, network)
-    run_cases(cases, edit, learned, out, model, compare)
-    return finish(cases, out, write_report)
+def scene_benchmark(args: argparse.Namespace, compare: bool) -> Benchmark:
+    """Draw the cases and load the models. compare: baselines are measured too."""
+    model = load(args)
+    network = fidelity()
+
+    def settings(config: EditConfig) -> dict[str, Any]:
+        return settings_of(model, config, args.seed, compare, network, args.back) | {"style": args.style}
+
+    cases = make_cases(args.cases, args.kinds, args.seed, args.style)
+    return Benchmark(model, cases, learned_measures(model, network), settings)
 
 
 def run(args: argparse.Namespace) -> int:
-    return measure_scenes(args)
+    config = read_config(args)
+    compare = not args.no_references
+    benchmark = scene_benchmark(args, compare)
+    out = open_out(args.out, benchmark.settings(config))
+    edit = editor(benchmark.model, config, args.seed, args.back)
+    run_cases(benchmark.cases, edit, benchmark.learned, out, benchmark.model, compare)
+    return finish(benchmark, [out], lambda results: write_report(results[0], out), out)

@@ -10,6 +10,7 @@ takes part.
 """
 
 import argparse
+import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -19,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from minidrag.app.options import CONFIGS
-from minidrag.bench import authors, memory
+from minidrag.bench import memory
 from minidrag.bench.cases import Case, make_cases
-from minidrag.bench.harness import add_dtype_argument, add_scene_arguments, load, seed
+from minidrag.bench.harness import add_dtype_argument, add_scene_arguments, edit_case, load, seed
 from minidrag.bench.tables import markdown
 from minidrag.config import EditConfig
-from minidrag.edit import drag_edit
 from minidrag.method.drag import Step
 from minidrag.method.progress import Progress
 from minidrag.model import Model
@@ -32,10 +32,11 @@ from minidrag.model import Model
 T = TypeVar("T")
 PRESETS = {"default": EditConfig(), **CONFIGS}
 AUTHORS = "authors"
+PROGRAM = "minidrag.bench.authors"  # imported only where it takes part: it needs diffusers and peft
 STAGES = ("LoRA", "inversion", "drag", "denoising")
 
 
-class Counter(Progress):
+class EvaluationCounter(Progress):
     """Progress that also counts the UNet's evaluations of each stage."""
 
     def __init__(self, unet: nn.Module):
@@ -58,15 +59,14 @@ class Counter(Progress):
             handle.remove()
 
 
-def cost(model: Model, case: Case, config: EditConfig, pipeline: Any = None) -> Counter:
-    """Evaluations and seconds of one edit with a LoRA of its own; pipeline: by the authors' program."""
+def cost(model: Model, case: Case, config: EditConfig, pipeline: Any = None) -> EvaluationCounter:
+    """Count evaluations and seconds of one edit, LoRA included; pipeline: by the authors' program."""
     if pipeline is not None:
-        counter = Counter(pipeline.unet)
-        authors.edit(model, pipeline, case, config, counter)
+        counter = EvaluationCounter(pipeline.unet)
+        importlib.import_module(PROGRAM).edit(model, pipeline, case, config, counter)
         return counter
-    counter, mask = Counter(model.unet), torch.from_numpy(case.mask).float()
-    points, told = (case.handles, case.targets), {"mask": mask, "prompt": case.prompt, "config": config}
-    drag_edit(model, case.before, *points, **told, progress=counter)
+    counter = EvaluationCounter(model.unet)
+    edit_case(model, case, config, progress=counter)
     return counter
 
 
@@ -75,12 +75,12 @@ def peak(model: Model, case: Case, config: EditConfig, pipeline: Any = None) -> 
     few = {name: min(getattr(config, name), 2) for name in ("lora_steps", "drag_steps", "hold_steps")}
     networks = model.unet, model.vae, model.text_encoder
     weights = sum(weight.nbytes for network in networks for weight in network.parameters())
-    with memory.Counter() as counter:
+    with memory.MemoryCounter() as counter:
         cost(model, case, replace(config, **few), pipeline)
     return weights + counter.peak
 
 
-def report(counters: dict[str, list[Counter]], peaks: dict[str, int]) -> str:
+def report(counters: dict[str, list[EvaluationCounter]], peaks: dict[str, int]) -> str:
     """Markdown table: evaluations (mean) and seconds (median), also as fractions of the most expensive."""
     evaluations = {name: [sum(x.evaluations.values()) for x in some] for name, some in counters.items()}
     seconds = {name: [sum(x.seconds.values()) for x in some] for name, some in counters.items()}
@@ -106,9 +106,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(cases=3)
 
 
-def measure_speed(args: argparse.Namespace) -> int:
-    model, counters, peaks = load(args), {name: [] for name in args.presets}, {}
-    pipeline: Any = authors.load_pipeline(model) if AUTHORS in args.presets else None
+def run(args: argparse.Namespace) -> int:
+    model = load(args)
+    counters = {name: [] for name in args.presets}
+    peaks: dict[str, int] = {}
+    pipeline = importlib.import_module(PROGRAM).load_pipeline(model) if AUTHORS in args.presets else None
     for case in make_cases(args.cases, args.kinds, args.seed, args.style):
         for name in args.presets:
             config = replace(PRESETS.get(name, EditConfig.official()), size=args.size)
@@ -117,7 +119,3 @@ def measure_speed(args: argparse.Namespace) -> int:
             peaks[name] = peaks.get(name) or peak(*job)
     print(report(counters, peaks))
     return 0
-
-
-def run(args: argparse.Namespace) -> int:
-    return measure_speed(args)

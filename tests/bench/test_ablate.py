@@ -9,7 +9,7 @@ import pytest
 from support.dragbench import LENGTHS, TINY, Distance, learned, shift, to_truth, write_folder
 
 from minidrag.bench import __main__ as bench
-from minidrag.bench import ablate, dragbench
+from minidrag.bench import ablate, dragbench, scenes
 from minidrag.bench.cases import Case, Edited
 from minidrag.config import EditConfig
 
@@ -33,10 +33,10 @@ def test_an_ablation_over_scenes(
         return to_truth
 
     monkeypatch.setattr(ablate, "editor", editor)
-    monkeypatch.setattr(ablate, "load", lambda args: None)
-    monkeypatch.setattr(ablate, "fidelity", lambda: None)
-    monkeypatch.setattr(ablate, "learned_measures", lambda model, network: learned)
-    monkeypatch.setattr(ablate, "settings_of", lambda model, config, *_: {"block": config.block})
+    monkeypatch.setattr(scenes, "load", lambda args: None)
+    monkeypatch.setattr(scenes, "fidelity", lambda: None)
+    monkeypatch.setattr(scenes, "learned_measures", lambda model, network: learned)
+    monkeypatch.setattr(scenes, "settings_of", lambda model, config, *_: {"block": config.block})
     parser = argparse.ArgumentParser()
     ablate.add_arguments(parser)
     words = ["--over", "block", "--values", "1", "2", "--cases", "1", "--kinds", "light"]
@@ -52,8 +52,7 @@ def test_an_ablation_over_dragbench(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_folder(tmp_path / "DragBench")
-    for module in (dragbench, ablate):
-        monkeypatch.setattr(module, "fidelity", Distance)
+    monkeypatch.setattr(dragbench, "fidelity", Distance)
     monkeypatch.setattr(ablate, "editor", lambda *_: shift)
     words = ["ablate", "--over", "block", "--values", "1", "2", "--dragbench", str(folder), *TINY]
     out = tmp_path / "out"

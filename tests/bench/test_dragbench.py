@@ -217,17 +217,23 @@ def test_a_process_that_fails_does_not_stop_the_others(
     assert run(monkeypatch, shift, folder, tmp_path) == 0
 
 
-def test_tables_include_what_others_finish_while_they_are_written() -> None:
-    found, written = [1], []
+def test_tables_include_what_others_finish_while_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark: Any = SimpleNamespace(cases=[None] * 3, broken=0)
+    finished = [1]
+    written = []
+    monkeypatch.setattr(harness, "results_of", lambda cases, folder: list(finished))
 
-    def write(results: list[int]) -> str:
+    def write(results: list) -> str:
         written.append(results)
-        if len(found) < 3:
-            found.append(0)
-        return f"{len(results)} results"
+        if len(finished) < 3:
+            finished.append(0)
+        return f"{len(results[0])} results"
 
-    assert harness.write_until_all_are_seen(lambda: list(found), write) == "3 results"
-    assert [len(results) for results in written] == [1, 2, 3]
+    assert harness.finish(benchmark, [tmp_path], write, tmp_path) == 0
+    assert capsys.readouterr().out == f"3 results\nWritten to {tmp_path}\n"
+    assert [len(results[0]) for results in written] == [1, 2, 3]
 
 
 def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,23 +119,10 @@ def test_features_are_taken_at_the_timestep_of_their_step(model: Model) -> None:
         )
 
 
-def test_timesteps_of_the_default_steps(
-    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_labels_have_block_and_timestep(model: Model) -> None:
     """Step 35 of 50 is t = 681, as in the paper."""
-    drawn: dict[int, int] = {}
-
-    def draw_table(frames, maps, times) -> Image.Image:
-        drawn.update(zip(maps, times, strict=True))
-        return Image.new("RGB", (600, 600))
-
-    def fake(model: Model, image: Image.Image, text: Tensor, steps: list[int], progress: object) -> dict:
-        return {step: random_frames((4, 4)) * 4 for step in steps}
-
-    monkeypatch.setattr(features, "draw_table", draw_table)
-    monkeypatch.setattr(features, "inverted_features", fake)
-    assert main(["features", "--out", str(tmp_path / "page.png")]) == 0
-    assert drawn == {10: 181, 20: 381, 35: 681, 50: 981}
+    labels = [features.label_of(model, step, 3) for step in (10, 20, 35, 50)]
+    assert labels == [f"block 3, t = {time}" for time in ("181", "381", "681\nused by the drag", "981")]
 
 
 def test_scene_frames_are_before_and_after_a_drag() -> None:
@@ -144,7 +131,7 @@ def test_scene_frames_are_before_and_after_a_drag() -> None:
     changed = np.asarray(before.image) != np.asarray(after.image)
     assert 0 < changed.any(axis=-1).mean() < 0.5
     for frame in (before, after):
-        shown = np.asarray(frame.shown)
+        shown = np.asarray(frame.drawn)
         for color in (draw.RED, draw.BLUE):
             assert (shown == color).all(axis=-1).sum() > 20
 
@@ -159,7 +146,7 @@ def test_the_page_shows_each_pair_in_its_row_and_column(model: Model) -> None:
     found = [
         features.inverted_features(model, frame.image, text, [2, 1], Progress(show=False)) for frame in frames
     ]
-    pixels, cell = np.asarray(page), features.CELL
+    pixels, cell = np.asarray(page), features.SIDE
     positions: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for step in (2, 1):
         for block in (4, 2):
@@ -169,14 +156,14 @@ def test_the_page_shows_each_pair_in_its_row_and_column(model: Model) -> None:
                 matches = [
                     (int(row), int(column))
                     for row, column in zip(rows, columns, strict=True)
-                    if (pixels[row : row + cell, column : column + cell] == expected).all()
+                    if np.array_equal(pixels[row : row + cell, column : column + cell], expected)
                 ]
                 assert len(matches) == 1
                 positions.setdefault((step, block), []).extend(matches)
     for (step, block), ((row, before), (same_row, after)) in positions.items():
         assert row == same_row and before + cell < after
-        assert row < positions[step, 2][0][0] or block == 2  # in the order requested
-        assert after < positions[1, block][0][1] or step == 1
+        assert after < positions[step, 2][0][1] or block == 2  # in the order requested
+        assert row < positions[1, block][0][0] or step == 1
 
 
 def test_the_command_is_deterministic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,16 +202,11 @@ def test_no_input_and_no_earlier_page_is_replaced(
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["features-1.png", "features-2.png"]
 
 
-def test_maps_keep_their_aspect_ratio() -> None:
-    colors, shapes = ((0, 160, 0), (160, 0, 160)), ((12, 8), (8, 15))
-    pair = [Image.new("RGB", shape, color) for shape, color in zip(shapes, colors, strict=True)]
-    frames = [features.Frame("a", one.resize((10 * one.width, 10 * one.height)), one) for one in pair]
-    table = features.draw_table(frames, {7: {2: pair, 3: pair}}, [121])
-    for (width, height), color in zip(shapes, colors, strict=True):
-        rows, columns = np.nonzero((np.asarray(table) == color).all(axis=-1))
-        scale = features.CELL / max(width, height)
-        assert abs(np.ptp(columns) + 1 - width * scale) < 1
-        assert abs(len(rows) / 2 - width * height * scale**2) < features.CELL
+def test_maps_have_the_aspect_ratio_of_their_image() -> None:
+    for size, expected in (((120, 80), (312, 208)), ((80, 150), (111, 208))):
+        image = Image.new("RGB", size)
+        frame = features.Frame("a", image, image)
+        assert features.enlarge_map(Image.new("RGB", (8, 8)), frame, 208).size == expected
 
 
 REFUSED = {

@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from minidrag.bench.__main__ import main
-from minidrag.bench.memory import Counter, Stages, peak
+from minidrag.bench.memory import MemoryCounter, Stages, peak
 from minidrag.config import EditConfig
 from minidrag.networks.clip import CLIPConfig
 from minidrag.networks.unet import UNetConfig
@@ -43,7 +43,7 @@ def test_the_peak_is_what_is_allocated(stage: str, checkpointing: bool) -> None:
 
 
 def test_views_and_freed_tensors_do_not_count() -> None:
-    with Counter() as counter:
+    with MemoryCounter() as counter:
         first = torch.zeros(1000)
         view = first[:10]
         assert counter.alive == 4000

@@ -47,7 +47,7 @@ def test_evaluations_are_those_that_the_settings_ask_for(tmp_path: Path) -> None
 def test_the_authors_program_does_the_same_work_to_the_same_end(tmp_path: Path) -> None:
     model = load_model(write_untrained(tmp_path), device="cpu")
     case, config = make_case("light", 0, 0), replace(CONFIG, lora_steps=0, size=None)
-    counter = speed.Counter((pipeline := authors.load_pipeline(model)).unet)
+    counter = speed.EvaluationCounter((pipeline := authors.load_pipeline(model)).unet)
     pair = authors.edit(model, pipeline, case, config, counter)
     assert counter.evaluations == {"LoRA": 0, "inversion": 4, "drag": 4 + 3, "denoising": 2 * 4}
     given = {"mask": torch.from_numpy(case.mask).float(), "prompt": case.prompt, "config": config}
@@ -60,8 +60,8 @@ def test_the_authors_program_does_the_same_work_to_the_same_end(tmp_path: Path) 
 
 
 def test_the_report_has_means_and_fractions() -> None:
-    def counted(evaluations: int, seconds: float) -> speed.Counter:
-        counter = speed.Counter.__new__(speed.Counter)
+    def counted(evaluations: int, seconds: float) -> speed.EvaluationCounter:
+        counter = speed.EvaluationCounter.__new__(speed.EvaluationCounter)
         counter.evaluations = {"LoRA": 0, "inversion": 0, "drag": evaluations, "denoising": 0}
         counter.seconds = {"drag": seconds}
         return counter
@@ -81,7 +81,7 @@ def test_two_steps_need_as_much_memory_as_all(tmp_path: Path) -> None:
     few, large = (speed.peak(model, case, replace(long, lora_batch=batch)) for batch in (3, 9))
     networks = model.unet, model.vae, model.text_encoder
     weights = sum(x.numel() * 4 for network in networks for x in network.parameters())
-    with memory.Counter() as counter:
+    with memory.MemoryCounter() as counter:
         speed.cost(model, case, long)
     # Not to the byte, as Python frees some cycles late; measured 0.03 %.
     assert weights < few == pytest.approx(weights + counter.peak, rel=0.01)
