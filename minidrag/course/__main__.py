@@ -10,7 +10,7 @@ from minidrag.system import console
 
 SUBCOMMANDS = {
     "report": "minidrag.course.report",
-    "figures": "minidrag.course.figures",
+    "figures": "minidrag.course.experiments",
     "new": "minidrag.course.catalog",
     "check": "minidrag.course.check",
     "slips": "minidrag.course.slips",

@@ -1,25 +1,26 @@
 """Exercises on noise: the DDIM step, inversion, the LoRA layer, and its loss."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from minidrag.config import EditConfig
-from minidrag.course.exercise import Exercise, Inputs, Slip, normal, whole
-from minidrag.method.ddim import NoisePredictor, Schedule, invert
+from minidrag.course.exercise import Exercise, Function, Inputs, Slip, normal, whole
+from minidrag.method.ddim import Denoiser, NoisePredictor, Schedule, invert
 from minidrag.method.lora import Factors, LoRALayer, noise_loss
 from minidrag.networks.unet import KeysValues, UNetOutput
 
 # Bound here, so that a slip still has the project's own while another function is in its place.
-step, lora_forward = Schedule.step, LoRALayer.forward
+step = Schedule.step
+lora_forward = LoRALayer.forward
 
 
 def toy_unet(rng: Generator) -> NoisePredictor:
     """A function called like a UNet, with features from which gradients lead to the latent."""
-    mix, taps = normal(rng, 4, 4), normal(rng, 4, 6, 4)  # channels to channels; to features, per up block
+    mix = normal(rng, 4, 4)  # channels to channels
+    taps = normal(rng, 4, 6, 4)  # per up block: channels to features
 
     def unet(
         latent: Tensor, timestep: int | Tensor, text: Tensor, keys_values: KeysValues | None = None, /
@@ -33,11 +34,15 @@ def toy_unet(rng: Generator) -> NoisePredictor:
     return unet
 
 
+def toy_denoiser(rng: Generator, steps: int) -> Denoiser:
+    return Denoiser(toy_unet(rng), Schedule(), normal(rng, 1, 7, 5), steps)
+
+
 def step_inputs(rng: Generator) -> list[Inputs]:
-    schedule, time = Schedule(), 1 + 20 * whole(rng, 10, 48)
+    time = 1 + 20 * whole(rng, 10, 48)
     return [
         {
-            "schedule": schedule,
+            "schedule": Schedule(),
             "latent": normal(rng, 1, 4, 5, 7, grad=True),
             "noise": normal(rng, 1, 4, 5, 7, grad=True),
             "start": start,
@@ -48,12 +53,14 @@ def step_inputs(rng: Generator) -> list[Inputs]:
 
 
 def unrooted(schedule: Schedule, latent: Tensor, noise: Tensor, start: int, end: int) -> Tensor:
-    a_start, a_end = schedule.alpha(start), schedule.alpha(end)
+    a_start = schedule.alpha(start)
+    a_end = schedule.alpha(end)
     return a_end * (latent - (1 - a_start) * noise) / a_start + (1 - a_end) * noise
 
 
 def noise_added(schedule: Schedule, latent: Tensor, noise: Tensor, start: int, end: int) -> Tensor:
-    a_start, a_end = schedule.alpha(start), schedule.alpha(end)
+    a_start = schedule.alpha(start)
+    a_end = schedule.alpha(end)
     clean = (latent + (1 - a_start).sqrt() * noise) / a_start.sqrt()
     return a_end.sqrt() * clean + (1 - a_end).sqrt() * noise
 
@@ -97,7 +104,7 @@ DDIM_STEP = Exercise(
         Slip(
             "a negative timestep used as an index",
             "Python counts a negative index from the end of the table; schedule.alpha(t) does not.",
-            lambda schedule, *given: step(Unclamped(**asdict(schedule)), *given),
+            lambda schedule, *rest: step(Unclamped(**asdict(schedule)), *rest),
         ),
     ),
     ("minidrag.method.ddim.Schedule.step",),
@@ -106,55 +113,41 @@ DDIM_STEP = Exercise(
 
 def inversion_inputs(rng: Generator) -> list[Inputs]:
     steps = whole(rng, 8, 12)
-    configs = (EditConfig(steps=steps, inversion_steps=count) for count in (steps - 3, steps - 2))
     return [
-        {
-            "unet": toy_unet(rng),
-            "schedule": Schedule(),
-            "latent": normal(rng, 1, 4, 3, 5),
-            "text": normal(rng, 1, 7, 5),
-            "config": config,
-        }
-        for config in configs
+        {"denoiser": toy_denoiser(rng, steps), "latent": normal(rng, 1, 4, 3, 5), "levels": levels}
+        for levels in (steps - 3, steps - 2)
     ]
 
 
-Move = tuple[int, int, int]  # timestep given to the UNet, and those from which and to which a step leads
+def inversion_by(move: Callable[[int, int], tuple[int, int, int]]) -> Function:
+    """An inversion by wrong moves.
 
-
-def inversion_by(
-    plan: Callable[[list[tuple[int, int]], int], Sequence[Move]],
-) -> Callable[..., Iterator[Tensor]]:
-    """An inversion by a plan of moves, made from all pairs of the schedule and the number of steps."""
+    move: from the number of a step, from 1, and of levels to the level at which the UNet is called, and the
+    levels from which and to which the step leads.
+    """
 
     @torch.no_grad()
-    def walk(
-        unet: NoisePredictor, schedule: Schedule, latent: Tensor, text: Tensor, config: EditConfig
-    ) -> Iterator[Tensor]:
-        for asked, start, end in plan(schedule.pairs(config.steps), config.inversion_steps):
-            noise, _, _ = unet(latent, asked, text)
-            latent = step(schedule, latent, noise, start, end)
+    def walk(denoiser: Denoiser, latent: Tensor, levels: int) -> Iterator[Tensor]:
+        for number in range(1, levels + 1):
+            level, start, end = move(number, levels)
+            noise, _, _ = denoiser(latent, level)
+            latent = denoiser.step(latent, noise, start, end)
             yield latent
 
     return walk
 
 
 @torch.no_grad()
-def noise_once(
-    unet: NoisePredictor, schedule: Schedule, latent: Tensor, text: Tensor, config: EditConfig
-) -> Iterator[Tensor]:
-    pairs = schedule.pairs(config.steps, config.inversion_steps)[::-1]
-    noise, _, _ = unet(latent, pairs[0][0], text)
-    for time, below in pairs:
-        latent = step(schedule, latent, noise, below, time)
+def noise_once(denoiser: Denoiser, latent: Tensor, levels: int) -> Iterator[Tensor]:
+    noise, _, _ = denoiser(latent, 1)
+    for level in range(1, levels + 1):
+        latent = denoiser.step(latent, noise, level - 1, level)
         yield latent
 
 
-def given_first(
-    unet: NoisePredictor, schedule: Schedule, latent: Tensor, text: Tensor, config: EditConfig
-) -> Iterator[Tensor]:
+def clean_first(denoiser: Denoiser, latent: Tensor, levels: int) -> Iterator[Tensor]:
     yield latent
-    yield from invert(unet, schedule, latent, text, config)
+    yield from invert(denoiser, latent, levels)
 
 
 INVERSION = Exercise(
@@ -163,24 +156,24 @@ INVERSION = Exercise(
     inversion_inputs,
     (
         Slip(
-            "order not reversed",
-            "schedule.pairs lists denoising steps, the noisiest first: inversion starts at the clean end.",
-            inversion_by(lambda pairs, count: [(time, below, time) for time, below in pairs[-count:]]),
+            "levels from the top down",
+            "Denoising begins at the noisiest level; inversion begins at the clean end.",
+            inversion_by(lambda i, levels: (levels + 1 - i, levels - i, levels + 1 - i)),
         ),
         Slip(
             "steps lead down",
-            "Inversion goes from the lower timestep to the higher one, and makes the latent noisier.",
-            inversion_by(lambda pairs, count: [(time, time, below) for time, below in pairs[-count:][::-1]]),
+            "Inversion goes from the lower level to the higher one, and makes the latent noisier.",
+            inversion_by(lambda i, levels: (i, i, i - 1)),
         ),
         Slip(
-            "UNet asked at the timestep that is left",
-            "Give the UNet the timestep that the step leads to, as in the denoising step that it undoes.",
-            inversion_by(lambda pairs, count: [(below, below, time) for time, below in pairs[-count:][::-1]]),
+            "UNet called at the level below",
+            "Call the UNet at the level that the step leads to, as in the denoising step that it undoes.",
+            inversion_by(lambda i, levels: (i - 1, i - 1, i)),
         ),
         Slip(
-            "steps of the noisy end",
-            "Of all steps take the last config.inversion_steps, those next to the clean image.",
-            inversion_by(lambda pairs, count: [(time, below, time) for time, below in pairs[:count][::-1]]),
+            "one level too few",
+            "The last step leads to `levels`: range(1, levels) ends one below it.",
+            lambda denoiser, latent, levels: invert(denoiser, latent, levels - 1),
         ),
         Slip(
             "noise predicted just once",
@@ -188,9 +181,9 @@ INVERSION = Exercise(
             noise_once,
         ),
         Slip(
-            "given latent yielded too",
-            "Yield the latent after each step: the first one is already noisier than the one given.",
-            given_first,
+            "clean latent yielded too",
+            "Yield the latent after each step: the first one is already noisier than the clean one.",
+            clean_first,
         ),
     ),
     ("minidrag.edit.invert", "minidrag.method.ddim.invert"),
@@ -306,7 +299,9 @@ LORA_LOSS = Exercise(
         Slip(
             "sum for mean",
             "Take the mean over everything, or the learning rate would depend on the size of the image.",
-            lambda *given: noise_loss(*given) * given[4].numel(),
+            lambda unet, schedule, latent, time, noise, text: (
+                noise_loss(unet, schedule, latent, time, noise, text) * noise.numel()
+            ),
         ),
         Slip(
             "absolute value for square",

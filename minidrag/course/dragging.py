@@ -1,8 +1,7 @@
-"""Exercises on the drag: sampling, the two losses, tracking, and dragging and denoising in turn."""
+"""Exercises on the drag: sampling, the two losses, tracking, and the alternation with denoising."""
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,17 +9,30 @@ from torch import Generator, Tensor
 from torch.nn.functional import pad
 
 from minidrag.config import EditConfig
-from minidrag.course.diffusion import toy_unet
-from minidrag.course.exercise import Exercise, Inputs, Slip, normal, whole
+from minidrag.course.diffusion import toy_denoiser
+from minidrag.course.exercise import Exercise, Function, Inputs, Slip, normal, whole
 from minidrag.method import drag as loop
-from minidrag.method.ddim import NoisePredictor, Schedule, invert
-from minidrag.method.drag import Cell, Cells, Origin, Step, View, background_loss, motion_loss, sample, track
-from minidrag.method.dragdiffusion import Task, observe, supervise
-from minidrag.method.gooddrag import STILL, gooddrag
+from minidrag.method.ddim import Denoiser, invert
+from minidrag.method.drag import (
+    Cell,
+    Cells,
+    Origin,
+    Step,
+    View,
+    background_loss,
+    motion_loss,
+    patch,
+    pull,
+    sample,
+    track,
+)
+from minidrag.method.dragdiffusion import Task, observer, supervisor
+from minidrag.method.gooddrag import PATIENCE, gooddrag
 
 
 def sample_inputs(rng: Generator) -> list[Inputs]:
-    features, size = normal(rng, 3, 5, 7, grad=True), torch.tensor([5.0, 7.0], dtype=torch.float64)
+    features = normal(rng, 3, 5, 7, grad=True)
+    size = torch.tensor([5.0, 7.0], dtype=torch.float64)
     inside = torch.rand(9, 2, generator=rng, dtype=torch.float64) * (size - 1)
     around = torch.rand(12, 2, generator=rng, dtype=torch.float64) * (size + 4) - 2.5
     corners = torch.tensor([[0, 0], [4, 6], [0, 6], [4, 0], [4, 2.5], [1.5, 6]], dtype=torch.float64)
@@ -82,20 +94,20 @@ def random_cells(rng: Generator, *cells: tuple[int, int]) -> list[Cell]:
     return [Cell(float(row), float(column)) for row, column in (*cells, *inside)]
 
 
-def glimpse(features: Tensor) -> View:
+def view_of(features: Tensor) -> View:
     """A view of which only the features matter."""
     return View(features, features.new_zeros(()), features.new_zeros(()), 7)
 
 
 def motion_inputs(rng: Generator) -> list[Inputs]:
-    """The paper's settings; a mean, a long step, and targets nearer than it; the original beside it.
+    """The paper's settings; a mean, a long step, and targets nearer than it; the original as reference.
 
     One handle is at a corner and one has arrived.
     """
     paper = EditConfig.paper()
     mean = replace(paper, motion_loss="mean", motion_radius=2, motion_step=2.5, tolerance=0.5)
     calls: list[Inputs] = []
-    for config, with_origin in ((paper, False), (mean, False), (mean, True)):
+    for config, original in ((paper, False), (mean, False), (mean, True)):
         handles = random_cells(rng, (0, 10), (5, 5))
         away = torch.randint(2, 5, (len(handles), 2), generator=rng).tolist()
         targets = [
@@ -104,75 +116,70 @@ def motion_inputs(rng: Generator) -> list[Inputs]:
         ]
         targets[1] = Cell(5.25, 4.75)  # arrived
         if config is mean:  # nearer than the step, and nearer than a cell
-            targets[2:] = [
-                Cell(at.row + by, at.column - by) for at, by in ((handles[2], 1.25), (handles[3], 0.5))
-            ]
-        origin = None
-        if with_origin:
-            origin = Origin(random_cells(rng, (1, 9), (4, 4)), glimpse(normal(rng, 4, 9, 11)))
+            for i, distance in ((2, 1.25), (3, 0.5)):
+                targets[i] = Cell(handles[i].row + distance, handles[i].column - distance)
         features = normal(rng, 4, 9, 11, grad=True)
-        calls.append(dict(zip(MOTION, (features, handles, targets, config, origin), strict=True)))
+        reference = Origin(handles, view_of(features))
+        if original:
+            reference = Origin(random_cells(rng, (1, 9), (4, 4)), view_of(normal(rng, 4, 9, 11)))
+        calls.append(
+            {
+                "features": features,
+                "handles": handles,
+                "targets": targets,
+                "reference": reference,
+                "config": config,
+            }
+        )
     return calls
 
 
-MOTION = ("features", "handles", "targets", "config", "origin")
-
-
-def unheld(
-    features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Any = None
+def difference(
+    ahead: Tensor, handles: Cells, targets: Cells, reference: Origin, config: EditConfig
 ) -> Tensor:
-    """The patch that is compared with has a gradient too."""
-    return motion_loss(features, handles, targets, config, origin or Origin(handles, glimpse(features)))
+    """Motion supervision without any stop-gradient. ahead: features one step ahead."""
+    total = ahead.sum() * 0
+    for handle, target, start in zip(handles, targets, reference.handles, strict=True):
+        if (offset := pull(handle, target, config)) is None:
+            continue
+        cells = patch(handle, config.motion_radius, ahead)
+        before = cells + (cells.new_tensor(start) - cells.new_tensor(handle))
+        gap = (
+            sample(ahead, cells + cells.new_tensor(offset)) - sample(reference.view.features, before)
+        ).abs()
+        area = (2 * config.motion_radius + 1) ** 2
+        total = total + (gap.sum() if config.motion_loss == "sum" else gap.mean() * area)
+    return total
 
 
-def held_ahead(
-    features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Any = None
-) -> Tensor:
-    """The patch ahead has no gradient, the one that is compared with has."""
-    origin = origin or Origin(handles, glimpse(features))
-    return motion_loss(features.detach(), handles, targets, config, origin)
+def to_other_targets(other: Function) -> Function:
+    """Motion supervision with a target made of each handle and target."""
+
+    def loss(
+        features: Tensor, handles: Cells, targets: Cells, reference: Origin, config: EditConfig
+    ) -> Tensor:
+        targets = [other(*pair) for pair in zip(handles, targets, strict=True)]
+        return motion_loss(features, handles, targets, reference, config)
+
+    return loss
 
 
-def away_from_target(
-    features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Any = None
-) -> Tensor:
-    pairs = zip(handles, targets, strict=True)
-    mirrored = [Cell(2 * at.row - to.row, 2 * at.column - to.column) for at, to in pairs]
-    return motion_loss(features, handles, mirrored, config, origin)
-
-
-def turned(
-    features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Any = None
-) -> Tensor:
-    """Rows and columns of the direction are swapped."""
-    pairs = zip(handles, targets, strict=True)
-    swapped = [Cell(at.row + to.column - at.column, at.column + to.row - at.row) for at, to in pairs]
-    return motion_loss(features, handles, swapped, config, origin)
-
-
-def in_place_of_start(
-    features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Any = None
-) -> Tensor:
-    """The original is read where the handle is now."""
-    return motion_loss(features, handles, targets, config, origin and origin._replace(handles=handles))
-
-
-def without_area(
-    features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Any = None
-) -> Tensor:
-    area = (2 * config.motion_radius + 1) ** 2 if config.motion_loss == "mean" else 1
-    return motion_loss(features, handles, targets, config, origin) / area
-
-
-def motion_with(**settings: Any) -> Any:
+def motion_with(**settings: Any) -> Function:
     """Motion supervision with other settings."""
 
     def loss(
-        features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Any = None
+        features: Tensor, handles: Cells, targets: Cells, reference: Origin, config: EditConfig
     ) -> Tensor:
-        return motion_loss(features, handles, targets, replace(config, **settings), origin)
+        return motion_loss(features, handles, targets, reference, replace(config, **settings))
 
     return loss
+
+
+def without_area(
+    features: Tensor, handles: Cells, targets: Cells, reference: Origin, config: EditConfig
+) -> Tensor:
+    area = (2 * config.motion_radius + 1) ** 2 if config.motion_loss == "mean" else 1
+    return motion_loss(features, handles, targets, reference, config) / area
 
 
 MOTION_LOSS = Exercise(
@@ -183,27 +190,29 @@ MOTION_LOSS = Exercise(
         Slip(
             "no stop-gradient",
             "Detach F_q, or the patch at the handle is pulled back as hard as the one ahead is pulled on.",
-            unheld,
+            difference,
         ),
         Slip(
             "stop-gradient on the wrong patch",
             "The patch ahead is to change, so its gradient has to flow; F_q at the handle is fixed.",
-            held_ahead,
+            lambda features, *rest: difference(features.detach(), *rest),
         ),
         Slip(
             "no gradient at all",
             "Detach F_q alone: the features one step ahead need their gradient.",
-            lambda features, *given: motion_loss(features.detach(), *given),
+            lambda features, *rest: motion_loss(features.detach(), *rest),
         ),
         Slip(
             "handle and target swapped",
             "d_i points from the handle to the target, g_i - h_i.",
-            away_from_target,
+            to_other_targets(lambda at, to: Cell(2 * at.row - to.row, 2 * at.column - to.column)),
         ),
         Slip(
             "row and column swapped in d_i",
             "Cells and features both have the row first.",
-            turned,
+            to_other_targets(
+                lambda at, to: Cell(at.row + to.column - at.column, at.column + to.row - at.row)
+            ),
         ),
         Slip(
             "d_i not of its length",
@@ -227,8 +236,10 @@ MOTION_LOSS = Exercise(
         ),
         Slip(
             "original read at the present handle",
-            "The handle's content was at origin.handles[i] in the original.",
-            in_place_of_start,
+            "The handle's content is at reference.handles[i] in the reference.",
+            lambda features, handles, targets, reference, config: motion_loss(
+                features, handles, targets, reference._replace(handles=handles), config
+            ),
         ),
     ),
     ("minidrag.method.dragdiffusion.motion_loss", "minidrag.method.drag.motion_loss"),
@@ -244,42 +255,38 @@ def track_inputs(rng: Generator) -> list[Inputs]:
     """
     calls: list[Inputs] = []
     for radius in (2, 3):
-        starts, before, after = (
-            random_cells(rng, (0, 0), (8, 10)),
-            normal(rng, 4, 9, 11),
-            normal(rng, 4, 9, 11),
-        )
+        starts = random_cells(rng, (0, 0), (8, 10))
+        before = normal(rng, 4, 9, 11)
+        after = normal(rng, 4, 9, 11)
         steps = torch.randint(1, 3, (len(starts), 2), generator=rng).tolist()
         steps[1] = [-1, -2]  # from the lower right corner
         handles = []
         for start, (down, right) in zip(starts, steps, strict=True):
             handles.append(Cell(start.row + down, start.column + right))
-            row, column = int(start.row), int(start.column)
+            row, column = map(int, start)
             content = before[:, row, column]
             after[:, (row + down + 5) % 9, (column + right + 6) % 11] = content
             after[:, row + down - 1, column + right] = content + 0.2
-            row, column = min(row + 2 * down, 8), min(column + 2 * right, 10)
-            after[:, row, column] = content + torch.tensor([0.5, 0, 0, 0])
-        calls.append(dict(zip(TRACK, (after, handles, Origin(starts, glimpse(before)), radius), strict=True)))
+            farther = content + torch.tensor([0.5, 0, 0, 0])
+            after[:, min(row + 2 * down, 8), min(column + 2 * right, 10)] = farther
+        origin = Origin(starts, view_of(before))
+        calls.append({"features": after, "handles": handles, "origin": origin, "radius": radius})
     return calls
 
 
-TRACK = ("features", "handles", "origin", "radius")
-
-
 def to_self(features: Tensor, handles: Cells, origin: Origin, radius: int) -> list[Cell]:
-    return track(features, handles, Origin(handles, glimpse(features.detach())), radius)
+    return track(features, handles, Origin(handles, view_of(features.detach())), radius)
 
 
 def farthest(features: Tensor, handles: Cells, origin: Origin, radius: int) -> list[Cell]:
-    found = []
+    matches = []
     for handle, start in zip(handles, origin.handles, strict=True):
-        cells = loop.patch(handle, radius, features)
+        cells = patch(handle, radius, features)
         reference = origin.view.features[:, int(start.row), int(start.column)]
         rows, columns = cells.long().T
         distances = (features.detach()[:, rows, columns] - reference[:, None]).abs().sum(0)
-        found.append(Cell(*cells[distances.argmax()].tolist()))
-    return found
+        matches.append(Cell(*cells[distances.argmax()].tolist()))
+    return matches
 
 
 def in_window(features: Tensor, handles: Cells, origin: Origin, radius: int) -> list[Cell]:
@@ -406,52 +413,40 @@ def alternation_inputs(rng: Generator) -> list[Inputs]:
     calls: list[Inputs] = []
     deep = replace(rough, drag_levels=9)
     for config in (rough, deep, replace(rough, tolerance=100), replace(deep, track_radius=0)):
-        unet, schedule, text = toy_unet(rng), Schedule(), normal(rng, 1, 7, 5)
+        denoiser = toy_denoiser(rng, config.steps)
         clean = normal(rng, 1, 4, 4, 5)
-        path = [clean, *invert(unet, schedule, clean, text, config)]
+        path = [clean, *invert(denoiser, clean, config.inversion_steps)]
         mask = (torch.rand(4, 5, generator=rng) < 0.7).double()
         handles = random_cells(rng, (1, 9))
-        task = Task(handles, [Cell(8 - row, 9.5 - column) for row, column in handles], mask, (9, 11))
-        calls.append(dict(zip(ALTERNATION, (unet, schedule, path, text, task, config), strict=True)))
+        targets = [Cell(8 - row, 9.5 - column) for row, column in handles]
+        task = Task(handles, targets, mask, (9, 11))
+        calls.append({"denoiser": denoiser, "path": path, "task": task, "config": config})
     return calls
 
 
-ALTERNATION = ("unet", "schedule", "path", "text", "task", "config")
+def alternate_with(slip: str) -> Function:
+    """The alternation, with a slip."""
 
+    def alternate(denoiser: Denoiser, path: list[Tensor], task: Task, config: EditConfig) -> Iterator[Step]:
+        top = len(path) - 1
+        latent = path[top]
+        handles = task.handles
+        supervise = supervisor(task, config)
+        idle = 0
+        for level in range(top, max(top - config.drag_levels, 0), -1):
+            observe = observer(denoiser, level, task, config)
+            with torch.no_grad():
+                origin = Origin(handles if slip == "moved origin" else task.handles, observe(path[level]))
+            last = yield from loop.drag(latent, handles, task.targets, observe, supervise, config, origin)
+            moved = last.handles != handles
+            moved = moved or loop.all_arrived(last.handles, task.targets, config.tolerance)
+            idle = 0 if moved else idle + 1
+            if idle == PATIENCE and slip != "tireless":
+                return
+            latent = last.latent if slip == "not lowered" else last.previous
+            handles = task.handles if slip == "forgotten" else last.handles
 
-def alternate(
-    unet: NoisePredictor,
-    schedule: Schedule,
-    path: list[Tensor],
-    text: Tensor,
-    task: Task,
-    config: EditConfig,
-    slip: str = "",
-) -> Iterator[Step]:
-    """Drag and denoise in turn, with a slip."""
-    top = len(path) - 1
-    latent, handles, still = path[top], task.handles, 0
-    for level in range(top, max(top - config.drag_levels, 0), -1):
-        look = partial(observe, unet, schedule, text, task.grid, config, level)
-        with torch.no_grad():
-            origin = Origin(handles if slip == "moved origin" else task.handles, look(path[level]))
-        score, before = partial(supervise, task, config), handles
-        steps = list(loop.drag(latent, handles, task.targets, look, score, config, origin))
-        yield from steps
-        latent = steps[-1].latent if slip == "not lowered" else steps[-1].previous
-        handles = steps[-1].handles
-        stuck = handles == before and not loop.all_arrived(handles, task.targets, config.tolerance)
-        still = still + 1 if stuck else 0
-        if still == STILL and slip != "tireless":
-            return
-        handles = task.handles if slip == "forgotten" else handles
-
-
-def slipping(slip: str) -> Any:
-    def alternation(*given: Any) -> Iterator[Step]:
-        return alternate(*given, slip=slip)
-
-    return alternation
+    return alternate
 
 
 ALTERNATION_STEP = Exercise(
@@ -461,39 +456,39 @@ ALTERNATION_STEP = Exercise(
     (
         Slip(
             "no step down",
-            "The next level begins with step.previous, the latent one DDIM step down, not with step.latent.",
-            slipping("not lowered"),
+            "The next level begins with last.previous, the latent one DDIM step down, not with last.latent.",
+            alternate_with("not lowered"),
         ),
         Slip(
             "original at the wrong level",
             "At every level compare with the original at that level, path[level].",
-            lambda unet, schedule, path, *given: gooddrag(unet, schedule, path[-1:] * len(path), *given),
+            lambda denoiser, path, *rest: gooddrag(denoiser, path[-1:] * len(path), *rest),
         ),
         Slip(
             "one level too low",
             "path[0] is the clean latent, so the last level is len(path) - 1.",
-            lambda unet, schedule, path, *given: gooddrag(unet, schedule, path[:-1], *given),
+            lambda denoiser, path, *rest: gooddrag(denoiser, path[:-1], *rest),
         ),
         Slip(
             "handles start anew at every level",
-            "The next level goes on from step.handles.",
-            slipping("forgotten"),
+            "The next level goes on from last.handles.",
+            alternate_with("forgotten"),
         ),
         Slip(
             "original's handles move along",
             "In the original the handles are at task.handles, whatever the level.",
-            slipping("moved origin"),
+            alternate_with("moved origin"),
         ),
         Slip(
             "handles that stand still go unnoticed",
             "Stop after the third level in a row in which no handle moved.",
-            slipping("tireless"),
+            alternate_with("tireless"),
         ),
         Slip(
             "one level alone",
             "Take config.drag_levels levels.",
-            lambda unet, schedule, path, text, task, config: gooddrag(
-                unet, schedule, path, text, task, replace(config, drag_levels=1)
+            lambda denoiser, path, task, config: gooddrag(
+                denoiser, path, task, replace(config, drag_levels=1)
             ),
         ),
     ),

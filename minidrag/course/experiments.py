@@ -1,10 +1,18 @@
-"""One experiment for each lesson, on the small model: numbers to print and a figure."""
+"""Make the figures of the lessons anew and print their numbers.
 
-import json
-from collections.abc import Callable
+    python -m minidrag.course figures       # all of them
+    python -m minidrag.course figures 3     # of lesson 3
+
+Deterministic on one machine. A lesson takes less than two minutes on two cores.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +21,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from minidrag import tiny
-from minidrag.app.draw import draw_drags
+from minidrag.app.draw import draw_drags, grid
 from minidrag.app.options import Options, open_input, read_options
 from minidrag.bench.cases import SceneCase, make_case, make_cases, pasted
 from minidrag.bench.features import features_page, scene_frames
@@ -21,18 +29,17 @@ from minidrag.bench.metrics import distances, image_features, ssim
 from minidrag.bench.placement import place
 from minidrag.config import EditConfig
 from minidrag.course import LESSONS
-from minidrag.course.plot import SIDE, Panel, beside, chart, row, stack
+from minidrag.course.chart import Curve, chart
 from minidrag.course.replay import distance_map, noise_losses, normal, sample, window
-from minidrag.course.svg import Curve, heat
-from minidrag.edit import Edit, drag_edit
-from minidrag.images import psnr
-from minidrag.method.ddim import NoisePredictor, denoise, invert
+from minidrag.course.svg import heat
+from minidrag.edit import Edit, drag_edit, prepare
+from minidrag.images import WHITE, psnr
+from minidrag.method.ddim import Denoiser, denoise, guided, invert
 from minidrag.method.drag import Cell, Origin, Step, View, motion_loss
-from minidrag.method.dragdiffusion import Task, dragdiffusion, observe
+from minidrag.method.dragdiffusion import Task, dragdiffusion, observer
 from minidrag.method.lora import initialize, lora_attached, train
-from minidrag.method.sampling import guided
 from minidrag.model import Model, decode, encode
-from minidrag.points import to_task
+from minidrag.system.files import read_json, write_whole
 from minidrag.tiny.objects import Object
 from minidrag.tiny.renderer import Scene, render
 from minidrag.weights.load import load_model
@@ -40,9 +47,10 @@ from minidrag.weights.load import load_model
 # Four times the paper's rate and four projections, so that a minute is enough.
 LORA = EditConfig(lora_steps=120, lora_lr=2e-3, lora_lr_ratio=1.0, lora_targets="qkvo")
 LORA_TIMES = (121, 321, 521, 721, 921)
-SHORT = EditConfig(steps=20, inversion_steps=20)  # from pure noise, or up to it, in few steps
+SHORT = 20  # steps from pure noise, or up to it
 # The paper's method, and no LoRA, which the small model does not need.
 ONE_LEVEL = replace(EditConfig.official(), lora_steps=0, drag_steps=40)
+SIDE = 144  # pixels: height of an image in a figure
 
 
 class Finding(NamedTuple):
@@ -50,6 +58,9 @@ class Finding(NamedTuple):
 
     lines: list[str]  # to print
     figure: Image.Image
+
+
+Panels = list[tuple[str, Image.Image]]  # labels and images
 
 
 class Bench:
@@ -74,8 +85,10 @@ class Bench:
         return mask
 
     @cached_property
-    def text(self) -> Tensor:
-        return self.model.encode_text(self.options.prompt)
+    def denoiser(self) -> Denoiser:
+        """With the image's caption, in the paper's number of steps."""
+        text = self.model.encode_text(self.options.prompt)
+        return Denoiser(self.model.unet, self.model.schedule, text, ONE_LEVEL.steps)
 
     @cached_property
     def clean(self) -> Tensor:
@@ -86,12 +99,7 @@ class Bench:
     def task(self) -> Task:
         """The drag that ships, on the feature grid."""
         points = self.options.handles, self.options.targets
-        return to_task(self.model, self.image.size, *points, self.mask, EditConfig())
-
-    @cached_property
-    def latent_mask(self) -> Tensor:
-        assert self.task.mask is not None
-        return self.task.mask
+        return prepare(self.model, self.image.size, *points, self.mask, EditConfig())
 
     @cached_property
     def drawing(self) -> Image.Image:
@@ -100,73 +108,93 @@ class Bench:
     @cached_property
     def twin(self) -> tuple[Image.Image, Tensor]:
         """The image with a second, equal ball, and its latent."""
-        scene = json.loads((tiny.DEMO / "drag.json").read_text(encoding="utf-8"))["scene"]
+        scene = read_json(tiny.DEMO / "drag.json")["scene"]
         (ball,) = scene["objects"]
         pair = tuple(Object(**(ball | {"x": x})) for x in (ball["x"], 0.75))
         peaks = tuple((x, height) for x, height in scene["peaks"])
         image = render(Scene(**(scene | {"objects": pair, "peaks": peaks})))
         return image, encode(self.model, image, EditConfig())[0]
 
-    def look(self, latent: Tensor) -> View:
-        """The features of a latent at the level of `one_level`."""
-        level = ONE_LEVEL.inversion_steps
-        parts = self.model.unet, self.model.schedule, self.text, self.task.grid, ONE_LEVEL, level
-        return observe(*parts, latent)
+    def observe(self, latent: Tensor) -> View:
+        """The view of a latent at the level of `one_level`."""
+        return observer(self.denoiser, ONE_LEVEL.inversion_steps, self.task, ONE_LEVEL)(latent)
 
     @cached_property
     def path(self) -> list[Tensor]:
         """Latents of the image's inversion, the clean one first."""
-        inversion = invert(self.model.unet, self.model.schedule, self.clean, self.text, ONE_LEVEL)
-        return [self.clean, *inversion]
+        return [self.clean, *invert(self.denoiser, self.clean, ONE_LEVEL.inversion_steps)]
 
     @cached_property
     def one_level(self) -> list[Step]:
         """States of the drag that ships, by the paper's method without a LoRA."""
-        parts = self.model.unet, self.model.schedule, self.path, self.text, self.task, ONE_LEVEL
-        return list(dragdiffusion(*parts))
+        return list(dragdiffusion(self.denoiser, self.path, self.task, ONE_LEVEL))
+
+
+def tabulate(panels: Panels, columns: int, height: int = SIDE) -> Image.Image:
+    """Images in rows, each under its label."""
+    return grid([image for _, image in panels], columns, [label for label, _ in panels], height)
+
+
+def stack(rows: Sequence[Image.Image]) -> Image.Image:
+    """Images under each other on white."""
+    page = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), WHITE)
+    top = 0
+    for row in rows:
+        page.paste(row, ((page.width - row.width) // 2, top))
+        top += row.height
+    return page
+
+
+def squares(values: Image.Image, side: int = SIDE) -> Image.Image:
+    """A map whose cells show as squares."""
+    return values.resize((round(values.width * side / values.height), side), Image.Resampling.NEAREST)
 
 
 @torch.no_grad()
 def noise(bench: Bench) -> Finding:
     """1: the same noise at six levels, and the image that the prediction implies."""
-    model, eps = bench.model, normal(bench.clean, 0)
-    lines, noisy, foreseen = ["   t  signal  noise  mean squared error"], [], []
-    for time in (1, 201, 401, 601, 801, 981):
-        latent = model.schedule.add_noise(bench.clean, eps, torch.tensor([time]))
-        predicted = model.unet(latent, time, bench.text).noise
+    model = bench.model
+    eps = normal(bench.clean, 0)
+    lines = ["   t  signal  noise  mean squared error"]
+    noisy: Panels = []
+    implied: Panels = []
+    for timestep in (1, 201, 401, 601, 801, 981):
+        latent = model.schedule.add_noise(bench.clean, eps, torch.tensor([timestep]))
+        predicted = model.unet(latent, timestep, bench.denoiser.text).noise
         error = (predicted - eps).square().mean().item()
-        alpha = model.schedule.alpha(time)
-        lines.append(f"{time:4}  {alpha.sqrt():6.3f}  {(1 - alpha).sqrt():5.3f}  {error:.4f}")
-        noisy.append(Panel(decode(model, latent), f"t = {time}"))
-        clean = decode(model, model.schedule.step(latent, predicted, time, -1))
-        foreseen.append(Panel(clean, f"error {error:.3f}"))
-    return Finding(lines, stack([row(noisy), row(foreseen)]))
+        alpha = model.schedule.alpha(timestep)
+        lines.append(f"{timestep:4}  {alpha.sqrt():6.3f}  {(1 - alpha).sqrt():5.3f}  {error:.4f}")
+        noisy.append((f"t = {timestep}", decode(model, latent)))
+        clean = model.schedule.step(latent, predicted, timestep, -1)
+        implied.append((f"error {error:.3f}", decode(model, clean)))
+    return Finding(lines, tabulate(noisy + implied, 6))
 
 
 @torch.no_grad()
 def inversion(bench: Bench) -> Finding:
     """2: up to the noise and down again, with guidance on the way down alone, and on both ways."""
-    model, config = bench.model, EditConfig.official()
-    negative = model.encode_text("")
+    plain = bench.denoiser
+    negative = bench.model.encode_text("")
+    top = ONE_LEVEL.inversion_steps
 
-    def predictor(scale: float) -> NoisePredictor:
-        return model.unet if scale == 1 else guided(model.unet, negative, scale)
+    def guide(scale: float) -> Denoiser:
+        return plain if scale == 1 else replace(plain, unet=guided(plain.unet, negative, scale))
 
-    lines, panels, curves = ["up   down  PSNR"], [Panel(bench.image, "the image")], []
+    lines = ["up   down  PSNR"]
+    panels: Panels = [("the image", bench.image)]
+    curves = []
     for up, downs in ((1.0, (1.0, 2.0, 4.0, 7.5)), (7.5, (7.5,))):
-        path = [bench.clean, *invert(predictor(up), model.schedule, bench.clean, bench.text, config)]
+        path = [bench.clean, *invert(guide(up), bench.clean, top)]
         for down in downs:
-            level = len(path) - 1
-            walk = denoise(predictor(down), model.schedule, path[-1:], bench.text, level, config)
-            back = [latent for (latent,) in walk]
-            gaps = [(one - other).abs().mean().item() for one, other in zip(path[-2::-1], back, strict=True)]
-            curves.append(
-                Curve(f"up {up:g}, down {down:g}", [(level - 1 - i, gap) for i, gap in enumerate(gaps)])
-            )
-            image = decode(model, back[-1])
-            lines.append(f"{up:3g}  {down:4g}  {psnr(image, bench.image):.1f} dB")
-            panels.append(Panel(image, f"up {up:g}, down {down:g}: {psnr(image, bench.image):.1f} dB"))
-    return Finding(lines, stack([row(panels), chart(curves, "level", "apart", (880, 230))]))
+            back = [latent for (latent,) in denoise(guide(down), path[-1:], top, ONE_LEVEL)][::-1]
+            gaps = [(one - other).abs().mean().item() for one, other in zip(path[:-1], back, strict=True)]
+            curves.append(Curve(f"up {up:g}, down {down:g}", list(enumerate(gaps))))
+            image = decode(bench.model, back[0])
+            quality = f"{psnr(image, bench.image):.1f} dB"
+            lines.append(f"{up:3g}  {down:4g}  {quality}")
+            panels.append((f"up {up:g}, down {down:g}\n{quality}", image))
+    plot = chart(curves, "level", "apart", (880, 230))
+    return Finding(lines, stack([tabulate(panels, 6), plot]))
 
 
 @torch.no_grad()
@@ -181,173 +209,192 @@ def features(bench: Bench) -> Finding:
 
 def lora(bench: Bench) -> Finding:
     """4: samples from fresh noise, and the loss, while a LoRA learns an image of a look never seen."""
-    case, model, config = make_case("object", 0, 18, "hatched"), bench.model, LORA
-    moments, text = encode(model, case.before, config), model.encode_text(case.prompt)
+    case = make_case("object", 0, 18, "hatched")
+    model = bench.model
+    moments = encode(model, case.before, LORA)
+    text = model.encode_text(case.prompt)
     rng = torch.Generator().manual_seed(0)
-    untrained = initialize(model.unet, config.lora_rank, config.lora_targets, rng)
-    rows, curves, lines, done = [], [], ["steps  loss at t = " + ", ".join(map(str, LORA_TIMES))], 0
+    untrained = initialize(model.unet, LORA.lora_rank, LORA.lora_targets, rng)
+    lines = ["steps  loss at t = " + ", ".join(map(str, LORA_TIMES))]
+    samples: Panels = []
+    curves = []
+    done = 0
     with lora_attached(model.unet, model.text_encoder, untrained):
-        training = train(model.unet, model.schedule, moments, text, config, rng)
-        for steps in (0, 40, config.lora_steps):
+        training = train(model.unet, model.schedule, moments, text, LORA, rng)
+        for steps in (0, 40, LORA.lora_steps):
             done += sum(1 for _ in islice(training, steps - done))
             losses = noise_losses(model, moments[0], text, LORA_TIMES, 9)
             lines.append(f"{steps:5}  " + ", ".join(f"{loss:.3f}" for loss in losses))
             curves.append(Curve(f"{steps} steps", list(zip(LORA_TIMES, losses, strict=True))))
-            shown = [sample(model, normal(moments[0], seed), text, 20) for seed in range(3)]
-            rows.append(
-                [Panel(image, f"sample {seed + 1}, {steps} steps") for seed, image in enumerate(shown)]
-            )
-    column = row([Panel(case.before, "the one image")], 2 * SIDE)
-    plot = chart(curves, "timestep t", "loss", (2 * SIDE + 60, 230))
-    return Finding(lines, beside([stack([column, plot]), stack([row(panels) for panels in rows])]))
+            for seed in range(3):
+                image = sample(model, normal(moments[0], seed), text, SHORT)
+                samples.append((f"sample {seed + 1}, {steps} steps", image))
+    plot = chart(curves, "timestep t", "loss", (332, 230))
+    top = tabulate([("the one image", case.before), ("", plot)], 2, plot.height)
+    return Finding(lines, stack([top, tabulate(samples, 3)]))
 
 
 def supervision(bench: Bench) -> Finding:
     """5: where the gradient of the motion loss lies, and what the updates change."""
-    steps, task = bench.one_level, bench.task
-    start = steps[0].latent
-    leaf = start.clone().requires_grad_()
-    loss = motion_loss(bench.look(leaf).features, task.handles, task.targets, ONE_LEVEL)
-    (gradient,) = torch.autograd.grad(loss, leaf)
-    size, mask = gradient.abs().mean(1)[0], bench.latent_mask
-    panels = [Panel(bench.drawing, "the drag"), Panel(heat(size, 0), "size of the gradient", cells=True)]
+    task = bench.task
+    steps = bench.one_level
+    assert task.mask is not None
+    leaf = steps[0].latent.clone().requires_grad_()
+    view = bench.observe(leaf)
+    reference = Origin(task.handles, view)
+    loss = motion_loss(view.features, task.handles, task.targets, reference, ONE_LEVEL)
+    size = torch.autograd.grad(loss, leaf)[0].abs().mean(1)[0]
+    panels: Panels = [("the drag", bench.drawing), ("size of the gradient", squares(heat(size, 0)))]
     lines = ["update  change of the latent in the mask  outside"]
     for number in (1, 10, 40):
-        change = (steps[number].latent - start).abs().mean(1)[0]
-        inside, outside = (float((change * part).sum() / part.sum()) for part in (mask, 1 - mask))
+        change = (steps[number].latent - steps[0].latent).abs().mean(1)[0]
+        inside, outside = (float((change * part).sum() / part.sum()) for part in (task.mask, 1 - task.mask))
         lines.append(f"{number:6}  {inside:31.3f}  {outside:7.3f}")
-        panels.append(Panel(heat(change, 0), f"update {number}: {inside:.3f}, {outside:.3f}", cells=True))
-    share = float((size * mask).sum() / size.sum())
+        panels.append((f"update {number}\n{inside:.3f}, {outside:.3f}", squares(heat(change, 0))))
+    share = float((size * task.mask).sum() / size.sum())
+    area = float(task.mask.mean())
     lines.append(
-        f"{100 * share:.0f} % of the first gradient lies in the mask, {100 * mask.mean():.0f} % of the cells"
+        f"{100 * share:.0f} % of the first gradient lies in the mask, {100 * area:.0f} % of the cells"
     )
-    foreseen = [Panel(decode(bench.model, steps[i].predicted), f"foreseen, {i}") for i in (0, 10, 20, 30, 40)]
+    for number in (0, 10, 20, 30, 40):
+        panels.append((f"foreseen, {number}", decode(bench.model, steps[number].predicted)))
     curve = Curve("motion loss plus mask term", [(i, step.loss) for i, step in enumerate(steps) if step.loss])
-    return Finding(lines, stack([row(panels), row(foreseen), chart([curve], "update", "loss", (720, 200))]))
+    plot = chart([curve], "update", "loss", (720, 200))
+    return Finding(lines, stack([tabulate(panels, 5), plot]))
 
 
 @torch.no_grad()
 def tracking(bench: Bench) -> Finding:
     """6: maps of the distance to the handle's feature during a drag, and in an image with a twin."""
-    steps, handle = bench.one_level, bench.task.handles[0]
-    origin = Origin(bench.task.handles, bench.look(steps[0].latent))
-    lines, panels, best = ["update  handle (row, column)  its distance"], [], []
+    handle = bench.task.handles[0]
+    steps = bench.one_level
+    origin = Origin(bench.task.handles, bench.observe(steps[0].latent))
+    lines = ["update  handle (row, column)  its distance"]
+    maps: Panels = []
+    path = []
     for number, step in enumerate(steps):
-        values = distance_map(bench.look(step.latent).features, origin, handle)
+        values = distance_map(bench.observe(step.latent).features, origin, handle)
         at = step.handles[0]
-        best.append((number, float(values[int(at.row), int(at.column)])))
+        path.append((number, float(values[int(at.row), int(at.column)])))
         if number in (0, 10, 20, 40):
             before = steps[max(number - 1, 0)].handles[0]
-            panels.append(Panel(marked(values, before, at), f"update {number}: {best[-1][1]:.0f}"))
-            lines.append(f"{number:6}  {at.row:12g}, {at.column:2g}        {best[-1][1]:12.0f}")
+            maps.append((f"update {number}: {path[-1][1]:.0f}", marked(values, before, at)))
+            lines.append(f"{number:6}  {at.row:12g}, {at.column:2g}        {path[-1][1]:12.0f}")
     image, clean = bench.twin
-    path = list(invert(bench.model.unet, bench.model.schedule, clean, bench.text, ONE_LEVEL))
-    view = bench.look(path[-1])
+    *_, top = invert(bench.denoiser, clean, ONE_LEVEL.inversion_steps)
+    view = bench.observe(top)
     values = distance_map(view.features, Origin([handle], view), handle)
     half = values.shape[1] // 2 + 4  # columns right of the first ball
     other = float(values[:, half:].min())
     lines.append(f"in the image with a twin the other ball's nearest cell is {other:.0f} away")
-    twins = [
-        Panel(image, "a twin"),
-        Panel(marked(values, handle, handle), f"its map: {other:.0f} at the other"),
-    ]
-    curves = [Curve("at the handle", best), Curve("at the twin, before any drag", [(0, other), (40, other)])]
-    plot = chart(curves, "update", "distance", (430, 175))
-    return Finding(lines, stack([row(panels), beside([row(twins), plot])]))
+    curves = [Curve("at the handle", path), Curve("at the twin, before any drag", [(0, other), (40, other)])]
+    twins: Panels = [("a twin", image)]
+    twins.append((f"its map: {other:.0f} at the other", marked(values, handle, handle)))
+    twins.append(("", chart(curves, "update", "distance", (430, 175))))
+    return Finding(lines, stack([tabulate(maps, 4), tabulate(twins, 3, 175)]))
 
 
 def marked(values: Tensor, before: Cell, at: Cell, scale: int = 4) -> Image.Image:
     """A distance map, near bright, with the window of the search and its arg-min."""
     image = heat(-values, -float(values.median()), 0)
-    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    canvas, (low, high) = ImageDraw.Draw(image), window(before, ONE_LEVEL.track_radius, values.shape)
+    image = squares(image, image.height * scale)
+    low, high = window(before, ONE_LEVEL.track_radius, values.shape)
+    canvas = ImageDraw.Draw(image)
     corners = [scale * low.column, scale * low.row, scale * (high.column + 1), scale * (high.row + 1)]
     canvas.rectangle(corners, outline=(255, 255, 255), width=2)
-    x, y = scale * (at.column + 0.5), scale * (at.row + 0.5)
-    canvas.ellipse((x - 3, y - 3, x + 3, y + 3), (226, 32, 44))
+    canvas.circle((scale * (at.column + 0.5), scale * (at.row + 0.5)), 3, (226, 32, 44))
     return image
 
 
 @torch.no_grad()
 def control(bench: Bench) -> Finding:
     """7: samples that read the keys and values of an image with another look than their prompt asks for."""
-    model, original = bench.model, [bench.clean]
-    original += invert(model.unet, model.schedule, bench.clean, bench.text, SHORT)
-    rows, lines = [], ["prompt; mean color of the sample's lower half with 0, 1, 2, 3 blocks"]
+    denoiser = replace(bench.denoiser, steps=SHORT)
+    *_, top = invert(denoiser, bench.clean, SHORT)
+    lines = ["prompt; mean color of the sample's lower half with 0, 1, 2, 3 blocks"]
+    panels: Panels = []
     for prompt in (
         "a red ball in the middle, on snow, at dusk",
         "a blue ball in the middle, on sand, by day",
     ):
-        text, panels, colors = model.encode_text(prompt), [], []
+        other = replace(denoiser, text=bench.model.encode_text(prompt))
+        panels.append(("keys and values of this", bench.image))
+        colors = []
         for blocks in range(4):
-            reference, latent = original[-1], normal(bench.clean, 2)
-            for time, below in model.schedule.pairs(SHORT.steps):
-                noise, _, pairs = model.unet(reference, time, bench.text)
-                reference = model.schedule.step(reference, noise, time, below)
-                noise, _, _ = model.unet(latent, time, text, pairs[4 - blocks :])
-                latent = model.schedule.step(latent, noise, time, below)
-            image = decode(model, latent)
+            image = decode(bench.model, borrowed(denoiser, top, other, normal(bench.clean, 2), blocks))
             lower = np.asarray(image)[image.height // 2 :].reshape(-1, 3).mean(axis=0)
             colors.append(" ".join(f"{value:.0f}" for value in lower))
-            panels.append(Panel(image, f"{blocks} blocks"))
+            panels.append((f"{blocks} blocks", image))
         lines.append(f"{prompt}; {', '.join(colors)}")
-        rows.append(row([Panel(bench.image, "keys and values of this"), *panels]))
-    return Finding(lines, stack(rows))
+    return Finding(lines, tabulate(panels, 5))
+
+
+def borrowed(denoiser: Denoiser, original: Tensor, other: Denoiser, latent: Tensor, blocks: int) -> Tensor:
+    """Denoise a latent for another prompt with the original's keys and values in the last blocks."""
+    for level in range(denoiser.steps, 0, -1):
+        noise, _, pairs = denoiser(original, level)
+        original = denoiser.step(original, noise, level, level - 1)
+        noise, _, _ = other(latent, level, pairs[4 - blocks :])
+        latent = other.step(latent, noise, level, level - 1)
+    return latent
 
 
 def measuring(bench: Bench) -> Finding:
     """8: the true distance beside what the paper's MD sees, for edits and baselines."""
-    cases = make_cases(6, ["object", "light"], 7)
     names = ("no edit", "cut and paste", "edit", "truth")
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    lines, shown = ["case        image          true distance    MD  SSIM to the original"], []
-    for case in cases:
-        images = [case.before, pasted(case), edit_case(bench, case, EditConfig.fast()).image, case.truth]
+    lines = ["case        image          true distance    MD  SSIM to the original"]
+    panels: Panels = []
+    for case in make_cases(6, ["object", "light"], 7):
+        edited = edit_case(bench, case, EditConfig.fast()).image
         before = image_features(bench.model, case.before, case.prompt)
-        panels = []
-        for name, image in zip(names, images, strict=True):
+        for name, image in zip(names, (case.before, pasted(case), edited, case.truth), strict=True):
             after = image_features(bench.model, image, case.prompt)
             parts = before, after, case.handles, case.targets, image.size
-            found, placed = sum(distances(*parts)) / len(case.handles), place(image, case.scene, case.drag)
-            same = ssim(image, case.before)
-            true = "lost" if placed.lost else f"{placed.distance:.1f}"
-            lines.append(f"{case.name:10}  {name:13}  {true:>13}  {found:4.1f}  {same:.2f}")
-            panels.append(Panel(image, f"{name}: {true}, MD {found:.1f}, {same:.2f}"))
+            mean = sum(distances(*parts)) / len(case.handles)
+            likeness = ssim(image, case.before)
+            placed = place(image, case.scene, case.drag)
             if not placed.lost:
-                points[name].append((placed.distance, found))
-        shown.append(row(panels, 160))
+                points[name].append((placed.distance, mean))
+            true = "lost" if placed.lost else f"{placed.distance:.1f}"
+            lines.append(f"{case.name:10}  {name:13}  {true:>13}  {mean:4.1f}  {likeness:.2f}")
+            panels.append((f"{name}: {true}\nMD {mean:.1f}, SSIM {likeness:.2f}", image))
     curves = [Curve(name, points[name]) for name in names]
     plot = chart(curves, "true distance to the target in pixels", "MD", (640, 260), dots=True)
-    return Finding(lines, stack([*shown[:2], plot]))
+    return Finding(lines, stack([tabulate(panels[:8], 4), plot]))
 
 
 def alternation(bench: Bench) -> Finding:
-    """9: the same two drags at one noise level, in turn with denoising, and with a warped start."""
+    """9: the same two drags at one noise level, alternating with denoising, and with a warped start."""
     methods = {
         "one level": replace(EditConfig.official(), lora_steps=0, keep_background=True),
-        "in turn": EditConfig(lora_steps=0, warp_start=False),
+        "alternating": EditConfig(lora_steps=0, warp_start=False),
         "and warped": EditConfig(lora_steps=0),
     }
-    rows, lines = [], ["case        method      updates  handle's distance  true distance"]
+    lines = ["case        method       updates  handle's distance  true distance"]
+    panels: Panels = []
     for kind, number in (("object", 2), ("light", 0)):
         case = make_case(kind, number, 2611)
-        mask = torch.from_numpy(case.mask.astype(np.float32))
-        panels = [Panel(draw_drags(case.before, case.handles, case.targets, mask), case.drag.name)]
+        drawing = draw_drags(case.before, case.handles, case.targets, mask_of(case))
+        panels.append((case.drag.name, drawing))
         for name, config in methods.items():
             edit = edit_case(bench, case, config)
             placed = place(edit.image, case.scene, case.drag)
             true = "lost" if placed.lost else f"{placed.distance:.1f}"
-            panels.append(Panel(edit.image, f"{name}: {true}"))
-            left = edit.remaining[0]
-            lines.append(f"{case.name:10}  {name:10}  {len(edit.losses):7}  {left:17.1f}  {true:>13}")
-        rows.append(row([*panels, Panel(case.truth, "the true result")], 160))
-    return Finding(lines, stack(rows))
+            remaining = edit.remaining[0]
+            lines.append(f"{case.name:10}  {name:11}  {len(edit.losses):7}  {remaining:17.1f}  {true:>13}")
+            panels.append((f"{name}: {true}", edit.image))
+        panels.append(("the true result", case.truth))
+    return Finding(lines, tabulate(panels, 5))
+
+
+def mask_of(case: SceneCase) -> Tensor:
+    return torch.from_numpy(case.mask.astype(np.float32))
 
 
 def edit_case(bench: Bench, case: SceneCase, config: EditConfig) -> Edit:
-    mask = torch.from_numpy(case.mask.astype(np.float32))
     points = case.handles, case.targets
-    return drag_edit(bench.model, case.before, *points, mask=mask, prompt=case.prompt, config=config)
+    return drag_edit(bench.model, case.before, *points, mask=mask_of(case), prompt=case.prompt, config=config)
 
 
 EXPERIMENTS: dict[str, Callable[[Bench], Finding]] = {
@@ -361,3 +408,28 @@ EXPERIMENTS: dict[str, Callable[[Bench], Finding]] = {
     "8-measuring": measuring,
     "9-alternation": alternation,
 }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    choices = range(1, len(EXPERIMENTS) + 1)
+    parser.add_argument(
+        "lessons", nargs="*", type=int, choices=choices, metavar="N", help="lessons (default: all)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/lessons"), metavar="DIR", help="default: %(default)s"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    bench = Bench()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for number in args.lessons or range(1, len(EXPERIMENTS) + 1):
+        began = time.perf_counter()
+        name = list(EXPERIMENTS)[number - 1]
+        finding = EXPERIMENTS[name](bench)
+        figure = finding.figure.quantize(256)
+        file = args.out / f"{name}.png"
+        write_whole(file, lambda path, figure=figure: figure.save(path, optimize=True))
+        print(*finding.lines, sep="\n")
+        print(f"wrote {file} in {time.perf_counter() - began:.0f} s\n", flush=True)
+    return 0

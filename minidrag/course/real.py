@@ -78,8 +78,9 @@ def demo_edit(lora: LoRA | None = None) -> tuple[Edit, Numbers]:
 
 
 def measure(edit: Edit, image: Image.Image, outside: np.ndarray) -> Numbers:
-    """Measure where the ball went and what changed elsewhere. outside: (H, W), bool, the unmasked region."""
-    ball, moved = center(image), center(edit.raw)
+    """Measure where the ball went and what changed outside the mask, (H, W), bool."""
+    ball = center(image)
+    moved = center(edit.raw)
     off = None
     if ball and moved:
         aim = [at + to - start for at, start, to in zip(ball, edit.handles[0], edit.targets[0], strict=True)]

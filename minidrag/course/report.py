@@ -1,7 +1,7 @@
 """Explain one edit: its equations, the lines of code that computed them, and its figures, in one HTML file.
 
     python demo.py --report
-    python -m minidrag.course report runs/picture-1
+    python -m minidrag.course report runs/image-1
 
 The file opens without a network and prints as slides.
 """
@@ -23,7 +23,7 @@ from minidrag.course.excerpt import to_html
 from minidrag.course.mathml import mathml
 from minidrag.course.replay import replay
 from minidrag.course.sections import Section, Subject, sections
-from minidrag.course.svg import picture, row
+from minidrag.course.svg import figure, row
 from minidrag.edit import Edit, drag_edit
 from minidrag.method.progress import Progress
 from minidrag.model import Model
@@ -35,8 +35,7 @@ MARK = '<meta name="generator" content="minidrag">'  # a file without it was not
 HERE = Path(__file__).parent
 INTRODUCTION = (
     "DragDiffusion (arXiv 2306.14435) on one image, step by step. Each page has an equation, the lines of "
-    "code "
-    "that computed it, and what they did here. Answer the question before you unfold the figure."
+    "code that computed it, and what they did here. Answer the question before you unfold the figure."
 )
 NUMBERS = ("arrived", "distances", "remaining", "paths", "losses")  # as in run.json
 
@@ -67,7 +66,7 @@ def page(subject: Subject) -> str:
     data = json.dumps(numbers).replace("<", "\\u003c")
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     edit = images.resize(subject.edit.image, subject.size)
-    hero = picture(subject.shown, "before"), picture(edit, "after")
+    hero = figure(subject.original, "before"), figure(edit, "after")
     title = " ".join(["How this image was dragged:", escape(subject.prompt)]).rstrip(": ")
     made = ", ".join(f"{name} {version}" for name, version in lora_cache.versions().items())
     about = f'<p class="made">Model {escape(subject.model)}; {escape(made)}.</p>'

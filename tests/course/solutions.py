@@ -5,11 +5,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from functools import partial
 
 from minidrag.networks.layers import attention
 from minidrag.method.drag import Cell, Origin, all_arrived, arrived, drag, patch, sample
-from minidrag.method.dragdiffusion import observe, supervise
+from minidrag.method.dragdiffusion import observer, supervisor
 
 """
 
@@ -21,11 +20,11 @@ def step(schedule, latent, noise, start, end):
     return a_end.sqrt() * clean + (1 - a_end).sqrt() * noise
 """,
     2: """
-def invert(unet, schedule, latent, text, config):
-    for time, below in schedule.pairs(config.steps, config.inversion_steps)[::-1]:
+def invert(denoiser, latent, levels):
+    for level in range(1, levels + 1):
         with torch.no_grad():
-            noise, _, _ = unet(latent, time, text)
-            latent = schedule.step(latent, noise, below, time)
+            noise, _, _ = denoiser(latent, level)
+            latent = denoiser.step(latent, noise, level - 1, level)
         yield latent
 """,
     3: """
@@ -40,7 +39,8 @@ def sample(features, points):
     return (1 - d) * upper + d * lower
 """,
     4: """
-def motion_loss(features, handles, targets, config, origin=None):
+def motion_loss(features, handles, targets, reference, config):
+    source = reference.view.features.detach()
     total = features.sum() * 0
     for i, (handle, target) in enumerate(zip(handles, targets)):
         if arrived(handle, target, config.tolerance):
@@ -49,11 +49,9 @@ def motion_loss(features, handles, targets, config, origin=None):
         length = min(config.motion_step, max(distance, 1.0))
         d = torch.tensor([length * (g - h) / distance for h, g in zip(handle, target)]).to(features)
         q = patch(handle, config.motion_radius, features)
-        held = sample(features.detach(), q)
-        if origin is not None:
-            start = torch.tensor(origin.handles[i]).to(q)
-            held = sample(origin.view.features, q + (start - torch.tensor(handle).to(q)))
-        difference = (sample(features, q + d) - held).abs()
+        start = torch.tensor(reference.handles[i]).to(q)
+        before = sample(source, q + (start - torch.tensor(handle).to(q)))
+        difference = (sample(features, q + d) - before).abs()
         if config.motion_loss == "sum":
             total = total + difference.sum()
         else:
@@ -62,14 +60,14 @@ def motion_loss(features, handles, targets, config, origin=None):
 """,
     5: """
 def track(features, handles, origin, radius):
-    found = []
+    matches = []
     for handle, start in zip(handles, origin.handles):
         reference = origin.view.features[:, int(start.row), int(start.column)]
         q = patch(handle, radius, features)
         at = features.detach()[:, q[:, 0].long(), q[:, 1].long()]
         best = (at - reference[:, None]).abs().sum(0).argmin()
-        found.append(Cell(*q[best].tolist()))
-    return found
+        matches.append(Cell(*q[best].tolist()))
+    return matches
 """,
     6: """
 def background_loss(previous, original, mask):
@@ -107,22 +105,20 @@ def forward(layer, hidden):
     return layer.conv(hidden)
 """,
     12: """
-def gooddrag(unet, schedule, path, text, task, config):
+def gooddrag(denoiser, path, task, config):
     top = len(path) - 1
-    latent, handles, still = path[top], task.handles, 0
+    latent, handles, idle = path[top], task.handles, 0
+    supervise = supervisor(task, config)
     for level in range(top, max(top - config.drag_levels, 0), -1):
-        look = partial(observe, unet, schedule, text, task.grid, config, level)
-        score = partial(supervise, task, config)
+        observe = observer(denoiser, level, task, config)
         with torch.no_grad():
-            origin = Origin(task.handles, look(path[level]))
-        before = handles
-        for step in drag(latent, handles, task.targets, look, score, config, origin):
-            yield step
-        latent, handles = step.previous, step.handles
-        arrived_all = all_arrived(handles, task.targets, config.tolerance)
-        still = still + 1 if handles == before and not arrived_all else 0
-        if still == 3:
+            origin = Origin(task.handles, observe(path[level]))
+        last = yield from drag(latent, handles, task.targets, observe, supervise, config, origin)
+        settled = all_arrived(last.handles, task.targets, config.tolerance)
+        idle = idle + 1 if last.handles == handles and not settled else 0
+        if idle == 3:
             return
+        latent, handles = last.previous, last.handles
 """,
 }
 SOLUTIONS = {number: IMPORTS + text for number, text in SOLUTIONS.items()}

@@ -20,8 +20,9 @@ NUMBERS = range(1, len(EXERCISES) + 1)
 WRITTEN = [  # exercise, a part of the solution, what a student writes in its place, the slip
     (1, " + (1 - a_end).sqrt() * noise", "", "no noise put back"),
     (1, "latent - (", "latent + (", "noise added where it is taken away"),
-    (2, "[::-1]", "", "order not reversed"),
-    (2, "unet(latent, time, text)", "unet(latent, below, text)", "UNet asked at the timestep that is left"),
+    (2, "range(1, levels + 1)", "range(levels, 0, -1)", "levels from the top down"),
+    (2, "range(1, levels + 1)", "range(1, levels)", "one level too few"),
+    (2, "denoiser(latent, level)", "denoiser(latent, level - 1)", "UNet called at the level below"),
     (
         3,
         "(features, points):",
@@ -30,12 +31,13 @@ WRITTEN = [  # exercise, a part of the solution, what a student writes in its pl
     ),
     (
         2,
-        "    for time, below in sch",
-        "    yield latent\n    for time, below in sch",
-        "given latent yielded too",
+        "    for level in",
+        "    yield latent\n    for level in",
+        "clean latent yielded too",
     ),
     (3, "d, e = row - r, column - c", "d, e = 1 - (row - r), 1 - (column - c)", "weights exchanged"),
     (4, "features.detach()", "features", "no stop-gradient"),
+    (4, "start - torch.tensor(handle)", "0 * start", "original read at the present handle"),
     (4, "(g - h)", "(h - g)", "handle and target swapped"),
     (4, " * (2 * config.motion_radius + 1) ** 2", "", "mean without the area"),
     (5, "reference = origin.view.features", "reference = features", "reference and search in the same image"),
@@ -61,10 +63,10 @@ WRITTEN = [  # exercise, a part of the solution, what a student writes in its pl
     (10, "/ half)", "/ (half - 1))", "one frequency too few"),
     (11, "(0, 1, 0, 1)", "(1, 1, 1, 1)", "symmetric padding"),
     (11, "(0, 1, 0, 1)", "(1, 0, 1, 0)", "padding on the left and the top"),
-    (12, "= step.previous", "= step.latent", "no step down"),
-    (12, "look(path[level])", "look(path[top])", "original at the wrong level"),
+    (12, "= last.previous", "= last.latent", "no step down"),
+    (12, "observe(path[level])", "observe(path[top])", "original at the wrong level"),
     (12, "Origin(task.handles", "Origin(handles", "original's handles move along"),
-    (12, "still == 3", "still == 300", "handles that stand still go unnoticed"),
+    (12, "idle == 3", "idle == 300", "handles that stand still go unnoticed"),
 ]
 UNNAMED = [  # exercise, a part of the solution, what a student writes in its place
     (4, "min(config.motion_step, max(distance, 1.0))", "config.motion_step"),
@@ -72,13 +74,13 @@ UNNAMED = [  # exercise, a part of the solution, what a student writes in its pl
     (4, ".abs()", ".square()"),
     (5, ".abs()", ".square()"),
     (5, "patch(handle, radius", "patch(handle, radius - 1"),
-    (12, "still == 3", "still == 2"),
+    (12, "idle == 3", "idle == 2"),
     (12, "drag_levels, 0", "drag_levels, 1"),
 ]
 NO_CELLS = [  # in place of the list that `track` returns, and a part of the sentence
-    ("[tuple(cell) for cell in found]", "a list of 4 with a tuple of 2 in it, expected Cell(row, column)"),
-    ("[Cell(*torch.tensor(cell)) for cell in found]", "Cell(row, column) of a Tensor, expected numbers"),
-    ("torch.tensor(found)", "a Tensor, expected a list of Cell(row, column)"),
+    ("[tuple(cell) for cell in matches]", "a list of 4 with a tuple of 2 in it, expected Cell(row, column)"),
+    ("[Cell(*torch.tensor(cell)) for cell in matches]", "Cell(row, column) of a Tensor, expected numbers"),
+    ("torch.tensor(matches)", "a Tensor, expected a list of Cell(row, column)"),
 ]
 
 
@@ -127,20 +129,20 @@ def test_the_solution_and_the_slips_are_told_apart(number: int, exercise: Exerci
             (slip.name, function) for slip in exercise.slips for function in (slip.function, *slip.variants)
         ]
         for name, function in made:
-            found = exercise.run(function, exercise.inputs(seed))
+            slipped = exercise.run(function, exercise.inputs(seed))
             # A hundred times the tolerance: two right solutions may be at its opposite ends.
             far = 100 * exercise.tolerance
-            same = [other for other, outputs in known.items() if near(compare(outputs, found), far)]
+            same = [other for other, outputs in known.items() if near(compare(outputs, slipped), far)]
             assert not same, (seed, name, same)
-            known[f"{name} {len(known)}"] = found
+            known[f"{name} {len(known)}"] = slipped
 
 
 def test_every_slip_is_named(exercise: Exercise) -> None:
     right = exercise.run(exercise.reference, exercise.inputs(3))
     for slip in exercise.slips:
         for function in (slip.function, *slip.variants):
-            found = likely_slip(exercise, 3, right, exercise.run(function, exercise.inputs(3)))
-            assert found and found.name == slip.name
+            named = likely_slip(exercise, 3, right, exercise.run(function, exercise.inputs(3)))
+            assert named and named.name == slip.name
     assert likely_slip(exercise, 3, right, right) is None
 
 
@@ -174,7 +176,7 @@ def test_a_slip_without_a_name_is_not_right(number: int, right: str, wrong: str,
 @pytest.mark.parametrize(("returned", "part"), NO_CELLS)
 def test_cells_are_what_an_edit_needs(returned: str, part: str, tmp_path: Path) -> None:
     path = tmp_path / file_name(5)
-    path.write_text(SOLUTIONS[5].replace("return found", f"return {returned}"))
+    path.write_text(SOLUTIONS[5].replace("return matches", f"return {returned}"))
     with pytest.raises(Unfit) as error:
         EXERCISES[4].run(load(path, "track"), EXERCISES[4].inputs(0))
     assert part in str(error.value)

@@ -39,8 +39,8 @@ LONG = [name for name in EXPERIMENTS if name not in QUICK + SLOW]
 
 def commands(text: str) -> list[list[str]]:
     """Command lines in code blocks, as words."""
-    found = re.findall(r"^    (python .+?)(?: {2,}#.*)?$", text, re.MULTILINE)
-    return [shlex.split(command) for command in found]
+    lines = re.findall(r"^    (python .+?)(?: {2,}#.*)?$", text, re.MULTILINE)
+    return [shlex.split(command) for command in lines]
 
 
 def slug(heading: str) -> str:
@@ -60,9 +60,9 @@ def test_there_are_nine_lessons_of_one_idea_each() -> None:
 
 @ALL
 def test_commands_parse(name: str) -> None:
-    found = commands(TEXTS[name])
-    assert found
-    for words in found:
+    lines = commands(TEXTS[name])
+    assert lines
+    for words in lines:
         if words[1] == "demo.py":
             given = vars(demo_parser().parse_args(words[2:]))
             read_options({"base": ROOT / "minidrag/course/lessons/drag.json"} | given)
@@ -188,8 +188,8 @@ def test_long_experiments_run_with_fewer_steps(name: str, monkeypatch: pytest.Mo
     draw = experiments.make_cases
     monkeypatch.setattr(experiments, "make_cases", lambda count, kinds, seed: draw(2, kinds, seed))
     monkeypatch.setattr(experiments, "LORA", replace(experiments.LORA, lora_steps=41, lora_batch=1))
-    found = EXPERIMENTS[name](Bench())
-    assert found.figure.size == Image.open(FOLDER / f"{name}.png").size and len(found.lines) >= 4
+    finding = EXPERIMENTS[name](Bench())
+    assert finding.figure.size == Image.open(FOLDER / f"{name}.png").size and len(finding.lines) >= 4
 
 
 def test_a_lesson_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:

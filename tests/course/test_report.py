@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +21,12 @@ from minidrag.course import report
 from minidrag.course.__main__ import main
 from minidrag.course.excerpt import excerpt, highlight
 from minidrag.course.mathml import mathml
-from minidrag.course.replay import replay, spread
-from minidrag.course.svg import heat, picture, ticks
+from minidrag.course.replay import Moment, replay, spread
+from minidrag.course.sections import Subject, patches
+from minidrag.course.svg import figure, heat
 from minidrag.edit import drag_edit
-from minidrag.method.drag import track
+from minidrag.method.drag import Cell, Step, track
+from minidrag.method.dragdiffusion import Task
 from minidrag.weights.load import load_model
 
 SECTIONS = ["task", "lora", "inversion", "features", "start", "supervision", "tracking", "update", "steps"]
@@ -104,11 +108,11 @@ def test_a_report_is_complete_valid_and_agrees_with_run_json(made: Callable[...,
 
 def test_quoted_lines_are_those_of_the_source(made: Callable[..., str]) -> None:
     text = made(*MASK, "--warp-start")
-    found = re.findall(
+    quotations = re.findall(
         r"<figcaption>(minidrag/[\w/]+\.py):(\d+)</figcaption><pre>(.*?)</pre>", text, re.DOTALL
     )
-    assert len(found) >= len(SECTIONS)
-    for file, number, code in found:
+    assert len(quotations) >= len(SECTIONS)
+    for file, number, code in quotations:
         quoted = Page(f"<pre>{code}</pre>")
         lines = "".join(quoted.texts).splitlines()
         first = int(number) - 1
@@ -123,9 +127,9 @@ def test_the_replayed_losses_are_those_of_the_run(untrained: Path, workdir: Path
     model = load_model(untrained, device="cpu")
     points = [(30, 40), (60, 50)], [(48, 42), (50, 50)]
     edit = drag_edit(model, image, *points, mask=mask, config=config)
-    found = replay(model, edit, "")
+    values = replay(model, edit, "")
     compared = 0
-    for moment in found.moments:
+    for moment in values.moments:
         following = edit.steps[moment.index + 1 : moment.index + 2]
         if moment.index and following and following[0].loss is not None:
             total = sum(moment.losses) + moment.background
@@ -135,8 +139,28 @@ def test_the_replayed_losses_are_those_of_the_run(untrained: Path, workdir: Path
         least = moment.maps[0][int(at.row), int(at.column)]
         assert moment.index or (at == start and least == 0)
     assert compared >= 4
-    assert found.attention.sum() == pytest.approx(1) and found.attention.min() >= 0
+    assert values.attention.sum() == pytest.approx(1) and values.attention.min() >= 0
     assert not any(module._forward_hooks for module in model.unet.modules())
+
+
+@pytest.mark.parametrize(("hold", "drawn"), [(0, []), (1, [(0.8, 0.6)])])
+def test_a_handle_that_has_arrived_is_drawn_as_the_loss_pulls_it(
+    hold: int, drawn: list[tuple[float, float]]
+) -> None:
+    """Held at its target, which is nearer than a cell, or left alone."""
+    config = EditConfig(motion_step=6.0, tolerance=3.0, hold_steps=hold, scale_radii=False)
+    task = Task([Cell(20, 20)], [Cell(20.3, 20.4)], None, (64, 64))
+    image = Image.new("RGB", (128, 128))
+    edit: Any = SimpleNamespace(task=task, config=config)
+    samples: Any = SimpleNamespace(samples=[image])
+    step = Step(torch.zeros(1), task.handles, torch.zeros(1), torch.zeros(1), 7, None)
+    text = patches(Subject(image, None, "", "", edit, samples), Moment(3, step, image, [], [], 0.0))
+    corners: dict[str, list[tuple[float, float]]] = {"patch": [], "ahead": []}
+    for kind, x, y in re.findall(r'<rect class="(\w+)" x="([\d.]+)" y="([\d.]+)"', text):
+        corners[kind].append((float(x), float(y)))
+    ((left, top),) = corners["patch"]
+    moves = [(round(x - left, 2), round(y - top, 2)) for x, y in corners["ahead"]]
+    assert moves == drawn, "cells are two pixels wide"
 
 
 def test_a_report_of_a_finished_run(
@@ -243,8 +267,8 @@ def test_a_formula_in_mathml() -> None:
 
 
 def test_an_excerpt_fails_where_the_code_has_changed() -> None:
-    found = excerpt(track, "for handle", "found.append")
-    assert found.file == "minidrag/method/drag.py" and found.lines[0].startswith("    for handle")
+    part = excerpt(track, "for handle", "append(")
+    assert part.file == "minidrag/method/drag.py" and part.lines[0].startswith("    for handle")
     with pytest.raises(ValueError, match="has no lines from 'no such line'"):
         excerpt(track, "no such line", "return")
 
@@ -260,23 +284,10 @@ def test_a_map_is_dark_where_it_is_small() -> None:
     assert image.size == (3, 1) and levels == sorted(levels) and levels[0] < 120 < 600 < levels[2]
 
 
-def test_a_picture_is_inside_the_file() -> None:
-    text = picture(Image.new("RGB", (20, 10)), "a & b", view=(5, 0, 10, 10))
+def test_an_image_is_inside_the_file() -> None:
+    text = figure(Image.new("RGB", (20, 10)), "a & b", view=(5, 0, 10, 10))
     assert 'viewBox="5 0 10 10"' in text and "data:image/png;base64," in text and "a &amp; b</fig" in text
-    assert "data:image/jpeg" in picture(Image.new("RGB", (300, 300)), "")
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0, 10, [0, 2, 4, 6, 8, 10]),
-        (0, 0.42, [0, 0.1, 0.2, 0.3, 0.4]),
-        (3, 3, [3]),
-        (-1, 1, [-1, -0.5, 0, 0.5, 1]),
-    ],
-)
-def test_ticks_are_round_numbers(low: float, high: float, expected: list[float]) -> None:
-    assert ticks(low, high) == pytest.approx(expected)
+    assert "data:image/jpeg" in figure(Image.new("RGB", (300, 300)), "")
 
 
 def test_spread_has_both_ends() -> None:

@@ -1,34 +1,28 @@
 """Exercise 2: DDIM inversion, from an image's latent up to the noise that denoising would turn into it.
 
-Denoising takes steps (t, t'), each from timestep t down to a lower t':
+A level counts the denoising steps that are left: 0 is the finished latent. Denoising takes a step from each
+level l to the one below it:
 
-    z_{t'} = step(z_t, eps(z_t, t), from t, to t')
+    z_{l-1} = step(z_l, eps(z_l, l), from l, to l - 1)
 
-Inversion undoes the last of them, those next to the image, in the opposite order and direction. (Section
-3.3.) The noise at z_t is not known before z_t is, so the UNet looks at the latent that there is; but it
-is told the timestep t that the step leads to, as in the denoising step that is being undone.
+Inversion undoes these steps in the opposite order and direction, from level 0 up. (Section 3.3.) The noise at
+z_l is not known before z_l is, so the UNet looks at the latent that there is; but it is called at the level l
+that the step leads to, as in the denoising step that is being undone.
 
 In words:
-1. `schedule.pairs(config.steps, config.inversion_steps)` lists the denoising steps to undo as (t, t'),
-   the noisiest first. Go through them from the last to the first.
-2. Ask the UNet for the noise: `noise, _, _ = unet(latent, t, text)`.
-3. Take the step from t' up to t with `schedule.step(latent, noise, t', t)`.
-4. Yield the new latent, and go on from it. The latent that was given is not yielded.
+1. Go through the levels 1, 2, ..., `levels`.
+2. Ask the UNet for the noise: `noise, _, _ = denoiser(latent, level)`.
+3. Take the step up from the level below: `denoiser.step(latent, noise, level - 1, level)`.
+4. Yield the new latent, and go on from it. The clean latent itself is not yielded.
 """
 
 from collections.abc import Iterator
 
 from torch import Tensor
 
-from minidrag.config import EditConfig
-from minidrag.method.ddim import NoisePredictor, Schedule
+from minidrag.method.ddim import Denoiser
 
 
-def invert(
-    unet: NoisePredictor, schedule: Schedule, latent: Tensor, text: Tensor, config: EditConfig
-) -> Iterator[Tensor]:
-    """Undo the last `config.inversion_steps` of `config.steps` denoising steps.
-
-    latent: clean, (B, 4, H, W). text: (B, 77, C), the encoded prompt. Yields the latent after each step.
-    """
+def invert(denoiser: Denoiser, latent: Tensor, levels: int) -> Iterator[Tensor]:
+    """Take a clean latent (B, 4, H, W) up to level `levels`. Yields the latent of each level from 1."""
     raise NotImplementedError

@@ -16,14 +16,16 @@ In words, for each handle:
 2. d_i points from the handle to the target. Its length is `config.motion_step`, but at most the distance
    to the target, or 1 if the target is nearer than that.
 3. The cells q: `patch(handle, config.motion_radius, features)`, (P, 2); fewer at the border.
-4. Ahead: the features at q + d_i. Held: those at q, without a gradient. If `origin` is given (GoodDrag,
-   arXiv 2404.07206), held is the image before the drag: `origin.view.features`, around
-   `origin.handles[i]` instead of the handle, at the same cells relative to it.
-5. Add the absolute differences (C, P). With `config.motion_loss` "sum" add up all of them. With "mean"
+4. Ahead: the features at q + d_i.
+5. The reference, without a gradient: `reference.view.features` around `reference.handles[i]`, at the same
+   cells relative to it as q has to the handle. In the paper the reference is the present image itself, as
+   above; in GoodDrag (arXiv 2404.07206) it is the image before the drag. Your function need not know which.
+6. Add the absolute differences (C, P). With `config.motion_loss` "sum" add up all of them. With "mean"
    take their mean, times the number of cells in a whole patch, (2 r_1 + 1)^2.
 
 The result is 0 if all handles have arrived, and has a gradient even then: start from `features.sum() *
-0`. From minidrag.method.drag, `arrived`, `patch`, and `sample` (exercise 3) help.
+0`. From minidrag.method.drag, `arrived`, `patch`, and `sample` (exercise 3) help. There, `pull` does steps 1
+and 2.
 """
 
 from torch import Tensor
@@ -33,9 +35,9 @@ from minidrag.method.drag import Cells, Origin
 
 
 def motion_loss(
-    features: Tensor, handles: Cells, targets: Cells, config: EditConfig, origin: Origin | None = None
+    features: Tensor, handles: Cells, targets: Cells, reference: Origin, config: EditConfig
 ) -> Tensor:
-    """Score how far the patches ahead are from those at the handles.
+    """Score how far the patches ahead are from those of the reference.
 
     features: (C, R, S). handles, targets: one (row, column) each. Returns a number as a 0-d tensor.
     """

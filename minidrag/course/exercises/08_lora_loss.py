@@ -5,8 +5,8 @@ Equation 2 of the paper: add noise to the image's latent z, let the UNet guess i
     L_ft(z, dtheta) = E_{eps, t} || eps - eps_{theta + dtheta}(alpha_t z + sigma_t eps) ||_2^2
 
 with alpha_t = sqrt(a) and sigma_t = sqrt(1 - a), where a = alpha-bar_t. theta are the weights of the
-UNet, which stay as they are, dtheta those of the LoRA. The mean E over noise and timesteps is taken by
-drawing a few of both: they are given here.
+UNet, which stay as they are, dtheta the LoRA's. The mean E over noise and timesteps is taken by drawing a
+few of both: here they are arguments.
 
 In words:
 1. Mix latent and noise, each with its own timestep: `schedule.add_noise(latent, noise, timestep)`, in

@@ -1,4 +1,4 @@
-"""Exercise 9: attention that can use given keys and values.
+"""Exercise 9: attention that can use the keys and values of another image.
 
 Each token asks with its query Q, is found by its key K, and gives its value V:
 
@@ -9,7 +9,7 @@ self-attention uses the keys and values of the original: the edit has its own la
 hold, but looks like the original (reference-latent-control, section 3.4).
 
 In words:
-1. Keys and values: those given, or if there are none, `layer.to_k(context)` and `layer.to_v(context)`.
+1. Keys and values: the pair `key_value`, or if it is None, `layer.to_k(context)` and `layer.to_v(context)`.
 2. Queries: `layer.to_q(tokens)`, always the layer's own.
 3. Attention in `layer.heads` heads: `attention(query, key, value, heads)` of minidrag.networks.layers
    does this, or write it: split C into heads, multiply, divide by sqrt(d), softmax over the keys,
@@ -25,7 +25,7 @@ from minidrag.networks.layers import Attention, KeyValue
 def forward(
     layer: Attention, tokens: Tensor, context: Tensor, key_value: KeyValue | None = None
 ) -> tuple[Tensor, KeyValue]:
-    """Attend to the context, or to given keys and values in its place.
+    """Attend to the context, or to the keys and values of a pair in its place.
 
     tokens: (B, N, C). context: (B, M, C'), the tokens themselves for self-attention. key_value: a pair of
     (B, L, C).

@@ -1,4 +1,4 @@
-"""Exercise 12: dragging and denoising in turn.
+"""Exercise 12: the alternation of dragging and denoising.
 
 At a single noise level a drag has to make the whole change at once, and leaves the latents that the UNet
 knows. GoodDrag (arXiv 2404.07206) alternates: a few updates at a level, then one DDIM step down, and
@@ -12,19 +12,16 @@ the noisiest. At every level the dragged latent is compared with the original at
 In words:
 1. Begin at level len(path) - 1 with its latent, and with the handles of the task. Go down through
    `config.drag_levels` levels, but not to level 0.
-2. At each level, `look` = what `observe(unet, schedule, text, task.grid, config, level, latent)` shows of
-   a latent, and `score` = `supervise(task, config, view, handles, origin)`, both with all but the last
-   arguments bound by functools.partial. (`observe` wants a latent; `supervise` wants view, handles, and
-   origin.)
-3. `origin` = Origin(the handles of the task, look(the original at this level)), under torch.no_grad().
-4. Drag: `drag(latent, handles, task.targets, look, score, config, origin)` is a generator of Steps. Yield
-   each.
-5. The next level begins with `previous` of the last Step, which is its latent one DDIM step down, and
-   with its handles.
+2. At each level, `observe = observer(denoiser, level, task, config)` is the function that shows a latent's
+   features, and `supervise = supervisor(task, config)` the loss.
+3. `origin` = Origin(the handles of the task, observe(the original at this level)), under torch.no_grad().
+4. Drag: `drag(latent, handles, task.targets, observe, supervise, config, origin)` is a generator of Steps
+   that returns the last one. `last = yield from drag(...)` yields each and keeps the last.
+5. The next level begins with `last.previous`, the latent one DDIM step down, and with `last.handles`.
 6. Give up after the third level in a row in which no handle moved, not counting levels after which
-   `all_arrived(handles, task.targets, config.tolerance)`: there `drag` holds what has arrived.
+   `all_arrived(last.handles, task.targets, config.tolerance)`: there `drag` holds what has arrived.
 
-All of these are in minidrag.method.drag, but `observe` and `supervise`, which are in
+All of these are in minidrag.method.drag, but `observer` and `supervisor`, which are in
 minidrag.method.dragdiffusion.
 """
 
@@ -33,17 +30,14 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from minidrag.config import EditConfig
-from minidrag.method.ddim import NoisePredictor, Schedule
+from minidrag.method.ddim import Denoiser
 from minidrag.method.drag import Step
 from minidrag.method.dragdiffusion import Task
 
 
-def gooddrag(
-    unet: NoisePredictor, schedule: Schedule, path: list[Tensor], text: Tensor, task: Task, config: EditConfig
-) -> Iterator[Step]:
+def gooddrag(denoiser: Denoiser, path: list[Tensor], task: Task, config: EditConfig) -> Iterator[Step]:
     """Drag at the last `config.drag_levels` levels of the inversion, from the noisiest down.
 
-    path: latents (1, 4, H, W) by level, the clean one first. text: (1, 77, C). Yields the steps of all
-    levels.
+    path: latents (1, 4, H, W) by level, the clean one first. Yields the steps of all levels.
     """
     raise NotImplementedError
