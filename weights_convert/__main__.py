@@ -55,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
+    if options.command == "check":
+        return report(options.source)
     if options.command == "folder":
         if not to_folder(options.source, options.out, options.tokenizer):
             print(f"no tokenizer found: put vocab.json and merges.txt into {options.out / 'tokenizer'}")
@@ -68,6 +70,7 @@ def run(options: argparse.Namespace) -> None:
         with written_whole(options.out) as file:
             save(tensors, file)
     print(f"wrote {options.out}")
+    return 0
 
 
 def report(source: Path) -> int:
@@ -75,30 +78,14 @@ def report(source: Path) -> int:
         for line in check(source):
             print(line)
     except (OSError, ValueError) as error:
-        print(f"minidrag cannot load it: {sentence(error)}")
+        print(f"minidrag cannot load it: {console.one_line(console.reason(error))}")
         return 1
     return 0
 
 
-def sentence(error: OSError | ValueError) -> str:
-    """An error in one line, in characters that every terminal can print."""
-    return console.one_line(console.reason(error)).encode("utf-8", "backslashreplace").decode()
-
-
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    if options.command == "check":
-        return report(options.source)
-    try:
-        run(options)
-    except (OSError, ValueError) as error:
-        print(f"minidrag: {sentence(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"minidrag: stopped, {options.out} not written", file=sys.stderr)
-        return 130
-    return 0
+    return console.command(lambda: run(parser().parse_args(arguments)), stopped="nothing was written")
 
 
 if __name__ == "__main__":
-    sys.exit(console.command(main))
+    sys.exit(main())

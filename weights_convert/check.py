@@ -5,7 +5,6 @@ Reads only headers, so it is fast. The verdict is that of the functions that loa
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from minidrag.method.lora import LoRA
 from minidrag.weights import load as weights
 from minidrag.weights import lora_file
 from minidrag.weights.checkpoint import KEYS, NETWORKS
-from minidrag.weights.files import PICKLES, Shapes, read_header
+from minidrag.weights.files import PICKLES, Header, read_header
 from minidrag.weights.keys import PREFIXES, UNET, average_key, network_keys
 
 OFFICIAL = {  # sizes in bytes of the files in stable-diffusion-v1-5/stable-diffusion-v1-5 and a few others
@@ -26,55 +25,20 @@ OFFICIAL = {  # sizes in bytes of the files in stable-diffusion-v1-5/stable-diff
 }
 
 
-@dataclass
-class Header:
-    """The header of a safetensors file, or of all shards of an index."""
-
-    file: Path
-    shapes: Shapes  # by key
-    dtypes: dict[str, str]  # by key
-    metadata: dict[str, str]
-    length: int  # of the file's own header in bytes
-    size: int  # of all files in bytes
-
-    @classmethod
-    def read(cls, file: Path) -> "Header":
-        """Read the header; raises ValueError for a file that is not a complete safetensors file."""
-        header = read_header(file)
-        files = set(header.shards.values()) or {file}
-        with open(min(files), "rb") as raw:
-            length = int.from_bytes(raw.read(8), "little")
-        size = sum(shard.stat().st_size for shard in files)
-        return cls(file, header.shapes, header.dtypes, header.metadata, length, size)
-
-    def describe(self, kind: str) -> str:
-        size = self.size
-        known = ", ".join(f"{label} {number:,}" for number, label in OFFICIAL[kind].items())
-        official = f"the official {OFFICIAL[kind][size]}" if size in OFFICIAL[kind] else f"official: {known}"
-        return f"{self.file.name}: {len(self.shapes)} tensors, {size:,} bytes ({official})"
-
-    def quirks(self) -> Iterator[str]:
-        if not self.metadata:
-            yield "no metadata in the header"
-        if self.length % 8:
-            yield "unaligned tensors: the header's length is not a multiple of 8"
-
-
 def check(source: Path) -> Iterator[str]:
     """Yield the report line by line; raises ValueError or OSError if minidrag cannot load `source`."""
-    found = weights.local_path(source)
-    if found is None:
+    path = weights.local_path(source)
+    if path is None:
         raise FileNotFoundError(f"{source} does not exist: give a file or a folder")
-    source = found
-    if is_lora(source):
-        yield from check_lora(source)
-    elif is_vae(source):
-        yield f"{source}: not a complete model, so it can only be a VAE"
-        part = weights.vae_part(source, torch.float32)
-        yield from describe("vae", part.header.file)
+    if is_lora(path):
+        yield from check_lora(path)
+    elif is_vae(path):
+        yield f"{path}: not a complete model, so it can only be a VAE"
+        vae = weights.open_vae(path, torch.float32)
+        yield from describe("vae", vae.header.file)
         yield "minidrag can load it with vae= (--vae on the command line)"
     else:
-        yield from check_model(source)
+        yield from check_model(path)
 
 
 def is_lora(source: Path) -> bool:
@@ -94,7 +58,7 @@ def is_vae(source: Path) -> bool:
 
 
 def keys_of(file: Path) -> list[str]:
-    """The keys in a file; none in one that cannot be read, of which loading will say why."""
+    """Return the keys in a file; none if it cannot be read, as loading it raises the reason."""
     try:
         return list(read_header(file).shapes)
     except (OSError, ValueError):
@@ -119,12 +83,12 @@ def check_model(source: Path) -> Iterator[str]:
     elif any(key.startswith(UNET) for key in keys_of(source)):
         yield f"{source}: a single-file checkpoint"
         yield from describe("checkpoint", source)
-    parts, scheduler = weights.find_model(source, None, torch.float32)
-    for name, part in parts.items():
-        if len(KEYS[name](part.header.shapes)) > len(part.keys):
+    files, scheduler = weights.open_model(source, None, torch.float32)
+    for name, file in files.items():
+        if len(KEYS[name](file.header.shapes)) > len(file.keys):
             yield f"  {name}: more layers than in config.json; the last ones are not used"
     if source.is_dir() or weights.find_vocabulary(source.parent):
-        weights.find_tokenizer(source, None, parts)
+        weights.open_tokenizer(source, None, files)
     else:
         yield "    no tokenizer beside it: downloaded from the hub, unless --tokenizer gives a folder"
     if (prediction := scheduler.get("prediction_type", "epsilon")) != "epsilon":
@@ -134,29 +98,39 @@ def check_model(source: Path) -> Iterator[str]:
 
 def describe(name: str, file: Path) -> Iterator[str]:
     """Report on a file of a network, of which there can be several variants, or of a whole checkpoint."""
-    shown = file.name if name == "checkpoint" else f"{file.parent.name}/{file.name}"
+    path = file.name if name == "checkpoint" else f"{file.parent.name}/{file.name}"
     if file.suffix in PICKLES:
-        yield f"  {shown}: a pickle, not opened"
+        yield f"  {path}: a pickle, not opened"
     if file.suffix != ".safetensors" and not file.name.endswith(".index.json"):
         return
     try:
-        header = Header.read(file)
+        header = read_header(file)
     except (OSError, ValueError):
-        yield f"  {shown}: not a file to be loaded alone, or a broken one"
+        yield f"  {path}: not a file to be loaded alone, or a broken one"
         return
-    yield f"  {shown.removesuffix(file.name)}{header.describe(name)}"
-    for part in NETWORKS if name == "checkpoint" else [name]:
-        yield from (f"    {line}" for line in network(part, header))
-    yield from (f"    {line}" for line in header.quirks())
+    yield f"  {path}: {len(header.shapes)} tensors, {compare_size(name, header)}"
+    for network in NETWORKS if name == "checkpoint" else [name]:
+        yield from (f"    {line}" for line in describe_network(network, header))
+    if not header.metadata:
+        yield "    no metadata in the header"
     if name == "checkpoint" and "alphas_cumprod" not in header.shapes:
         yield "    no schedule buffers: not needed"
     if set(header.dtypes.values()) == {"F16"} and name != "checkpoint" and "." not in file.stem:
         yield "    float16, although the name says float32"
 
 
-def network(name: str, header: Header) -> Iterator[str]:
+def compare_size(kind: str, header: Header) -> str:
+    """Compare the size of a file, or of all shards of an index, with the official files'."""
+    size = sum(shard.stat().st_size for shard in set(header.shards.values()))
+    known = ", ".join(f"{label} {number:,}" for number, label in OFFICIAL[kind].items())
+    official = f"the official {OFFICIAL[kind][size]}" if size in OFFICIAL[kind] else f"official: {known}"
+    return f"{size:,} bytes ({official})"
+
+
+def describe_network(name: str, header: Header) -> Iterator[str]:
     """Report the parameter count of one network in a file, and peculiarities of its keys and dtypes."""
-    keys, used = network_keys(header.shapes, PREFIXES[name]), KEYS[name](header.shapes).values()
+    keys = network_keys(header.shapes, PREFIXES[name])
+    used = KEYS[name](header.shapes).values()
     if not used:
         yield f"{name}: none"
         return
@@ -171,8 +145,8 @@ def network(name: str, header: Header) -> Iterator[str]:
         yield from text_quirks(keys, header)
     if name == "unet":
         average = {average_key(key) for key in keys}
-        if there := average & header.shapes.keys():
-            state = "complete and used" if there == average else "incomplete and not used"
+        if present := average & header.shapes.keys():
+            state = "complete and used" if present == average else "incomplete and not used"
             yield f"a second UNet, the moving average (EMA): {state}"
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minidrag.system.files import write_json
 from minidrag.weights import load as weights
-from minidrag.weights.checkpoint import Part
-from minidrag.weights.configs import TOKENIZER, model_files
-from minidrag.weights.files import PICKLES, read_header, read_tensor, refuse_shard, write_json
+from minidrag.weights.checkpoint import NetworkFile
+from minidrag.weights.configs import model_files
+from minidrag.weights.files import PICKLES, check_not_shard, read_header, read_tensor
+from minidrag.weights.vocabulary import SETTINGS
 from weights_convert.files import (
     PICKLE_INDEX,
     Tensors,
@@ -43,28 +45,30 @@ def to_folder(file: Path, out: Path, tokenizer: Path | None = None) -> bool:
     """
     if file.is_dir():
         raise ValueError(f"{file} is already a folder: give a single-file checkpoint")
-    parts, scheduler = weights.find_model(file, None, torch.float32)
+    files, scheduler = weights.open_model(file, None, torch.float32)
     vocabulary = weights.find_vocabulary(tokenizer or file.parent)
     if vocabulary or tokenizer:
-        weights.find_tokenizer(file, vocabulary or tokenizer, parts)
-    sizes = {name: weights.config_of(part) for name, part in parts.items()}
-    files = model_files(**sizes, sampler="PNDMScheduler")
-    files["scheduler/scheduler_config.json"]["prediction_type"] = scheduler["prediction_type"]
+        weights.open_tokenizer(file, vocabulary or tokenizer, files)
+    sizes = {name: weights.config_of(network) for name, network in files.items()}
+    small = model_files(**sizes, sampler="PNDMScheduler")
+    small["scheduler/scheduler_config.json"]["prediction_type"] = scheduler["prediction_type"]
+    if vocabulary is not None:
+        small["tokenizer/tokenizer_config.json"] = SETTINGS
     with written_whole(out) as folder:
-        for name, part in parts.items():
-            save(read(part), folder / name / f"{weights.STEMS[name]}.safetensors")
-        for name, values in files.items():
+        for name, network in files.items():
+            save(read(network), folder / name / f"{weights.STEMS[name]}.safetensors")
+        for name, values in small.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             write_json(folder / name, values)
-        if vocabulary is not None:
-            write_json(folder / "tokenizer/tokenizer_config.json", TOKENIZER)
-            for name in filter(lambda name: (vocabulary / name).is_file(), VOCABULARY):
-                shutil.copyfile(vocabulary / name, folder / "tokenizer" / name)
+        for file in [vocabulary / name for name in VOCABULARY] if vocabulary else []:
+            if file.is_file():
+                shutil.copyfile(file, folder / "tokenizer" / file.name)
     return vocabulary is not None
 
 
-def read(part: Part) -> Tensors:
-    empty = part.network.state_dict()
-    return {name: read_tensor(part.header, part.keys[name]).reshape(empty[name].shape) for name in empty}
+def read(file: NetworkFile) -> Tensors:
+    empty = file.network.state_dict()
+    return {name: read_tensor(file.header, file.keys[name]).reshape(empty[name].shape) for name in empty}
 
 
 def to_safetensors(source: Path, out: Path) -> None:
@@ -74,14 +78,14 @@ def to_safetensors(source: Path, out: Path) -> None:
     """
     if source.is_dir():
         files = network_files(source, ".safetensors")
-        kept = set(files.values())  # safetensors has priority
-        files |= {file: name for file, name in network_files(source, ".bin").items() if name not in kept}
+        pickles = network_files(source, ".bin")
+        files |= {file: name for file, name in pickles.items() if name not in files.values()}
         if not files:
             raise FileNotFoundError(
                 f"{source} is not a model folder with .bin or .safetensors files: "
                 "to convert a single-file checkpoint in it, give that file"
             )
-        refuse_unknown(source, files)
+        check_known(source, files)
         with written_whole(out) as folder:
             copy_small(source, folder)
             for file, name in files.items():
@@ -91,7 +95,7 @@ def to_safetensors(source: Path, out: Path) -> None:
                 else:
                     save(load(file), folder / name)
     elif source.suffix in PICKLES or source.name.endswith(PICKLE_INDEX):
-        refuse_shard(source)
+        check_not_shard(source)
         tensors = load_checkpoint(source)
         with written_whole(out) as file:
             save(tensors, file)
@@ -102,24 +106,25 @@ def to_safetensors(source: Path, out: Path) -> None:
 def to_half(source: Path, out: Path) -> None:
     """Round the weights of a file or a model folder to float16; files in a folder get the infix .fp16."""
     if not source.is_dir():
-        tensors, metadata = halved(load_checkpoint(source), source), kept_metadata(source)
+        tensors = halved(load_checkpoint(source), source)
         with written_whole(out) as file:
-            save(tensors, file, metadata)
+            save(tensors, file, adapter_metadata(source))
         return
     files = network_files(source, ".safetensors", infixes=("",))
     if not files:
         raise FileNotFoundError(f"{source} has no weights in .safetensors files, or only .fp16 variants")
-    refuse_unknown(source, files)
+    check_known(source, files)
     with written_whole(out) as folder:
         copy_small(source, folder)
         for file, name in files.items():
             save(halved(load(file), file), folder / name.with_suffix(".fp16.safetensors"))
 
 
-def kept_metadata(file: Path) -> dict[str, str]:
-    """The metadata without which a LoRA is another; one key, as safetensors writes several in any order."""
-    found = read_metadata(file)
-    return {key: found[key] for key in found if key == "lora_adapter_metadata"} or {"format": "pt"}
+def adapter_metadata(file: Path) -> dict[str, str]:
+    """Return the metadata with a LoRA's alpha; one key, as safetensors writes several in random order."""
+    key = "lora_adapter_metadata"
+    metadata = read_metadata(file)
+    return {key: metadata[key]} if key in metadata else {"format": "pt"}
 
 
 def halved(tensors: Tensors, file: Path) -> Tensors:
@@ -140,28 +145,28 @@ def half(name: str, tensor: Tensor, file: Path) -> Tensor:
 
 
 def network_files(source: Path, suffix: str, infixes: tuple[str, ...] = ("", ".fp16")) -> dict[Path, Path]:
-    """The weight files or indices of the networks in a model folder, with the names of the results.
+    """Map the weight files or indices of the networks in a model folder to the names of the results.
 
     suffix: .safetensors or .bin. Names are relative to the folder.
     """
-    found = {}
+    result = {}
     for folder, stem, infix in product(NETWORKS, STEMS, infixes):
         names = (f"{stem}{infix}{suffix}", f"{stem}{suffix}.index{infix}.json")
         files = [source / folder / name for name in names if (source / folder / name).is_file()]
         for file in files[:1]:
             # transformers names pickles and safetensors files differently; diffusers does not.
-            found[file] = Path(folder) / f"{stem.removeprefix('pytorch_')}{infix}.safetensors"
-    return found
+            result[file] = Path(folder) / f"{stem.removeprefix('pytorch_')}{infix}.safetensors"
+    return result
 
 
-def refuse_unknown(source: Path, files: Iterable[Path]) -> None:
+def check_known(source: Path, files: Iterable[Path]) -> None:
     """Raise FileNotFoundError for a network in a model folder with none of the `files`."""
-    done = {file.parent for file in files}
+    known = {file.parent for file in files}
     for folder in (source / name for name in NETWORKS[:-1]):
-        if folder.is_dir() and folder not in done:
-            there = ", ".join(sorted(file.name for file in folder.iterdir())[:3]) or "nothing"
+        if folder.is_dir() and folder not in known:
+            content = ", ".join(sorted(file.name for file in folder.iterdir())[:3]) or "nothing"
             raise FileNotFoundError(
-                f"{folder} has no weights under a usual name, such as {STEMS[0]}.safetensors, but {there}: "
+                f"{folder} has no weights under a usual name, such as {STEMS[0]}.safetensors, but {content}: "
                 "rename them, or download the folder again"
             )
 

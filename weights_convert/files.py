@@ -25,13 +25,13 @@ def written_whole(target: Path) -> Iterator[Path]:
 
     Raises FileExistsError if `target` exists and OSError if writing fails, leaving nothing behind.
     """
-    refuse_taken(target)
+    check_free(target)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"cannot write {target}: {target.parent} is not a folder")
     try:
         with unfinished(target.parent) as part:
             yield part / target.name
-            refuse_taken(target)
+            check_free(target)
             if (part / target.name).is_file():
                 target.touch(exist_ok=False)  # of two processes, one succeeds; a folder replaces no full one
             (part / target.name).rename(target)
@@ -41,7 +41,7 @@ def written_whole(target: Path) -> Iterator[Path]:
         raise OSError(f"cannot write {target}: {error.strerror or error}") from error
 
 
-def refuse_taken(target: Path) -> None:
+def check_free(target: Path) -> None:
     if os.path.lexists(target):  # a link that leads nowhere is someone's too
         raise FileExistsError(f"{target} already exists: delete it or choose another name")
 
@@ -49,14 +49,14 @@ def refuse_taken(target: Path) -> None:
 def save(tensors: Tensors, file: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file. Tensors that share memory are copied."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    unshared, seen = {}, set()
+    separate = {}
+    storages = set()
     for name, tensor in tensors.items():
-        shared = tensor.untyped_storage().data_ptr() in seen
-        seen.add(tensor.untyped_storage().data_ptr())
-        unshared[name] = (
-            tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
-        )
-    save_tensors(unshared, file, metadata or {"format": "pt"})
+        storage = tensor.untyped_storage().data_ptr()
+        copy = storage in storages
+        separate[name] = tensor.clone(memory_format=torch.contiguous_format) if copy else tensor.contiguous()
+        storages.add(storage)
+    save_tensors(separate, file, metadata or {"format": "pt"})
 
 
 def load(file: Path) -> Tensors:
@@ -64,8 +64,9 @@ def load(file: Path) -> Tensors:
     if file.name.endswith(PICKLE_INDEX):
         shards = find_shards(file)
         loaded = {shard: load(shard) for shard in set(shards.values())}
-        if lacking := [key for key, shard in shards.items() if key not in loaded[shard]]:
-            raise ValueError(f"the tensor {lacking[0]} is not in {shards[lacking[0]]}, where {file} has it")
+        for key, shard in shards.items():
+            if key not in loaded[shard]:
+                raise ValueError(f"the tensor {key} is not in {shard}, where {file} has it")
         return {key: loaded[shard][key] for key, shard in shards.items()}
     if file.suffix in PICKLES:
         return load_tensors(file)
@@ -77,10 +78,13 @@ def load(file: Path) -> Tensors:
 
 
 def load_checkpoint(file: Path) -> Tensors:
-    """Load a file that may be a whole model, with what is said of its UNet elsewhere as tensors."""
+    """Load a file that may be a whole model; schedule keys in other places become empty tensors."""
     tensors = load(file)
-    said = single_file_schedule(Header(file, dict.fromkeys(tensors, ()), {}, read_metadata(file), {}))
-    marks = {"v_pred": said["prediction_type"] == "v_prediction", "ztsnr": said["rescale_betas_zero_snr"]}
+    schedule = single_file_schedule(Header(file, dict.fromkeys(tensors, ()), {}, read_metadata(file), {}))
+    marks = {
+        "v_pred": schedule["prediction_type"] == "v_prediction",
+        "ztsnr": schedule["rescale_betas_zero_snr"],
+    }
     return tensors | {mark: torch.zeros(0) for mark, present in marks.items() if present}
 
 

@@ -10,10 +10,10 @@ import torch
 from minidrag.networks.clip import CLIPTextEncoder
 from minidrag.networks.unet import UNet
 from minidrag.networks.vae import VAE
-from minidrag.system.files import unfinished
+from minidrag.system.files import unfinished, write_json
 from minidrag.tiny.renderer import SIDE
 from minidrag.weights.configs import model_files
-from minidrag.weights.files import Json, save_tensors, write_json
+from minidrag.weights.files import Json, save_tensors
 from minidrag.weights.load import STEMS
 
 
@@ -49,6 +49,7 @@ def fill(
     sizes = replace(unet.config, sample_size=SIDE // vae.config.factor)
     files = model_files(sizes, vae.config, text_encoder.config, "DDIMScheduler")
     for name, values in (files | {"training.json": made}).items():
+        (part / name).parent.mkdir(exist_ok=True)
         write_json(part / name, values)
     for name, network in {"unet": unet, "vae": vae, "text_encoder": text_encoder}.items():
         tensors = {

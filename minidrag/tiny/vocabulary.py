@@ -10,7 +10,7 @@ from tokenizers import models, pre_tokenizers
 
 from minidrag.networks.tokenizer import BOS, EOS, Tokenizer, prepare
 from minidrag.system.files import write_json, write_text
-from minidrag.weights.configs import load_tokenizer
+from minidrag.weights.vocabulary import load_tokenizer
 
 
 def train(captions: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:

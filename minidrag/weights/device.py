@@ -10,7 +10,7 @@ def default_device() -> str:
 
 
 def check_device(name: str) -> torch.device:
-    """The device of a name; raises ValueError for one that does not exist."""
+    """Return the device of a name; raises ValueError for one that does not exist."""
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError, ValueError):

@@ -4,7 +4,6 @@ A network's tensors are in one safetensors file, or in several, the shards, that
 """
 
 import errno
-import json
 import os
 import re
 import stat
@@ -16,8 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minidrag.system import files
-from minidrag.system.files import check_regular
+from minidrag.system.files import check_regular, read_json
 
 Json = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -37,7 +35,7 @@ PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")
 
 
 class Header(NamedTuple):
-    """All that is known of the tensors in a safetensors file, or in the shards of an index, without them."""
+    """Shapes and dtypes of the tensors in a safetensors file, or in the shards of an index."""
 
     file: Path  # the safetensors file or the index
     shapes: Shapes  # by key
@@ -46,11 +44,11 @@ class Header(NamedTuple):
     shards: dict[str, Path]  # the file that has a tensor, by key
 
 
-def read_json(path: Path, default: Json | None = None) -> Json:
+def read_object(path: Path, default: Json | None = None) -> Json:
     """Read a JSON object; default: returned for a missing file."""
     if default is not None and not path.exists():
         return default
-    return check_object(files.read_json(path), str(path))
+    return check_object(read_json(path), str(path))
 
 
 def check_object(values: Any, name: str) -> Json:
@@ -59,13 +57,8 @@ def check_object(values: Any, name: str) -> Json:
     return values
 
 
-def write_json(path: Path, values: Json) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-
-
 def weight_file(stem: Path, infix: str) -> Path | None:
-    """The file or else the index with a network's tensors; infix: "" or ".fp16"."""
+    """Return the file or else the index with a network's tensors. infix: "" or ".fp16"."""
     whole = stem.with_name(f"{stem.name}{infix}.safetensors")
     index = stem.with_name(f"{stem.name}{INDEX}{infix}.json")
     return next((file for file in (whole, index) if file.exists()), None)
@@ -78,17 +71,19 @@ def read_header(file: Path) -> Header:
     """
     if file.suffix == ".json":
         return read_sharded(file)
-    refuse_shard(file)
+    check_not_shard(file)
     return read_whole(file)
 
 
-def refuse_shard(file: Path) -> None:
+def check_not_shard(file: Path) -> None:
+    """Raise ValueError for the name of one shard of several."""
     shard = SHARD.search(file.name)
     if shard and int(shard[1]) > 1:
         raise ValueError(f"{file} is one of {int(shard[1])} shards: give their folder")
 
 
 def read_whole(file: Path) -> Header:
+    """Read the header of one safetensors file."""
     if file.suffix in PICKLES:
         raise ValueError(f"{file} is a pickle, which can run code when it is loaded: {conversion(file)}")
     size = check_regular(file).stat().st_size
@@ -108,7 +103,7 @@ def conversion(file: Path) -> str:
 
 
 def diagnose(file: Path, size: int) -> str:
-    """A sentence on a file that is not a safetensors file."""
+    """Say what a file is that is not a safetensors file, and what to do with it."""
     # Only now: a valid file can begin with any eight bytes, the length of its header.
     with open(file, "rb") as opened:
         start = opened.read(40)
@@ -123,8 +118,8 @@ def diagnose(file: Path, size: int) -> str:
 
 
 def read_index(index: Path) -> dict[str, Path]:
-    """The shard of each tensor by its key; raises ValueError for names that lead out of the folder."""
-    weight_map = read_json(index).get("weight_map")
+    """Read the shard of each tensor, by its key; raises ValueError for names that lead out of the folder."""
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} has no weight_map, so it is not an index of shards: download it again")
     for name in weight_map.values():
@@ -134,7 +129,7 @@ def read_index(index: Path) -> dict[str, Path]:
 
 
 def find_shards(index: Path) -> dict[str, Path]:
-    """The shard of each tensor by its key; raises FileNotFoundError for one that is missing."""
+    """Read the shard of each tensor, by its key; raises FileNotFoundError if one is missing."""
     shards = read_index(index)
     for shard in sorted(set(shards.values())):
         if not shard.exists():
@@ -171,7 +166,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     try:
         save_file(dict(tensors), path, dict(metadata))
     except SafetensorError as error:  # a full disk, for example
-        told = re.search(r"os error (\d+)", str(error))
-        code, reason = (int(told[1]), os.strerror(int(told[1]))) if told else (errno.EIO, str(error))
-        raise OSError(code, reason, str(path)) from error
+        match = re.search(r"os error (\d+)", str(error))
+        code = int(match[1]) if match else errno.EIO
+        raise OSError(code, os.strerror(code) if match else str(error), str(path)) from error
     path.chmod(mode)

@@ -1,5 +1,6 @@
 """Model files from the Hugging Face hub: only those needed, and from the local cache if it has them."""
 
+from itertools import product
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -29,23 +30,31 @@ def fetch(repository: str, needed: list[str], stems: list[str], infixes: tuple[s
     every = [*needed, *(f"{stem}{infixes[0]}.safetensors" for stem in stems)]
     missing: list[str] = every
     problem: Exception | None = None
-    for infix in infixes:
-        for cached in (True, False):
-            files = [f"{stem}{infix}.safetensors" for stem in stems]
-            indices = [f"{stem}{INDEX}{infix}.json" for stem in stems]
-            folder = download(repository, [*needed, *files, *indices, *OPTIONAL], cached)
-            if isinstance(folder, Path) and (shards := shards_in(folder, stems, infix)):
-                folder = download(repository, shards, cached)
-            if isinstance(folder, Exception):
-                problem = folder
-                continue
-            problem = None
-            lacks = lacking(folder, needed, stems, infix)
-            if not lacks:
-                return folder
-            missing = lacks if infix == infixes[0] else missing  # the variant that is preferred
-            stems = [stem for stem in stems if lacking(folder, [], [stem], infix)]
+    for infix, cached in product(infixes, (True, False)):
+        folder = download_variant(repository, needed, stems, infix, cached)
+        if isinstance(folder, Exception):
+            problem = folder
+            continue
+        problem = None
+        absent = lacking(folder, needed, stems, infix)
+        if not absent:
+            return folder
+        if infix == infixes[0]:  # name the files of the preferred variant
+            missing = absent
+        stems = [stem for stem in stems if lacking(folder, [], [stem], infix)]
     raise failure(repository, missing, every, problem)
+
+
+def download_variant(
+    repository: str, needed: list[str], stems: list[str], infix: str, cached: bool
+) -> Path | Exception:
+    """Download the files that a repository has of one variant, from the cache alone if `cached`."""
+    weights = [f"{stem}{infix}.safetensors" for stem in stems]
+    indices = [f"{stem}{INDEX}{infix}.json" for stem in stems]
+    folder = download(repository, [*needed, *weights, *indices, *OPTIONAL], cached)
+    if isinstance(folder, Path) and (shards := shards_in(folder, stems, infix)):
+        return download(repository, shards, cached)
+    return folder
 
 
 def download(repository: str, patterns: list[str], cached: bool) -> Path | Exception:
@@ -56,14 +65,14 @@ def download(repository: str, patterns: list[str], cached: bool) -> Path | Excep
 
 
 def shards_in(folder: Path, stems: list[str], infix: str) -> list[str]:
-    """The shards of all indices in a folder, by their paths from there."""
+    """Return the shards in all indices of a folder, as paths from there."""
     files = [weight_file(folder / stem, infix) for stem in stems]
     indices = [file for file in files if file and file.suffix == ".json"]
     return sorted({shard.relative_to(folder).as_posix() for i in indices for shard in read_index(i).values()})
 
 
 def lacking(folder: Path, needed: list[str], stems: list[str], infix: str) -> list[str]:
-    """Names of the files that are not in a folder."""
+    """Return the names of the files that are not in a folder."""
     missing = [name for name in needed if not (folder / name).is_file()]
     if (folder / WHOLE).is_file():
         missing = [name for name in missing if name not in VOCABULARY]
@@ -73,10 +82,10 @@ def lacking(folder: Path, needed: list[str], stems: list[str], infix: str) -> li
 
 
 def failure(repository: str, missing: list[str], every: list[str], problem: Exception | None) -> Exception:
-    """The error for missing files; problem: raised by the hub, if it could not be reached.
+    """Make the error for missing files. problem: raised by the hub, if it could not be reached.
 
-    every: all files that the model needs, for the command to download them, which without their names would
-    download all that the repository has, for SD 1.5 ten times as much.
+    every: all files that the model needs; without their names, the command in the message would download the
+    whole repository, for SD 1.5 ten times as much.
     """
     if isinstance(problem, RepositoryNotFoundError):
         return ValueError(
@@ -99,7 +108,7 @@ def failure(repository: str, missing: list[str], every: list[str], problem: Exce
 
 
 def command(repository: str, files: list[str]) -> str:
-    """A command that downloads the files, the small ones by a pattern, to a folder."""
+    """Return a command that downloads the files to a folder, the small ones by a pattern."""
     weights = [name for name in files if name.endswith((".safetensors", ".bin"))]
     small = ["*.json", "*.txt"] if weights else sorted({f"{name.rpartition('/')[0]}/*" for name in files})
     patterns = " ".join(f"--include '{name}'" for name in [*weights, *small])

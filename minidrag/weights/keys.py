@@ -1,4 +1,4 @@
-"""Keys of tensors in files of all kinds, mapped to the names in the networks.
+"""Keys of tensors in files of every kind, mapped to the names in the networks.
 
 Official folders need only two of these rules: older VAE files name their attention differently (`query` for
 `to_q`), and text encoders come with and without the prefix `text_model.`. Single-file checkpoints have the
@@ -70,7 +70,7 @@ def rename(name: str, rules: Rules) -> str:
 
 
 def unet_keys(keys: Collection[str]) -> dict[str, str]:
-    """Keys of a UNet; of a single-file checkpoint with two copies, those of the moving average (EMA).
+    """Keys of a UNet; of the moving average (EMA) in a single-file checkpoint with two copies.
 
     The EMA samples better. Its keys have no dots.
     """
@@ -85,9 +85,9 @@ def average_key(key: str) -> str:
 
 
 def vae_keys(keys: Collection[str]) -> dict[str, str]:
-    """Keys of a VAE in a single-file checkpoint, in a folder or in a file of its own, bare or with `vae.`."""
-    kept = [key for key in network_keys(keys, VAE) if not key.startswith(("model_ema.", "loss."))]
-    return {rename(key.removeprefix(VAE).removeprefix("vae."), VAE_RULES): key for key in kept}
+    """Keys of a VAE in a single-file checkpoint, a folder, or a VAE's file, bare or with `vae.`."""
+    own = [key for key in network_keys(keys, VAE) if not key.startswith(("model_ema.", "loss."))]
+    return {rename(key.removeprefix(VAE).removeprefix("vae."), VAE_RULES): key for key in own}
 
 
 def text_keys(keys: Collection[str]) -> dict[str, str]:
@@ -96,8 +96,8 @@ def text_keys(keys: Collection[str]) -> dict[str, str]:
     Omits the rest of CLIP, its image encoder and projections, and position_ids, which are 0 to 76 or wrong.
     """
     other = re.compile(r"position_ids$|logit_scale$|text_projection\.|vision_model\.|visual_projection\.")
-    kept = [key for key in network_keys(keys, TEXT) if not other.search(key)]
-    return {"text_model." + key.removeprefix(TEXT).removeprefix("text_model."): key for key in kept}
+    own = [key for key in network_keys(keys, TEXT) if not other.search(key)]
+    return {"text_model." + key.removeprefix(TEXT).removeprefix("text_model."): key for key in own}
 
 
 def network_keys(keys: Collection[str], prefix: str) -> list[str]:

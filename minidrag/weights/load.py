@@ -17,14 +17,14 @@ from minidrag.networks.vae import VAEConfig
 from minidrag.system.files import LINK, check_regular
 from minidrag.weights.checkpoint import (
     NETWORKS,
-    Part,
-    fill,
-    find_part,
-    match_part,
-    refuse_absent,
-    refuse_incomplete,
+    NetworkFile,
+    check_absent,
+    check_complete,
+    load_weights,
+    match,
+    open_network,
 )
-from minidrag.weights.configs import READERS, load_tokenizer, read_schedule
+from minidrag.weights.configs import READERS, read_schedule
 from minidrag.weights.device import default_device
 from minidrag.weights.files import (
     FORMATS,
@@ -34,10 +34,11 @@ from minidrag.weights.files import (
     Header,
     Json,
     read_header,
-    read_json,
+    read_object,
     weight_file,
 )
 from minidrag.weights.hub import VOCABULARY, fetch
+from minidrag.weights.vocabulary import load_tokenizer
 
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 REMOVED = "runwayml/stable-diffusion-v1-5"  # the original repository
@@ -66,13 +67,14 @@ def load_model(
     A local path needs no network, except for the tokenizer of a single file that has none beside it.
     Raises FileNotFoundError or ValueError, with the remedy, before reading any weights.
     """
-    device, dtype = torch.device(device or default_device()), dtype or torch.float32
+    device = torch.device(device or default_device())
+    dtype = dtype or torch.float32
     source = DEFAULT if source is None else TINY if source == "tiny" else source
     names = [name for name in NETWORKS if name != "vae" or vae is None]
     path = local_path(source) or fetch_model(str(source), names, dtype)
-    parts, scheduler = find_model(path, vae, dtype)
-    vocabulary = find_tokenizer(path, tokenizer, parts)
-    networks: dict[str, Any] = {name: fill(part, device, dtype) for name, part in parts.items()}
+    files, scheduler = open_model(path, vae, dtype)
+    vocabulary = open_tokenizer(path, tokenizer, files)
+    networks: dict[str, Any] = {name: load_weights(file, device, dtype) for name, file in files.items()}
     return Model(
         **networks,
         tokenizer=vocabulary,
@@ -82,66 +84,67 @@ def load_model(
     )
 
 
-def find_model(path: Path, vae: str | Path | None, dtype: torch.dtype) -> tuple[dict[str, Part], Json]:
-    """Find the networks of a model and its scheduler_config.json, and check that all fit together.
+def open_model(path: Path, vae: str | Path | None, dtype: torch.dtype) -> tuple[dict[str, NetworkFile], Json]:
+    """Open the networks of a model and its scheduler_config.json, and check that all fit together.
 
     path: a folder or a single file. vae: as in `load_model`. Reads no weights.
     Raises FileNotFoundError or ValueError, with the remedy.
     """
     names = [name for name in NETWORKS if name != "vae" or vae is None]
-    other = vae_part(vae, dtype) if vae is not None else None
+    other = open_vae(vae, dtype) if vae is not None else None
     file = path / "scheduler/scheduler_config.json" if path.is_dir() else path
-    scheduler = read_json(file, {}) if path.is_dir() else single_file_schedule(read_header(path))
+    scheduler = read_object(file, {}) if path.is_dir() else single_file_schedule(read_header(path))
     try:
         read_schedule(scheduler)
     except ValueError as error:
         raise ValueError(f"{file} is not usable: {error}") from error
-    parts = folder_parts(path, names, dtype) if path.is_dir() else single_file_parts(path, names)
+    files = open_folder(path, names, dtype) if path.is_dir() else open_single_file(path, names)
     if other is not None:
-        parts["vae"] = other
+        files["vae"] = other
         check_scale(path, other)
-    check_widths(path, parts)
-    return parts, scheduler
+    check_widths(path, files)
+    return files, scheduler
 
 
-def check_scale(path: Path, vae: Part) -> None:
+def check_scale(path: Path, vae: NetworkFile) -> None:
     """Raise ValueError if a model's UNet was trained on latents of another scale than that of another VAE."""
-    own, given = VAEConfig(), config_of(vae)
+    own = VAEConfig()
     with suppress(OSError, ValueError):  # a model without a VAE, or with one that cannot be used
         own = read_config(path / "vae/config.json", "vae")
-    if given.scaling_factor != own.scaling_factor:
+    scale = config_of(vae).scaling_factor
+    if scale != own.scaling_factor:
         raise ValueError(
-            f"the VAE in {vae.header.file} has scaling_factor = {given.scaling_factor}, but {path} was "
+            f"the VAE in {vae.header.file} has scaling_factor = {scale}, but {path} was "
             f"trained with {own.scaling_factor}: give a VAE for the same kind of model"
         )
 
 
-def check_widths(path: Path, parts: dict[str, Part]) -> None:
+def check_widths(path: Path, files: dict[str, NetworkFile]) -> None:
     """Raise ValueError for networks that cannot work with each other."""
-    unet, vae, text = (config_of(parts[name]) for name in ("unet", "vae", "text_encoder"))
+    unet, vae, text = (config_of(files[name]) for name in ("unet", "vae", "text_encoder"))
     pairs = {
         "the text encoder's vectors": (text.hidden_size, unet.cross_attention_dim),
         "the VAE's latents": (vae.latent_channels, unet.in_channels),
     }
-    for name, (given, wanted) in pairs.items():
-        if given != wanted:
+    for name, (width, expected) in pairs.items():
+        if width != expected:
             raise ValueError(
-                f"{path}: {name} have {given} channels and the UNet takes {wanted}: they are of two models"
+                f"{path}: {name} have {width} channels and the UNet takes {expected}: they are of two models"
             )
 
 
-def config_of(part: Part) -> Any:
-    return part.network.config
+def config_of(file: NetworkFile) -> Any:
+    return file.network.config
 
 
 def local_path(source: str | Path) -> Path | None:
-    """The file or folder that a source names, None for a hub id; raises FileNotFoundError for neither."""
+    """Return the file or folder that a source names, None for a hub id; FileNotFoundError for neither."""
     if not str(source):
         raise ValueError("the name of the model is empty: give a folder, a .safetensors file or a hub id")
     if re.match(LINK, str(source)):
-        known = re.match(r"(?i)https?:/+huggingface\.co/([\w.-]+/[\w.-]+)", str(source))
-        what = f"give {known[1]}" if known else "download it first, and give the file, or a hub id OWNER/NAME"
-        raise ValueError(f"{source} is a link: {what}")
+        hub_id = re.match(r"(?i)https?:/+huggingface\.co/([\w.-]+/[\w.-]+)", str(source))
+        remedy = "download it first, and give the file, or a hub id OWNER/NAME"
+        raise ValueError(f"{source} is a link: {f'give {hub_id[1]}' if hub_id else remedy}")
     path = Path(os.path.expanduser(source))
     if path.exists():
         return path
@@ -156,7 +159,7 @@ def local_path(source: str | Path) -> Path | None:
 
 
 def infixes(dtype: torch.dtype) -> tuple[str, ...]:
-    """Variants of a weight file, preferred first."""
+    """Parts of a weight file's name by variant, preferred first."""
     return (".fp16", "") if dtype.itemsize == 2 else ("", ".fp16")
 
 
@@ -166,49 +169,50 @@ def fetch_model(source: str, names: list[str], dtype: torch.dtype) -> Path:
     return fetch(DEFAULT if source == "sd15" else source, needed, stems, infixes(dtype))
 
 
-def single_file_parts(file: Path, names: list[str]) -> dict[str, Part]:
+def open_single_file(file: Path, names: list[str]) -> dict[str, NetworkFile]:
     header = read_header(file)
-    refuse_incomplete(header, names)
+    check_complete(header, names)
     configs = dict(SINGLE_FILE)
     for key, shape in header.shapes.items():
         if key.endswith(".token_embedding.weight") and len(shape) == 2:  # longer with added tokens
             configs["text_encoder"] = replace(configs["text_encoder"], vocab_size=shape[0])
-    return {name: find_part(name, file, configs[name]) for name in names}
+    return {name: match(name, header, configs[name]) for name in names}
 
 
 def single_file_schedule(header: Header) -> Json:
-    """The keys of scheduler_config.json that a single file can say otherwise than SD 1.5.
+    """Schedule keys that may differ from SD 1.5 in a single file.
 
-    What the UNet predicts is in the header, in a tensor without numbers, or in a .yaml file beside it.
+    The header's metadata, an empty tensor, or a .yaml file beside it name them.
     """
-    said = header.metadata.get("modelspec.prediction_type", "epsilon")
-    said = "v" if "v_pred" in header.shapes else said
+    prediction = header.metadata.get("modelspec.prediction_type", "epsilon")
+    prediction = "v" if "v_pred" in header.shapes else prediction
     rescaled = "ztsnr" in header.shapes
     for file in (header.file.with_suffix(suffix) for suffix in (".yaml", ".yml")):
         if file.is_file():
             text = check_regular(file, 2**20).read_text(encoding="utf-8", errors="replace")
-            said = value_in(text, "parameterization") or value_in(text, "prediction_type") or said
+            keys = ("parameterization", "prediction_type")
+            prediction = next(filter(None, (value_in(text, key) for key in keys)), prediction)
             rescaled |= (value_in(text, "rescale_betas_zero_snr") or "").lower() in ("true", "yes", "on")
     names = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
-    return {"prediction_type": names.get(said, said), "rescale_betas_zero_snr": rescaled}
+    return {"prediction_type": names.get(prediction, prediction), "rescale_betas_zero_snr": rescaled}
 
 
 def value_in(yaml: str, key: str) -> str | None:
     """The word that a YAML file has for a key, after any tag, anchor, or comment."""
-    found = re.search(rf"""(?m)^[^#\n]*\b{key}["']?[ \t]*:(?:\s|#.*$|[&!]\S*\s)*["']?(\w+)""", yaml)
-    return found[1] if found else None
+    line = re.search(rf"""(?m)^[^#\n]*\b{key}["']?[ \t]*:(?:\s|#.*$|[&!]\S*\s)*["']?(\w+)""", yaml)
+    return line[1] if line else None
 
 
-def folder_parts(folder: Path, names: list[str], dtype: torch.dtype) -> dict[str, Part]:
+def open_folder(folder: Path, names: list[str], dtype: torch.dtype) -> dict[str, NetworkFile]:
     absent = [name for name in names if not (folder / name).is_dir()]
     if absent != names:
-        refuse_absent(str(folder), absent)
-    found = {name: folder_header(folder / name, name, dtype) for name in names}  # all, before one is built
-    return {name: match_part(name, *pair) for name, pair in found.items()}
+        check_absent(str(folder), absent)
+    headers = {name: read_folder(folder / name, name, dtype) for name in names}  # all, before one is built
+    return {name: match(name, *pair) for name, pair in headers.items()}
 
 
-def folder_header(folder: Path, name: str, dtype: torch.dtype) -> tuple[Header, Any]:
-    """Find a network in its own folder, which has config.json and a weight file or shards."""
+def read_folder(folder: Path, name: str, dtype: torch.dtype) -> tuple[Header, Any]:
+    """Read the header and the sizes of a network in a folder with config.json and weights or shards."""
     file = folder / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing: the folder is not a model or is incomplete")
@@ -216,20 +220,21 @@ def folder_header(folder: Path, name: str, dtype: torch.dtype) -> tuple[Header, 
     for infix in infixes(dtype):
         if weights := weight_file(folder / STEMS[name], infix):
             return read_header(weights), config
-    raise FileNotFoundError(absence(folder, name))
+    raise FileNotFoundError(missing_weights_message(folder, name))
 
 
 def read_config(file: Path, name: str) -> Any:
-    values = read_json(file)
+    values = read_object(file)
     try:
         return READERS[name](values)
     except ValueError as error:
         raise ValueError(f"{file} is not usable: {error}") from error
 
 
-def absence(folder: Path, name: str) -> str:
-    """A sentence on a folder without the weight file of a network, which may have another file instead."""
-    file, others = folder / f"{STEMS[name]}.safetensors", sorted(folder.iterdir())
+def missing_weights_message(folder: Path, name: str) -> str:
+    """Say which weight file is missing, and what to do with the file found instead."""
+    file = folder / f"{STEMS[name]}.safetensors"
+    others = sorted(folder.iterdir())
     if any(other.suffix in PICKLES for other in others):
         return (
             f"{file} is missing and {folder} has only pickles: convert the model folder with "
@@ -245,19 +250,20 @@ def absence(folder: Path, name: str) -> str:
     return f"{file} is missing: download it again"
 
 
-def vae_part(source: str | Path, dtype: torch.dtype) -> Part:
-    """Find a VAE in a file, in a folder of its own or in a model folder."""
+def open_vae(source: str | Path, dtype: torch.dtype) -> NetworkFile:
+    """Open a VAE in a file, in a VAE's folder, or in a model folder."""
     path = local_path(source) or fetch(str(source), ["config.json"], [STEMS["vae"]], infixes(dtype))
     if path.is_dir():
         folder = path / "vae" if (path / "vae").is_dir() else path
-        return match_part("vae", *folder_header(folder, "vae", dtype))
-    return find_part("vae", path, SINGLE_FILE["vae"])
+        return match("vae", *read_folder(folder, "vae", dtype))
+    return open_network("vae", path, SINGLE_FILE["vae"])
 
 
-def find_tokenizer(path: Path, given: str | Path | None, parts: dict[str, Part]) -> Tokenizer:
-    """Load the tokenizer given or a model's; raises ValueError for one that does not fit its text encoder."""
-    folder = tokenizer_folder(path, given)
-    tokenizer, config = load_tokenizer(folder), config_of(parts["text_encoder"])
+def open_tokenizer(path: Path, other: str | Path | None, files: dict[str, NetworkFile]) -> Tokenizer:
+    """Load a model's tokenizer, or `other`; raises ValueError for one that does not fit its text encoder."""
+    folder = tokenizer_folder(path, other)
+    tokenizer = load_tokenizer(folder)
+    config = config_of(files["text_encoder"])
     if tokenizer.size != config.vocab_size:
         raise ValueError(
             f"the tokenizer in {folder} has {tokenizer.size} tokens, but the text encoder of {path} has "
@@ -271,14 +277,15 @@ def find_tokenizer(path: Path, given: str | Path | None, parts: dict[str, Part])
     return tokenizer
 
 
-def tokenizer_folder(path: Path, given: str | Path | None) -> Path:
-    """The folder with the vocabulary: the one given or the model's, beside a single file, or on the hub."""
-    if given is not None and re.match(LINK, str(given)):
-        raise ValueError(f"{given} is a link: download the tokenizer first, and give its folder")
-    place = Path(os.path.expanduser(given)) if given is not None else path if path.is_dir() else path.parent
+def tokenizer_folder(path: Path, other: str | Path | None) -> Path:
+    """Return the folder with the vocabulary: `other`, the model's, beside a single file, or from the hub."""
+    if other is not None and re.match(LINK, str(other)):
+        raise ValueError(f"{other} is a link: download the tokenizer first, and give its folder")
+    place = path if path.is_dir() else path.parent
+    place = place if other is None else Path(os.path.expanduser(other))
     if folder := find_vocabulary(place):
         return folder
-    if given is not None or path.is_dir():
+    if other is not None or path.is_dir():
         raise FileNotFoundError(
             f"neither {place} nor {place / 'tokenizer'} has a vocab.json: copy a tokenizer there"
         )
@@ -291,6 +298,8 @@ def tokenizer_folder(path: Path, given: str | Path | None) -> Path:
 
 
 def find_vocabulary(place: Path) -> Path | None:
-    """The folder `tokenizer` in `place` or `place` itself, whichever has a vocabulary."""
-    names, folders = ("vocab.json", "tokenizer.json"), (place / "tokenizer", place)
-    return next((folder for folder in folders for name in names if (folder / name).exists()), None)
+    """Return the folder `tokenizer` in `place` or `place` itself, whichever has a vocabulary."""
+    for folder in (place / "tokenizer", place):
+        if (folder / "vocab.json").exists() or (folder / "tokenizer.json").exists():
+            return folder
+    return None

@@ -5,25 +5,26 @@ Layers are named by their path in the official checkpoint, `...attn1.to_q`.
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minidrag.method.lora import Factors, LoRA, check_fit, target_layers
-from minidrag.system.files import parse_json
+from minidrag.system.files import parse_json, write_whole
 from minidrag.weights import configs
 from minidrag.weights.checkpoint import FLOATS
+from minidrag.weights.configs import SHORT, check_switches
 from minidrag.weights.files import (
     Header,
     Json,
     check_object,
     read_header,
-    read_json,
+    read_object,
     read_tensor,
     save_tensors,
 )
@@ -31,7 +32,6 @@ from minidrag.weights.files import (
 FILE_NAME = "pytorch_lora_weights.safetensors"  # in a folder, where diffusers looks for it
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # in a folder that peft writes
 NOTES = "minidrag"  # the only metadata key written: safetensors writes several in random order
-# Key of a plain LoRA in any style, and patterns that identify other kinds of adapter.
 KEY = re.compile(
     r"(lora_unet_|lora_te_|text_encoder\.|base_model\.model\.|(?:unet\.)*)(.+?)\."
     r"(?:(?:lora_linear_layer\.|lora\.|lora_)(down|up|A|B)(?:\.\w+)?\.weight|alpha)"
@@ -43,18 +43,32 @@ MODELS = {  # that a LoRA is for, by a part of a key
     r"attentions[._]\d+[._]transformer_blocks[._][1-9]": "SDXL",
 }
 WIDTHS = {1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by the channels of the text
-FOREIGN = {"hada_": "LoHa", "lokr_": "LoKr", "lora_mid": "LoCon in Tucker form"}
-FOREIGN |= {r"\bboft_": "BOFT", r"\boft_": "OFT", r"ia3_l|\.on_input$": "IA3", "vera_lambda": "VeRA"}
-FOREIGN |= {r"\.[ab][12]\.weight$": "GLoRA", r"\.[wb]_norm$": "a file of weight differences"}
-FOREIGN |= {"^lora_vae_|^vae\\.": "a LoRA of a VAE"}
-FOREIGN |= {"dora_scale|lora_magnitude": "DoRA", r"\.diff(_b)?$": "a file of weight differences"}
-FOREIGN |= {"^emb_params$|^<.*>$|^clip_[lg]$|^string_to_param": "an embedding of textual inversion"}
+FOREIGN = {  # other kinds of adapters, by a part of a key
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "lora_mid": "LoCon in Tucker form",
+    "dora_scale|lora_magnitude": "DoRA",
+    r"\bboft_": "BOFT",
+    r"\boft_": "OFT",
+    r"ia3_l|\.on_input$": "IA3",
+    "vera_lambda": "VeRA",
+    r"\.[ab][12]\.weight$": "GLoRA",
+    r"\.[wb]_norm$|\.diff(_b)?$": "a file of weight differences",
+    r"^lora_vae_|^vae\.": "a LoRA of a VAE",
+    "^emb_params$|^<.*>$|^clip_[lg]$|^string_to_param": "an embedding of textual inversion",
+}
 STYLES = {  # keys for the UNet, keys for the text encoder, names of down and up
     "peft": ("unet.{}.lora_{}.weight", "text_encoder.{}.lora_{}.weight", "A", "B"),
     "diffusers": ("unet.{}.lora.{}.weight", "text_encoder.{}.lora_linear_layer.{}.weight", "down", "up"),
     "kohya": ("lora_unet_{}.lora_{}.weight", "lora_te_{}.lora_{}.weight", "down", "up"),
 }
 LARGEST = 1e6  # an alpha, of which usual ones are 1 to 256
+NETWORKS = {  # that a LoRA's layer belongs to, by the start of its key; peft's keys do not name it
+    "lora_te_": "text_encoder",
+    "text_encoder.": "text_encoder",
+    "base_model.model.": None,
+    "": None,
+}
 Keys = dict[str, dict[str, dict[str, str]]]  # by network, layer, and role (down, up, alpha)
 
 
@@ -72,8 +86,8 @@ def read(path: str | Path, unet: nn.Module, text_encoder: nn.Module | None) -> L
         check_size(header, models)
         config = adapter_config(header)
         entries = {
-            part: {layer: _factors(header, layer, keys, config[part]) for layer, keys in found.items()}
-            for part, found in layers.items()
+            name: {layer: read_factors(header, layer, keys, config[name]) for layer, keys in network.items()}
+            for name, network in layers.items()
         }
         check_model(entries["unet"], unet)
         check_fit(lora := LoRA(**entries), unet, text_encoder)
@@ -89,19 +103,19 @@ def find_file(path: Path) -> Path:
     for name in (FILE_NAME, ADAPTER):
         if (path / name).is_file():
             return path / name
-    parts = [str(path / part) for part in ("unet", "text_encoder") if (path / part / ADAPTER).is_file()]
-    found = f"give {' or '.join(parts)}" if parts else "give the LoRA's file"
-    raise FileNotFoundError(f"{path} has neither {FILE_NAME} nor {ADAPTER}: {found}")
+    folders = [str(path / name) for name in ("unet", "text_encoder") if (path / name / ADAPTER).is_file()]
+    remedy = f"give {' or '.join(folders)}" if folders else "give the LoRA's file"
+    raise FileNotFoundError(f"{path} has neither {FILE_NAME} nor {ADAPTER}: {remedy}")
 
 
 def has_adapter(keys: Iterable[str]) -> bool:
-    """True for the keys of a LoRA, or of what is given instead of one."""
+    """True for the keys of a LoRA, or of another kind of adapter."""
     patterns = re.compile("|".join(["lora", "^bundle_emb", *FOREIGN]))
     return any(patterns.search(key) for key in keys)
 
 
 def left_out(path: str | Path) -> list[str]:
-    """Sentences on what a LoRA's file has besides the LoRA."""
+    """Sentences on the parts of a LoRA's file that are not used."""
     matches = [LEFT_OUT.match(key) for key in read_header(find_file(Path(path))).shapes]
     names = sorted({match[1] for match in matches if match})
     listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -110,25 +124,28 @@ def left_out(path: str | Path) -> list[str]:
 
 def sort_keys(header: Header, models: Mapping[str, nn.Module]) -> Keys:
     """The keys of a LoRA's tensors by network, layer, and role; raises ValueError for one of another kind."""
-    layers = {part: target_layers(model) for part, model in models.items()}
-    # transformers 5.6 dropped the text encoder's prefix.
-    paths = {part: {layer.replace(".", "_"): layer for layer in found} for part, found in layers.items()}
-    paths["text_encoder"] |= {
-        name.removeprefix("text_model_"): x for name, x in paths["text_encoder"].items()
+    paths = {
+        network: {path.replace(".", "_"): path for path in target_layers(model)}
+        for network, model in models.items()
     }
-    found: Keys = {part: {} for part in models}
+    # transformers 5.6 dropped the text encoder's prefix.
+    paths["text_encoder"] |= {
+        name.removeprefix("text_model_"): path for name, path in paths["text_encoder"].items()
+    }
+    keys: Keys = {network: {} for network in models}
     for key in (key for key in header.shapes if not LEFT_OUT.match(key)):
-        part, layer, role = _parse(key)
+        network, layer, role = parse(key)
         name = layer.replace(".", "_")
-        if part is None:  # peft's keys do not name the network
-            part = "unet" if name in paths["unet"] or name not in paths["text_encoder"] else "text_encoder"
-        roles = found[part].setdefault(paths[part].get(name, layer), {})
+        if network is None:
+            text = name in paths["text_encoder"] and name not in paths["unet"]
+            network = "text_encoder" if text else "unet"
+        roles = keys[network].setdefault(paths[network].get(name, layer), {})
         if role in roles:
             raise ValueError(f"the LoRA of layer {layer} is there twice, as {roles[role]} and as {key}")
         roles[role] = key
-    if not any(found.values()):
+    if not any(keys.values()):
         raise ValueError("there is no LoRA in the file")
-    return found
+    return keys
 
 
 def check_size(header: Header, models: Mapping[str, nn.Module]) -> None:
@@ -144,11 +161,8 @@ def check_model(entries: Mapping[str, Factors], unet: nn.Module) -> None:
     layers = target_layers(unet)
     for path, factors in entries.items():
         width = factors.down.shape[-1]
-        if (
-            path.endswith("attn2.to_k")
-            and path in layers
-            and layers[path].weight.shape[-1] != width in WIDTHS
-        ):
+        reads_text = path.endswith("attn2.to_k") and path in layers
+        if reads_text and layers[path].weight.shape[-1] != width in WIDTHS:
             raise ValueError(f"this is a LoRA for {WIDTHS[width]}: give one for Stable Diffusion 1.x")
 
 
@@ -160,24 +174,36 @@ def adapter_config(header: Header) -> dict[str, Json]:
         file = header.file.with_name(ADAPTER_CONFIG)
         if not file.is_file():
             raise ValueError(f"{file} is missing, which has the alpha of an adapter that peft wrote")
-        values = {"lora_alpha": 8} | read_json(file)  # 8 by default
-    found = {}
-    for part in ("unet", "text_encoder"):
-        # Names of one network have it as a prefix; those of a single adapter have none.
-        config = {key.removeprefix(f"{part}."): value for key, value in values.items()}
-        configs.check("the adapter's configuration", config)
-        patterns = config.get("alpha_pattern") or {}
-        if not isinstance(patterns, dict) or len(patterns) > 4096:
-            raise ValueError("the adapter's alpha_pattern is not a table of layers")
-        for pattern, alpha in patterns.items():
-            if not re.fullmatch(r"\^?([\w-]|\\?\.)+\$?", pattern) or not configs.ALPHA.has(alpha):
-                entry = configs.SHORT.repr({pattern: alpha})
-                raise ValueError(f"the adapter's alpha_pattern has {entry}: expected a layer and a number")
-        found[part] = config
-    return found
+        values = {"lora_alpha": 8} | read_object(file)  # 8 by default
+    # Keys of one network have its name as a prefix; keys of a single adapter have none.
+    prefixes = {"unet": "unet.", "text_encoder": "text_encoder."}
+    return {
+        network: check_adapter({key.removeprefix(prefix): value for key, value in values.items()})
+        for network, prefix in prefixes.items()
+    }
 
 
-def _parse(key: str) -> tuple[str | None, str, str]:
+def check_adapter(config: Json) -> Json:
+    """Return peft's configuration; raises ValueError for one that plain factors and alphas do not express."""
+    check_switches(configs.ADAPTER, config)
+    alpha = config.get("lora_alpha", 1)
+    if not is_alpha(alpha):
+        raise ValueError(f"the adapter has lora_alpha = {SHORT.repr(alpha)}: expected a number")
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise ValueError("the adapter's alpha_pattern is not a table of layers")
+    for pattern, alpha in patterns.items():
+        if not re.fullmatch(r"\^?([\w-]|\\?\.)+\$?", pattern) or not is_alpha(alpha):
+            entry = SHORT.repr({pattern: alpha})
+            raise ValueError(f"the adapter's alpha_pattern has {entry}: expected a layer and a number")
+    return config
+
+
+def is_alpha(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= LARGEST
+
+
+def parse(key: str) -> tuple[str | None, str, str]:
     """Split a key into network (unet, text_encoder), layer as spelled there and role (down, up, alpha)."""
     for pattern, kind in FOREIGN.items():
         if re.search(pattern, key):
@@ -192,22 +218,20 @@ def _parse(key: str) -> tuple[str | None, str, str]:
     if not match:
         raise ValueError(f"this is not a plain LoRA: it has a tensor {key}")
     prefix, layer, role = match.groups()
-    parts = {"lora_te_": "text_encoder", "text_encoder.": "text_encoder", "base_model.model.": None, "": None}
-    return parts.get(prefix, "unet"), layer, {"A": "down", "B": "up", None: "alpha"}.get(role, role)
+    return NETWORKS.get(prefix, "unet"), layer, {"A": "down", "B": "up", None: "alpha"}.get(role, role)
 
 
-def _factors(header: Header, layer: str, keys: Mapping[str, str], config: Json) -> Factors:
+def read_factors(header: Header, layer: str, keys: Mapping[str, str], config: Json) -> Factors:
     """Read the tensors of one layer; alpha is its tensor, else from peft's `config`, else the rank."""
     shapes = [header.shapes[keys[role]] for role in ("down", "up") if role in keys]
     if len(shapes) < 2 or min(shapes[0], default=0) < 1:
         raise ValueError(f"the LoRA of layer {layer} is incomplete")
-    down, up = (_read_factor(header, keys[role]) for role in ("down", "up"))
-    rank = len(down)
-    alpha = _alpha_in(config, layer, rank) if "alpha" not in keys else _read_alpha(header, keys["alpha"])
+    down, up = (read_factor(header, keys[role]) for role in ("down", "up"))
+    alpha = read_alpha(header, keys["alpha"]) if "alpha" in keys else alpha_in(config, layer, len(down))
     return Factors(down, up, alpha)
 
 
-def _read_factor(header: Header, key: str) -> Tensor:
+def read_factor(header: Header, key: str) -> Tensor:
     if header.dtypes[key] not in FLOATS:
         raise ValueError(
             f"the tensor {key} is {header.dtypes[key]}: only floating point numbers are supported"
@@ -219,8 +243,9 @@ def _read_factor(header: Header, key: str) -> Tensor:
     return tensor
 
 
-def _read_alpha(header: Header, key: str) -> float:
-    shape, dtype = header.shapes[key], header.dtypes[key]
+def read_alpha(header: Header, key: str) -> float:
+    shape = header.shapes[key]
+    dtype = header.dtypes[key]
     if prod(shape) != 1 or not (dtype in FLOATS or re.fullmatch(r"[IU]\d+", dtype)):
         raise ValueError(f"the tensor {key} is {dtype} {list(shape)}: expected one number")
     alpha = read_tensor(header, key).double().item()
@@ -229,14 +254,15 @@ def _read_alpha(header: Header, key: str) -> float:
     return alpha
 
 
-def _alpha_in(config: Json, layer: str, rank: int) -> float:
+def alpha_in(config: Json, layer: str, rank: int) -> float:
+    """Return the alpha of a layer in peft's configuration, or the rank."""
     patterns = (config.get("alpha_pattern") or {}).items()
-    matching = [alpha for pattern, alpha in patterns if _names(pattern, layer)]
+    matching = [alpha for pattern, alpha in patterns if names_layer(pattern, layer)]
     alpha = matching[0] if matching else config.get("lora_alpha", rank)
     return alpha * (math.sqrt(rank) if config.get("use_rslora") else 1)  # rslora: alpha / sqrt(rank)
 
 
-def _names(pattern: str, layer: str) -> bool:
+def names_layer(pattern: str, layer: str) -> bool:
     """True if peft's pattern, the end of a layer's path or after ^ all of it, names a layer.
 
     Compared literally: peft would run any regular expression, and there are some that never end.
@@ -266,13 +292,11 @@ def to_keys(lora: LoRA, style: str) -> dict[str, Tensor]:
 def write(lora: LoRA, path: str | Path, notes: Mapping[str, str] | None = None) -> None:
     """Write a file that diffusers loads, completely or not at all; equal content gives equal bytes.
 
-    notes: to be kept in the file's metadata. Raises OSError if writing fails.
+    notes: strings for the file's metadata. Raises OSError if writing fails.
     """
-    partial = Path(path).with_name(f"{Path(path).name}.part")
+    tensors = to_keys(lora, "peft")
+    metadata = {NOTES: json.dumps(dict(notes or {}), sort_keys=True)}
     try:
-        save_tensors(to_keys(lora, "peft"), partial, {NOTES: json.dumps(dict(notes or {}), sort_keys=True)})
-        os.replace(partial, path)
+        write_whole(Path(path), lambda file: save_tensors(tensors, file, metadata))
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)

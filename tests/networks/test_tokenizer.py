@@ -13,7 +13,7 @@ from transformers import CLIPTokenizerFast  # pyright: ignore[reportAttributeAcc
 
 from minidrag.networks.tokenizer import BOS, EOS
 from minidrag.tiny.vocabulary import learn_merges, train
-from minidrag.weights.configs import load_tokenizer
+from minidrag.weights.vocabulary import load_tokenizer
 
 CAPTIONS = [
     "a red circle on the grass",

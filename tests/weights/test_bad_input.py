@@ -105,7 +105,7 @@ def model(untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 @pytest.fixture(scope="module")
 def unet(untrained: Path) -> nn.Module:
-    return weights.find_model(untrained, None, torch.float32)[0]["unet"].network
+    return weights.open_model(untrained, None, torch.float32)[0]["unet"].network
 
 
 def damage(file: Path, kind: str) -> None:

@@ -1,8 +1,8 @@
-"""The small files of a model folder: sizes, schedule and tokenizer, read and written."""
+"""The JSON files of a model folder: sizes and schedule, read and written."""
 
+import inspect
 import json
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -19,11 +19,9 @@ from minidrag.method.ddim import Schedule
 from minidrag.networks.clip import CLIPConfig
 from minidrag.networks.unet import UNetConfig
 from minidrag.networks.vae import VAEConfig
-from minidrag.tiny.vocabulary import train
 from minidrag.weights import configs
 from minidrag.weights.configs import (
     READERS,
-    load_tokenizer,
     model_files,
     read_schedule,
     read_text_encoder,
@@ -74,126 +72,121 @@ def test_sizes_of_sd_2_1() -> None:
 
 UNSUPPORTED: list[tuple[str, str, Any, str]] = [  # network, key, value, what the error says is supported
     ("unet", "act_fn", "gelu", "'silu'"),
-    ("unet", "addition_embed_type", "text_time", "None"),
     ("unet", "flip_sin_to_cos", False, "True"),
     ("unet", "freq_shift", 1, "0"),
     ("unet", "center_input_sample", True, "False"),
-    ("unet", "mid_block_type", None, "'UNetMidBlock2DCrossAttn'"),
-    ("unet", "transformer_layers_per_block", 2, "1"),
-    ("unet", "transformer_layers_per_block", [1, 2, 10], "1"),
+    ("unet", "class_embed_type", "identity", "None"),
+    ("unet", "downsample_padding", 0, "1"),
+    ("unet", "mid_block_scale_factor", 1.41, "1"),
+    ("unet", "resnet_out_scale_factor", 1.41, "1"),
+    ("unet", "resnet_skip_time_act", True, "False"),
+    ("unet", "time_embedding_act_fn", "silu", "None"),
+    ("unet", "timestep_post_act", "silu", "None"),
     ("unet", "down_block_types", ["DownBlock2D"] * 3, "one value for each of four levels"),
-    (
-        "unet",
-        "down_block_types",
-        ["DownBlock2D"] * 3 + ["SimpleCrossAttnDownBlock2D"],
-        repr(["DownBlock2D"] * 4),
-    ),
-    (
-        "unet",
-        "up_block_types",
-        ["CrossAttnUpBlock2D"] * 4,
-        repr(["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3),
-    ),
     ("unet", "block_out_channels", [320, 640, 1280], "one value for each of four levels"),
     ("unet", "attention_head_dim", (5, 10, 20), "one value for each of four levels"),
     ("vae", "act_fn", "relu", "'silu'"),
-    ("vae", "in_channels", 4, "3"),
-    ("vae", "use_quant_conv", False, "True"),
+    ("vae", "latents_mean", [0.1] * 4, "None"),
+    ("vae", "latents_std", [0.9] * 4, "None"),
     ("vae", "shift_factor", 0.1159, "None"),
     ("text_encoder", "hidden_act", "relu", "'quick_gelu' or 'gelu'"),
 ]
+OFFICIAL = {
+    "unet": (SD15_UNET, "UNet"),
+    "vae": (SD15_VAE, "VAE"),
+    "text_encoder": (SD15_TEXT, "text encoder"),
+}
 
 
 @pytest.mark.parametrize(("name", "key", "value", "supported"), UNSUPPORTED)
 def test_another_structure_is_refused(name: str, key: str, value: Any, supported: str) -> None:
-    file, label = {
-        "unet": (SD15_UNET, "UNet"),
-        "vae": (SD15_VAE, "VAE"),
-        "text_encoder": (SD15_TEXT, "text encoder"),
-    }[name]
+    file, label = OFFICIAL[name]
     with pytest.raises(ValueError) as caught:
         READERS[name](file | {key: value})
-    assert (
-        str(caught.value)
-        == f"config.json of the {label} has {key} = {value!r}: only {supported} is supported"
-    )
+    expected = f"config.json of the {label} has {key} = {value!r}: only {supported} is supported"
+    assert str(caught.value) == expected
 
 
-def test_down_blocks_that_do_not_mirror_the_up_blocks_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"config\.json of the UNet has up_block_types = .* only \['UpBlock2D', "
-    ):
-        read_unet(SD15_UNET | {"down_block_types": ["DownBlock2D"] * 4})
+@pytest.mark.parametrize("reader", [AutoencoderKL, UNet2DConditionModel])
+def test_every_key_of_diffusers_is_known(reader: Any) -> None:
+    """A key of a later release fails here until it is known to show in a shape, or is made a switch."""
+    keys = set(inspect.signature(reader.__init__).parameters) - {"self"}
+    table = configs.UNET if reader is UNet2DConditionModel else configs.VAE
+    sizes = fields(UNetConfig if reader is UNet2DConditionModel else VAEConfig)
+    known = {*configs.SWITCHES[table], *(field.name for field in sizes), *IN_SHAPES}
+    assert keys <= known
 
 
-KINDS = (configs.Number, configs.Numbers)
-
-
-def numeric(table: str) -> list[tuple[str, str]]:
-    """Keys of a table that have numbers; read from the table so that a new key is tried too."""
-    kinds = (configs.Number, configs.Numbers)
-    keys = [
-        key for key, known in configs.SUPPORTED[table].items() if any(isinstance(x, kinds) for x in known)
-    ]
-    return [(table, key) for key in keys]
+IN_SHAPES = {  # or without effect on numbers, or on the precision alone
+    "addition_embed_type",
+    "addition_embed_type_num_heads",
+    "addition_time_embed_dim",
+    "attention_head_dim",
+    "attention_type",
+    "class_embeddings_concat",
+    "conv_in_kernel",
+    "conv_out_kernel",
+    "cross_attention_norm",
+    "down_block_types",
+    "dropout",
+    "dual_cross_attention",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "force_upcast",
+    "mid_block_add_attention",
+    "mid_block_only_cross_attention",
+    "mid_block_type",
+    "num_attention_heads",
+    "num_class_embeds",
+    "only_cross_attention",
+    "projection_class_embeddings_input_dim",
+    "resnet_time_scale_shift",
+    "reverse_transformer_layers_per_block",
+    "sample_size",
+    "time_cond_proj_dim",
+    "time_embedding_dim",
+    "time_embedding_type",
+    "transformer_layers_per_block",
+    "up_block_types",
+    "upcast_attention",
+    "use_post_quant_conv",
+    "use_quant_conv",
+    "in_channels",
+    "out_channels",
+}
 
 
 READ = {
-    "config.json of the UNet": read_unet,
-    "config.json of the VAE": read_vae,
-    "config.json of the text encoder": read_text_encoder,
-    "scheduler_config.json": read_schedule,
+    UNetConfig: read_unet,
+    VAEConfig: read_vae,
+    CLIPConfig: read_text_encoder,
+    Schedule: read_schedule,
 }
+NUMBERS = [
+    (kind, field.name)
+    for kind in READ
+    for field in fields(kind)
+    if not isinstance(field.default, (bool, str)) and field.name not in ("attention", "heads")
+]
 deep: list[Any] = []
 for _ in range(500):
     deep = [deep]
-WRONG = [
-    True,
-    "4",
-    -1,
-    0,
-    -0.5,
-    10**12,
-    1e12,
-    float("nan"),
-    float("inf"),
-    [],
-    [0],
-    [1.5],
-    [[4]],
-    {},
-    {"a": 1},
-]
-WRONG += [deep, [4] * 1000, ["4"], [True] * 4, [None] * 4]
+WRONG = [None, True, "4", -1, 0, -0.5, 10**12, 1e12, float("nan"), float("inf"), [], [0], [1.5], [[4]], {}]
+WRONG += [deep, ["4"], [True] * 4, [None] * 4]
 
 
-@pytest.mark.parametrize(("table", "key"), [pair for table in READ for pair in numeric(table)])
-def test_numbers_of_the_wrong_type_or_size_are_refused(table: str, key: str) -> None:
-    """Only zero as an offset, and a list of one number of the size of a head, mean something."""
-    for value in [*WRONG, *([] if key == "num_attention_heads" else [None])]:
+@pytest.mark.parametrize(("kind", "key"), [*NUMBERS, (UNetConfig, "attention_head_dim")])
+def test_numbers_of_the_wrong_type_or_size_are_refused(kind: Any, key: str) -> None:
+    for value in WRONG:
         if (key, value) == ("steps_offset", 0):
             continue
         with pytest.raises(ValueError) as caught:
-            READ[table]({key: value})
+            READ[kind]({key: value})
         message = str(caught.value)
-        assert message.startswith(f"{table} has {key} = ") and len(message) < 400, message
-        assert "\n" not in message
+        assert ".json" in message and len(message) < 400 and "\n" not in message, message
 
 
-@pytest.mark.parametrize("table", READ)
-def test_no_other_key_takes_any_value(table: str) -> None:
-    for key, known in configs.SUPPORTED[table].items():
-        if any(isinstance(x, KINDS) for x in known):
-            continue
-        for value in [0.5, "x", deep, [], {}, float("nan"), 10**4000, [known[0]]]:
-            with pytest.raises(ValueError, match=f"has {key} = "):
-                READ[table]({key: value})
-
-
-def test_a_flag_is_no_number_and_a_number_no_flag() -> None:
-    for key, value in {"flip_sin_to_cos": 1, "downsample_padding": True, "use_linear_projection": 0}.items():
-        with pytest.raises(ValueError, match=f"{key} = {value}"):
-            read_unet({key: value})
+def test_whole_numbers_may_be_written_with_a_point() -> None:
     assert read_unet({"mid_block_scale_factor": 1.0, "freq_shift": 0.0}) == UNetConfig()
 
 
@@ -201,15 +194,12 @@ def test_a_flag_is_no_number_and_a_number_no_flag() -> None:
     ("read", "values", "message"),
     [
         (read_unet, {"block_out_channels": [320, 640, 1280, 1284]}, "attention_head_dim = 8 does not divide"),
-        (
-            read_unet,
-            {"attention_head_dim": [8, 8, 8, 7]},
-            r"attention_head_dim = \[8, 8, 8, 7\] does not divide",
-        ),
+        (read_unet, {"attention_head_dim": [8, 8, 8, 7]}, "attention_head_dim = 7 does not divide"),
         (read_unet, {"norm_num_groups": 3}, "norm_num_groups = 3 does not divide"),
         (read_vae, {"norm_num_groups": 7}, "norm_num_groups = 7 does not divide"),
-        (read_text_encoder, {"num_attention_heads": 7}, "hidden_size = 768, which num_attention_heads = 7"),
+        (read_text_encoder, {"num_attention_heads": 7}, "768 channels, which num_attention_heads = 7"),
         (read_schedule, {"num_train_timesteps": 10, "steps_offset": 10}, "steps_offset = 10"),
+        (read_schedule, {"beta_end": 1.0}, "beta_end = 1.0"),
         (read_vae, {"scaling_factor": 0.13025}, "that is SDXL's VAE"),
     ],
 )
@@ -279,98 +269,3 @@ def test_diffusers_samplers_have_the_same_schedule(kind: Any) -> None:
     torch.testing.assert_close(scheduler.alphas_cumprod, Schedule().alphas_cumprod, atol=0, rtol=1e-6)
     assert scheduler.final_alpha_cumprod == scheduler.alphas_cumprod[0]
     assert scheduler.config.steps_offset == 1 and scheduler.config.timestep_spacing == "leading"
-
-
-# --- tokenizer ---
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    train(["a red circle on the grass", "a blue square"], 540, tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize("limit", [16, 77, 512, 10**30, 1e30])
-def test_length_of_a_tokenizer(folder: Path, limit: int) -> None:
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
-    assert load_tokenizer(folder)("a " * 100).shape == (1, min(limit, 77))
-
-
-def test_a_tokenizer_needs_only_two_files(folder: Path) -> None:
-    before = load_tokenizer(folder)("a red square")
-    (folder / "special_tokens_map.json").unlink()
-    (folder / "tokenizer_config.json").unlink()
-    assert torch.equal(load_tokenizer(folder)("a red square"), before)
-
-
-@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
-def test_missing_file_of_a_tokenizer(folder: Path, name: str) -> None:
-    (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
-        load_tokenizer(folder)
-
-
-@pytest.mark.parametrize("change", [lambda x: b"\xef\xbb\xbf" + x, lambda x: x + b"\n \n"])
-def test_merges_as_editors_leave_them(folder: Path, change: Callable[[bytes], bytes]) -> None:
-    expected = load_tokenizer(folder)("a photo").tolist()
-    file = folder / "merges.txt"
-    file.write_bytes(change(file.read_bytes()))
-    assert load_tokenizer(folder)("a photo").tolist() == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("vocab.json", b"", "vocab.json cannot be read as JSON: it is not valid JSON"),
-        ("vocab.json", b'{"a": 0, "b', "vocab.json cannot be read as JSON: it is not valid JSON"),
-        ("vocab.json", b"\xff\xfe\x00", "vocab.json cannot be read as JSON: it is not text in UTF-8"),
-        ("vocab.json", b"[1, 2]", "vocab.json is not a JSON object"),
-        ("vocab.json", b'{"a": 0}', "the vocabulary lacks"),
-        ("merges.txt", b"#version: 0.2\na b c\n", "merges.txt is not a list of pairs"),
-        ("merges.txt", b"\xff\xfe\x00", "merges.txt is not a list of pairs"),
-        ("merges.txt", b"#version: 0.2\nqqq zzz\n", "the merge 'qqq zzz' has tokens that the vocabulary"),
-        ("merges.txt", b"\xed\xa0\x80 b\n", r"download it again \(it is not text in UTF-8\)"),
-        (
-            "special_tokens_map.json",
-            b"{",
-            "special_tokens_map.json cannot be read as JSON: it is not valid JSON",
-        ),
-        ("special_tokens_map.json", b'{"pad_token": "<pad>"}', "lacks <pad>"),
-        ("special_tokens_map.json", b'{"pad_token": 3}', "pad_token"),
-        ("special_tokens_map.json", b'{"pad_token": {"x": 3}}', "pad_token"),
-        ("vocab.json", b'{"a": "0"}', "the token 'a' has '0' instead of an id"),
-        ("vocab.json", b'{"a": -1}', "the token 'a' has -1"),
-        ("vocab.json", b'{"a": true}', "the token 'a' has True"),
-        ("vocab.json", b'{"a": 1e3}', "the token 'a' has 1000.0"),
-        ("vocab.json", b'{"a": 99999999999}', "the token 'a' has 99999999999"),
-        ("vocab.json", b"[" * 100_000, "nested too deep"),
-        ("merges.txt", b"", "merges.txt is not a list of pairs"),
-        ("merges.txt", b"#version: 0.2\n", "the merges make only 0 of"),
-        ("merges.txt", b"abc\n", "a line is 'abc'"),
-        ("tokenizer_config.json", b'{"model_max_length": 0}', "model_max_length = 0: only"),
-        ("tokenizer_config.json", b'{"model_max_length": NaN}', "NaN is not valid JSON"),
-        ("tokenizer_config.json", b'{"model_max_length": true}', "model_max_length = True: only"),
-        ("tokenizer_config.json", b'{"model_max_length": "77"}', "model_max_length = '77': only"),
-        ("tokenizer_config.json", b'{"model_max_length": [77]}', r"model_max_length = \[77\]: only"),
-        ("tokenizer_config.json", b'{"added_tokens_decoder": [1]}', "added tokens are not a list"),
-        (
-            "tokenizer_config.json",
-            b'{"added_tokens_decoder": {"x": {"content": "y"}}}',
-            "'y' with the id 'x'",
-        ),
-        ("tokenizer_config.json", b'{"added_tokens_decoder": {"9": 3}}', "None with the id 9"),
-        ("added_tokens.json", b'{"<x>": "y"}', "'<x>' with the id 'y'"),
-        ("added_tokens.json", b'{"<x>": -3}', "'<x>' with the id -3"),
-        ("added_tokens.json", b'{"<x>": 3}', "two tokens have the same id"),
-        ("added_tokens.json", b'{"a": 600}', "'a' has the ids"),
-        ("added_tokens.json", b"[1]", "added_tokens.json is not a JSON object"),
-        ("tokenizer.json", b'{"added_tokens": 3}', "added tokens are not a list"),
-        ("tokenizer.json", b'{"added_tokens": [3]}', "None with the id None"),
-        ("tokenizer.json", b"{", "tokenizer.json cannot be read as JSON: it is not valid JSON"),
-    ],
-)
-def test_broken_file_of_a_tokenizer(folder: Path, name: str, content: bytes, message: str) -> None:
-    (folder / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message) as caught:
-        load_tokenizer(folder)
-    assert str(folder) in str(caught.value)

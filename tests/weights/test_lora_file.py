@@ -249,11 +249,9 @@ def test_adapters_of_peft(network: str, kind: str, models: Models, tmp_path: Pat
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"use_dora": True}, "use_dora = True"),
         ({"peft_type": "LOHA"}, "peft_type = 'LOHA'"),
-        ({"bias": "all"}, "bias = 'all'"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out = True"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'"),
-        ({"modules_to_save": ["conv_in"]}, "modules_to_save"),
         ({"lora_alpha": None}, "lora_alpha = None"),
         ({"lora_alpha": float("nan")}, "NaN is not valid JSON"),
         ({"lora_alpha": 1e30}, r"lora_alpha = 1e\+30"),
@@ -489,6 +487,16 @@ MALFORMED: dict[str, tuple[dict[str, Tensor], str | None, str]] = {  # tensors, 
     "numbers that are not": ({key: x / 0 for key, x in PLAIN.items()}, None, "that are not finite"),
     "integers": ({key: x.to(torch.int8) for key, x in PLAIN.items()}, None, "is I8: only floating point"),
     "complex": ({key: x * 1j for key, x in PLAIN.items()}, None, "is C64: only floating point"),
+    "a bias of peft": (
+        PLAIN | {"conv_in.lora_B.bias": torch.ones(2)},
+        None,
+        "has a tensor conv_in.lora_B.bias",
+    ),
+    "a module that peft saved": (
+        PLAIN | {"conv_in.weight": torch.ones(2)},
+        None,
+        "has a tensor conv_in.weight",
+    ),
     "packed": (
         {key: x.to(torch.uint8).view(torch.float4_e2m1fn_x2) for key, x in PLAIN.items()},
         None,
@@ -499,7 +507,7 @@ MALFORMED: dict[str, tuple[dict[str, Tensor], str | None, str]] = {  # tensors, 
     "metadata: deep": (PLAIN, "[" * 100_000, "nested too deep"),
     "metadata: broken": (PLAIN, "{", "is not valid JSON"),
     "metadata: alpha": (PLAIN, '{"unet.lora_alpha": "x"}', "lora_alpha = 'x'"),
-    "metadata: DoRA": (PLAIN, '{"unet.use_dora": true}', "use_dora = True"),
+    "metadata: PiSSA": (PLAIN, '{"unet.init_lora_weights": "pissa"}', "init_lora_weights = 'pissa'"),
     "SDXL, text encoders": ({f"lora_te2_x.{name}": x for name, x in PLAIN.items()}, None, "a LoRA for SDXL"),
     "SDXL, keys of LDM": (
         {"lora_unet_input_blocks_4_1_proj_in.alpha": torch.ones(())},

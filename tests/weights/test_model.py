@@ -25,7 +25,7 @@ from minidrag.model import Model
 from minidrag.networks.vae import VAEConfig
 from minidrag.points import Pixel
 from minidrag.weights import load as weights
-from minidrag.weights.checkpoint import find_part
+from minidrag.weights.checkpoint import open_network
 from minidrag.weights.keys import text_keys, unet_keys, vae_keys
 from minidrag.weights.load import load_model
 
@@ -551,19 +551,19 @@ def test_full_size_vae_file(tmp_path: Path) -> None:
     shapes = checkpoints.shapes_of(vae) | {"model_ema.decay": [], "model_ema.num_updates": []}
     assert len(shapes) == 250
     file = checkpoints.write_zeros(tmp_path / "vae.safetensors", shapes)
-    assert len(find_part("vae", file, VAEConfig()).keys) == 248
+    assert len(open_network("vae", file, VAEConfig()).keys) == 248
 
 
 MEASURE = """
 import sys, torch
 from pathlib import Path
-from minidrag.weights.checkpoint import fill, find_part
+from minidrag.weights.checkpoint import load_weights, open_network
 from minidrag.networks.vae import VAEConfig
 def kilobytes(name):
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
-part = find_part("vae", Path(sys.argv[1]), VAEConfig())
+part = open_network("vae", Path(sys.argv[1]), VAEConfig())
 before = kilobytes("VmRSS")
-network = fill(part, torch.device("cpu"), torch.float32)
+network = load_weights(part, torch.device("cpu"), torch.float32)
 weights = sum(p.numel() * 4 for p in network.parameters())
 touched = sum(float(p.sum()) for p in network.parameters())
 print((kilobytes("VmHWM") - before) * 1024 / weights)
@@ -695,8 +695,9 @@ def test_single_files_of_another_kind(tmp_path: Path, kind: str) -> None:
 
 def test_sdxl_folder(folder: Path) -> None:
     config = folder / "unet/config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"addition_embed_type": "text_time"}))
-    assert "addition_embed_type" in error(ValueError, folder)
+    levels = {"block_out_channels": [320, 640, 1280], "attention_head_dim": [5, 10, 20]}
+    config.write_text(json.dumps(json.loads(config.read_text()) | levels))
+    assert "only one value for each of four levels is supported" in error(ValueError, folder)
 
 
 @pytest.mark.parametrize(
