@@ -28,27 +28,22 @@ class Curve(NamedTuple):
 
 
 class Axes(NamedTuple):
-    """Ranges of the data, y from zero, and the size of the chart in pixels."""
+    """Ranges of the data, y from zero, on a canvas of width x height pixels."""
 
     low: float  # least x
     high: float  # largest x
     top: float  # largest y
     width: float
     height: float
-    scale: float
+    unit: float  # pixels per pixel at scale 1
 
     def place(self, x: float, y: float) -> Pixel:
         """Pixel of a point of the data."""
         across = (x - self.low) / max(self.high - self.low, 1e-9)
-        left = self.scale * LEFT
-        floor = self.height - self.scale * BOTTOM
-        right = self.width - self.scale * RIGHT
-        return Pixel(left + across * (right - left), floor - y / self.top * (floor - self.scale * TOP))
-
-    def enlarge(self, factor: int) -> "Axes":
-        return self._replace(
-            width=factor * self.width, height=factor * self.height, scale=factor * self.scale
-        )
+        left = self.unit * LEFT
+        right = self.width - self.unit * RIGHT
+        floor = self.height - self.unit * BOTTOM
+        return Pixel(left + across * (right - left), floor - y / self.top * (floor - self.unit * TOP))
 
 
 def chart(
@@ -71,30 +66,36 @@ def chart(
         low=min(low, 0.0) if dots else low,
         high=max(x for x, _ in points),
         top=1.06 * max(max(y for _, y in points), 1e-9),
-        width=size[0],
-        height=size[1],
-        scale=scale,
+        width=size[0] * OVERSAMPLING,
+        height=size[1] * OVERSAMPLING,
+        unit=scale * OVERSAMPLING,
     )
-    large = axes.enlarge(OVERSAMPLING)
     canvas = Image.new("RGB", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING), WHITE)
     draw = ImageDraw.Draw(canvas)
-    draw_grid(draw, large, rules)
+    draw_axes(draw, axes, x_label, rules)
     if dots:
         end = min(axes.high, axes.top)
-        draw.line([large.place(0, 0), large.place(end, end)], GRAY, round(large.scale))
+        draw.line([axes.place(0, 0), axes.place(end, end)], GRAY, round(axes.unit))
     for curve, color in zip(curves, COLORS, strict=False):
-        draw_curve(draw, large, curve, color, dots)
-    canvas = canvas.resize(size, Image.Resampling.BOX)
-    annotate(ImageDraw.Draw(canvas), axes, x_label)
-    write_legend(ImageDraw.Draw(canvas), axes, y_label, [curve.label for curve in curves])
-    return canvas
+        draw_curve(draw, axes, curve, color, dots)
+    write_legend(draw, axes, y_label, [curve.label for curve in curves])
+    return canvas.resize(size, Image.Resampling.BOX)
 
 
-def draw_grid(draw: ImageDraw.ImageDraw, axes: Axes, rules: Sequence[float]) -> None:
+def draw_axes(draw: ImageDraw.ImageDraw, axes: Axes, x_label: str, rules: Sequence[float]) -> None:
+    """Draw the grid with its numbers and the name of the horizontal axis."""
+    font = ImageFont.load_default(LETTERS * axes.unit)
+    left, floor = axes.place(axes.low, 0)
     for y in ticks(0, axes.top, 4):
-        draw.line([axes.place(axes.low, y), axes.place(axes.high, y)], PALE, round(axes.scale))
+        start = axes.place(axes.low, y)
+        draw.line([start, axes.place(axes.high, y)], PALE, round(axes.unit))
+        draw.text((start.x - 6 * axes.unit, start.y), f"{y:g}", INK, font, anchor="rm")
     for x in rules:
-        draw.line([axes.place(x, 0), axes.place(x, axes.top)], PALE, round(axes.scale))
+        draw.line([axes.place(x, 0), axes.place(x, axes.top)], PALE, round(axes.unit))
+    for x in ticks(axes.low, axes.high, 7):
+        draw.text((axes.place(x, 0).x, floor + 12 * axes.unit), f"{x:g}", INK, font, anchor="mm")
+    middle = (left + axes.place(axes.high, 0).x) / 2
+    draw.text((middle, floor + 30 * axes.unit), x_label, INK, font, anchor="mm")
 
 
 def draw_curve(
@@ -102,30 +103,17 @@ def draw_curve(
 ) -> None:
     """Draw a line, and its points if they are few or alone."""
     places = [axes.place(*point) for point in curve.points]
+    radius = (4 if dots else 3) * axes.unit
     if not dots:
-        draw.line(places, color, round(2 * axes.scale), joint="curve")
+        draw.line(places, color, round(2 * axes.unit), joint="curve")
     for x, y in places if dots or len(places) < 40 else []:
-        radius = (4 if dots else 3) * axes.scale
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), color)
-
-
-def annotate(draw: ImageDraw.ImageDraw, axes: Axes, x_label: str) -> None:
-    """Write the numbers of both axes and the name of the horizontal one."""
-    font = ImageFont.load_default(LETTERS * axes.scale)
-    left, floor = axes.place(axes.low, 0)
-    for y in ticks(0, axes.top, 4):
-        at = left - 6 * axes.scale, axes.place(axes.low, y).y
-        draw.text(at, f"{y:g}", INK, font, anchor="rm")
-    for x in ticks(axes.low, axes.high, 7):
-        draw.text((axes.place(x, 0).x, floor + 12 * axes.scale), f"{x:g}", INK, font, anchor="mm")
-    middle = (left + axes.place(axes.high, 0).x) / 2
-    draw.text((middle, floor + 30 * axes.scale), x_label, INK, font, anchor="mm")
 
 
 def write_legend(draw: ImageDraw.ImageDraw, axes: Axes, y_label: str, labels: Sequence[str]) -> None:
     """Write the name of the vertical axis, then each curve's color and label."""
-    font = ImageFont.load_default(LETTERS * axes.scale)
-    unit = axes.scale
+    font = ImageFont.load_default(LETTERS * axes.unit)
+    unit = axes.unit
     draw.text((4 * unit, 11 * unit), y_label, INK, font, anchor="lm")
     left = max(LEFT * unit, 22 * unit + font.getlength(y_label))
     for label, color in zip(labels, COLORS, strict=False):

@@ -299,9 +299,7 @@ LORA_LOSS = Exercise(
         Slip(
             "sum for mean",
             "Take the mean over everything, or the learning rate would depend on the size of the image.",
-            lambda unet, schedule, latent, time, noise, text: (
-                noise_loss(unet, schedule, latent, time, noise, text) * noise.numel()
-            ),
+            lambda *inputs: noise_loss(*inputs) * inputs[4].numel(),
         ),
         Slip(
             "absolute value for square",

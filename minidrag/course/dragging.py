@@ -89,7 +89,7 @@ BILINEAR = Exercise(
 
 
 def random_cells(rng: Generator, *cells: tuple[int, int]) -> list[Cell]:
-    """Cells in the middle of a grid of 9 x 11, after the given ones."""
+    """Cells, followed by two in the middle of a grid of 9 x 11."""
     inside = [(whole(rng, 2, 6), whole(rng, 2, 8)) for _ in range(2)]
     return [Cell(float(row), float(column)) for row, column in (*cells, *inside)]
 
@@ -152,34 +152,24 @@ def difference(
     return total
 
 
-def to_other_targets(other: Function) -> Function:
+def with_targets(move: Function) -> Function:
     """Motion supervision with a target made of each handle and target."""
-
-    def loss(
-        features: Tensor, handles: Cells, targets: Cells, reference: Origin, config: EditConfig
-    ) -> Tensor:
-        targets = [other(*pair) for pair in zip(handles, targets, strict=True)]
-        return motion_loss(features, handles, targets, reference, config)
-
-    return loss
+    return lambda features, handles, targets, *rest: motion_loss(
+        features, handles, [move(*pair) for pair in zip(handles, targets, strict=True)], *rest
+    )
 
 
-def motion_with(**settings: Any) -> Function:
+def with_settings(**settings: Any) -> Function:
     """Motion supervision with other settings."""
-
-    def loss(
-        features: Tensor, handles: Cells, targets: Cells, reference: Origin, config: EditConfig
-    ) -> Tensor:
-        return motion_loss(features, handles, targets, reference, replace(config, **settings))
-
-    return loss
+    return lambda features, handles, targets, reference, config: motion_loss(
+        features, handles, targets, reference, replace(config, **settings)
+    )
 
 
-def without_area(
-    features: Tensor, handles: Cells, targets: Cells, reference: Origin, config: EditConfig
-) -> Tensor:
+def without_area(*inputs: Any) -> Tensor:
+    config = inputs[-1]
     area = (2 * config.motion_radius + 1) ** 2 if config.motion_loss == "mean" else 1
-    return motion_loss(features, handles, targets, reference, config) / area
+    return motion_loss(*inputs) / area
 
 
 MOTION_LOSS = Exercise(
@@ -205,24 +195,22 @@ MOTION_LOSS = Exercise(
         Slip(
             "handle and target swapped",
             "d_i points from the handle to the target, g_i - h_i.",
-            to_other_targets(lambda at, to: Cell(2 * at.row - to.row, 2 * at.column - to.column)),
+            with_targets(lambda at, to: Cell(2 * at.row - to.row, 2 * at.column - to.column)),
         ),
         Slip(
             "row and column swapped in d_i",
             "Cells and features both have the row first.",
-            to_other_targets(
-                lambda at, to: Cell(at.row + to.column - at.column, at.column + to.row - at.row)
-            ),
+            with_targets(lambda at, to: Cell(at.row + to.column - at.column, at.column + to.row - at.row)),
         ),
         Slip(
             "d_i not of its length",
             "Divide g_i - h_i by its length: the patch moves by config.motion_step, not all the way at once.",
-            motion_with(motion_step=1e6),
+            with_settings(motion_step=1e6),
         ),
         Slip(
             "sum for mean",
             'With config.motion_loss "mean", take the mean over channels and cells, times the area.',
-            motion_with(motion_loss="sum"),
+            with_settings(motion_loss="sum"),
         ),
         Slip(
             "mean without the area",
@@ -232,7 +220,7 @@ MOTION_LOSS = Exercise(
         Slip(
             "handles that have arrived still pull",
             "Leave out a handle that is nearer to its target than the tolerance.",
-            motion_with(tolerance=0.0),
+            with_settings(tolerance=0.0),
         ),
         Slip(
             "original read at the present handle",
@@ -274,10 +262,6 @@ def track_inputs(rng: Generator) -> list[Inputs]:
     return calls
 
 
-def to_self(features: Tensor, handles: Cells, origin: Origin, radius: int) -> list[Cell]:
-    return track(features, handles, Origin(handles, view_of(features.detach())), radius)
-
-
 def farthest(features: Tensor, handles: Cells, origin: Origin, radius: int) -> list[Cell]:
     matches = []
     for handle, start in zip(handles, origin.handles, strict=True):
@@ -297,10 +281,6 @@ def in_window(features: Tensor, handles: Cells, origin: Origin, radius: int) -> 
     ]
 
 
-def flipped(features: Tensor, handles: Cells, origin: Origin, radius: int) -> list[Cell]:
-    return [Cell(to.column, to.row) for to in track(features, handles, origin, radius)]
-
-
 TRACKING = Exercise(
     "tracking",
     track,
@@ -309,7 +289,9 @@ TRACKING = Exercise(
         Slip(
             "compared with the present features",
             "Look for the feature that the handle had at first: what is there now matches itself best.",
-            to_self,
+            lambda features, handles, origin, radius: track(
+                features, handles, Origin(handles, view_of(features.detach())), radius
+            ),
         ),
         Slip(
             "reference follows the handle",
@@ -346,7 +328,7 @@ TRACKING = Exercise(
         Slip(
             "row and column swapped",
             "A Cell is (row, column).",
-            flipped,
+            lambda *inputs: [Cell(to.column, to.row) for to in track(*inputs)],
         ),
     ),
     ("minidrag.method.drag.track",),

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from minidrag import tiny
-from minidrag.app.draw import draw_drags, grid
+from minidrag.app.draw import RED, draw_drags, grid
 from minidrag.app.options import Options, open_input, read_options
 from minidrag.bench.cases import SceneCase, make_case, make_cases, pasted
 from minidrag.bench.features import features_page, scene_frames
@@ -202,7 +202,7 @@ def features(bench: Bench) -> Finding:
     """3: principal components of the features of a scene before and after its object moved."""
     frames, prompt = scene_frames("object", 18)
     page = features_page(bench.model, frames, prompt, (10, 20, 35, 50), (1, 2, 3, 4))
-    width = 900
+    width = 1200
     figure = page.resize((width, round(page.height * width / page.width)), Image.Resampling.LANCZOS)
     return Finding(["Within a pair, equal colors mean equal features."], figure)
 
@@ -301,8 +301,10 @@ def marked(values: Tensor, before: Cell, at: Cell, scale: int = 4) -> Image.Imag
     low, high = window(before, ONE_LEVEL.track_radius, values.shape)
     canvas = ImageDraw.Draw(image)
     corners = [scale * low.column, scale * low.row, scale * (high.column + 1), scale * (high.row + 1)]
-    canvas.rectangle(corners, outline=(255, 255, 255), width=2)
-    canvas.circle((scale * (at.column + 0.5), scale * (at.row + 0.5)), 3, (226, 32, 44))
+    canvas.rectangle(corners, outline=WHITE, width=2)
+    x = scale * (at.column + 0.5)
+    y = scale * (at.row + 0.5)
+    canvas.ellipse((x - 3, y - 3, x + 3, y + 3), RED)
     return image
 
 
@@ -375,7 +377,7 @@ def alternation(bench: Bench) -> Finding:
     panels: Panels = []
     for kind, number in (("object", 2), ("light", 0)):
         case = make_case(kind, number, 2611)
-        drawing = draw_drags(case.before, case.handles, case.targets, mask_of(case))
+        drawing = draw_drags(case.before, case.handles, case.targets, torch.from_numpy(case.mask))
         panels.append((case.drag.name, drawing))
         for name, config in methods.items():
             edit = edit_case(bench, case, config)
@@ -388,13 +390,11 @@ def alternation(bench: Bench) -> Finding:
     return Finding(lines, tabulate(panels, 5))
 
 
-def mask_of(case: SceneCase) -> Tensor:
-    return torch.from_numpy(case.mask.astype(np.float32))
-
-
 def edit_case(bench: Bench, case: SceneCase, config: EditConfig) -> Edit:
     points = case.handles, case.targets
-    return drag_edit(bench.model, case.before, *points, mask=mask_of(case), prompt=case.prompt, config=config)
+    return drag_edit(
+        bench.model, case.before, *points, mask=torch.from_numpy(case.mask), prompt=case.prompt, config=config
+    )
 
 
 EXPERIMENTS: dict[str, Callable[[Bench], Finding]] = {

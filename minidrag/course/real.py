@@ -74,7 +74,7 @@ def demo_edit(lora: LoRA | None = None) -> tuple[Edit, Numbers]:
         seed=options.seed,
         lora=lora,
     )
-    return edit, measure(edit, image, mask.numpy() < 0.5)
+    return edit, measure(edit, image, ~mask.numpy())
 
 
 def measure(edit: Edit, image: Image.Image, outside: np.ndarray) -> Numbers:

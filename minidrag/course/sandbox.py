@@ -1,4 +1,4 @@
-"""Running students' code: in a process of its own, with a time limit, from a file that may hold anything.
+"""Run students' code in another process, with a time limit, from a file that may hold anything.
 
 This guards against accidents, not against malice: the code may do whatever the user may.
 """
@@ -23,7 +23,7 @@ if sys.platform == "linux":
     import resource
 
 START = 120  # seconds that a process may take to start, which imports torch
-LONGEST = 160  # characters of an error that are shown
+LONGEST = 160  # characters of an error in a sentence
 MEMORY = 8 * 2**30  # bytes that a process may allocate, so that a slip does not stop the whole machine
 
 
@@ -35,9 +35,9 @@ def context() -> Any:
     """Processes that begin with torch imported, where the system has them."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["minidrag.course.judge"])
-    return found
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload(["minidrag.course.judge"])
+    return forkserver
 
 
 def in_process(job: Callable[..., Any], *arguments: Any, limit: float) -> Any:
@@ -104,7 +104,7 @@ def load(path: Path, name: str) -> Function:
 def explained(path: Path, what: str) -> Iterator[None]:
     """Turn whatever a student's code raises into Unfit with a sentence and the line.
 
-    path: the file, or the folder of several files, which the sentence then tells apart.
+    path: the file, or the folder of several files: then the sentence names the file too.
     """
     try:
         yield
@@ -121,8 +121,8 @@ def explained(path: Path, what: str) -> Iterator[None]:
         message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
         name = f"{Path(frames[-1].filename).name}, " if frames and path.is_dir() else ""
         where = f" ({name}line {line})" if line else ""
-        said = f"{type(error).__name__}: {message[:LONGEST]}".removesuffix(": ")
-        raise Unfit(f"{what}: {said}{where}") from None
+        reason = f"{type(error).__name__}: {message[:LONGEST]}".removesuffix(": ")
+        raise Unfit(f"{what}: {reason}{where}") from None
 
 
 @contextlib.contextmanager

@@ -322,34 +322,27 @@ def supervision(subject: Subject) -> Section:
     )
 
 
-def tracking_map(subject: Subject, moment: Moment, high: float) -> str:
+def tracking_map(subject: Subject, moment: Moment, dark: float) -> str:
     """Distances to the first handle's feature at a state, with the window and the cell that is nearest in it.
 
-    high: the distance that is dark.
+    dark: the distance that is darkest.
     """
     edit = subject.edit
     size = size_of(moment.maps[0])
     before = edit.steps[max(moment.index - 1, 0)].handles[0]
     if moment.index == 1 and subject.replay.moved:
         before = snap(edit.task.targets[0], edit.task.grid)  # where the warp left the handle
-    corners = window(before, subject.config.track_radius, edit.task.grid)
-    low, top, target, start, at = (
-        Pixel(column, row)
-        for row, column in (
-            *corners,
-            edit.task.targets[0],
-            edit.task.handles[0],
-            moment.step.handles[0],
-        )
-    )
-    marks = box(low, top, size, "window") + dot(target, size, "target")
+    cells = (*window(before, subject.config.track_radius, edit.task.grid), edit.task.targets[0])
+    low, high, target = (Pixel(column, row) for row, column in cells)
+    start, at = (Pixel(column, row) for row, column in (edit.task.handles[0], moment.step.handles[0]))
+    marks = box(low, high, size, "window") + dot(target, size, "target")
     marks += box(start, start, size, "origin") + dot(at, size, "handle")
     label = f"state {moment.index}, level {moment.step.level}"
-    return figure(heat(-moment.maps[0], -high, 0), label, marks, cells=True)
+    return figure(heat(-moment.maps[0], -dark, 0), label, marks, cells=True)
 
 
-def dark(moments: Sequence[Moment]) -> float:
-    """The distance that is dark in the maps of these states."""
+def darkest(moments: Sequence[Moment]) -> float:
+    """The distance that is darkest in the maps of these states."""
     return max(float(moment.maps[0].quantile(0.5)) for moment in moments)
 
 
@@ -369,7 +362,7 @@ def tracking(subject: Subject) -> Section:
         [excerpt(loop.track, "for handle", "append(")],
         "Bright cells resemble the handle of the original. Is the brightest cell of the image always in "
         "the window?",
-        row(*(tracking_map(subject, moment, dark(states)) for moment in states)),
+        row(*(tracking_map(subject, moment, darkest(states)) for moment in states)),
         "Bright is near; the frame is the window, the red disc its arg-min, the small square the handle's "
         f"first place. At the end the handle sits on {best}: tracking compares features and cannot know "
         "what was meant.",
@@ -406,7 +399,7 @@ def update(subject: Subject) -> Section:
     )
 
 
-def frame(subject: Subject, moment: Moment, high: float) -> str:
+def frame(subject: Subject, moment: Moment, dark: float) -> str:
     """One state for the slider: the predicted image with trails, and the first handle's map."""
     edit = subject.edit
     index = moment.index
@@ -416,15 +409,15 @@ def frame(subject: Subject, moment: Moment, high: float) -> str:
     note = f"level {moment.step.level}, {loss}, {remaining} pixels to go"
     label = f"state {index} of {len(edit.steps) - 1}, predicted"
     figures = figure(moment.image, label, subject.trails(moment.image.size, index))
-    figures += tracking_map(subject, moment, high)
+    figures += tracking_map(subject, moment, dark)
     return f'<div class="frame">{row(figures)}<p class="note">{note}</p></div>'
 
 
 def steps(subject: Subject) -> Section:
     edit = subject.edit
     moments = subject.replay.moments
-    high = dark(moments)
-    frames = "".join(frame(subject, moment, high) for moment in moments)
+    dark = darkest(moments)
+    frames = "".join(frame(subject, moment, dark) for moment in moments)
     slider = f'<input type="range" min="0" max="{len(moments) - 1}" value="0" aria-label="state of the drag">'
     levels = len({step.level for step in edit.steps})
     if edit.config.warp_start or edit.config.drag_levels > 1:
@@ -468,7 +461,7 @@ def query_row(subject: Subject) -> str:
 
 def control(subject: Subject) -> Section:
     replay = subject.replay
-    outside = None if subject.mask is None else subject.mask.cpu().numpy() < 0.5
+    outside = None if subject.mask is None else ~subject.mask.cpu().numpy()
     alone = images.resize(replay.uncontrolled, subject.image.size)
     near, apart = (psnr(image, subject.image, outside) for image in (subject.edit.raw, alone))
     where = "As a whole" if outside is None else "Outside the mask"

@@ -37,7 +37,7 @@ from minidrag.method.drag import Cells, Origin
 def motion_loss(
     features: Tensor, handles: Cells, targets: Cells, reference: Origin, config: EditConfig
 ) -> Tensor:
-    """Score how far the patches ahead are from those of the reference.
+    """Sum up the differences between the patches ahead and the reference's.
 
     features: (C, R, S). handles, targets: one (row, column) each. Returns a number as a 0-d tensor.
     """

@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def background_loss(previous: Tensor, original: Tensor, mask: Tensor) -> Tensor:
-    """Score the change of the unmasked region.
+    """Sum up the change of the unmasked region.
 
     previous, original: (1, 4, H, W). mask: (H, W), of 0 and 1. Returns a number as a 0-d tensor.
     """
