@@ -22,7 +22,7 @@ LAYERS = (
     {"page", "course", "bench"},
 )
 EXTRAS = {"diffusers", "transformers", "peft", "lpips"}  # not needed at run time
-LATE = {"minidrag/page/editor.py"}  # the page opens before PyTorch is imported
+LATE = {"minidrag/page/site.py"}  # the page opens before PyTorch is imported
 
 
 def modules() -> dict[str, Path]:

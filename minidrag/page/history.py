@@ -1,16 +1,12 @@
-"""The runs of this folder, as the page shows them, and what a run.json from anywhere means here."""
+"""The runs of this folder, as the page shows them."""
 
 import io
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
 from minidrag.system import files
-
-if TYPE_CHECKING:
-    from minidrag.page.store import Store
 
 FILES = {  # of a run, as the page may name them, with their types
     "edited.png": "image/png",
@@ -21,7 +17,8 @@ FILES = {  # of a run, as the page may name them, with their types
     "run.json": "application/json",
     "lora.safetensors": "application/octet-stream",
 }
-THUMB = 192
+MOST = 200  # runs that are listed
+THUMB = 192  # pixels
 
 
 class History:
@@ -33,7 +30,7 @@ class History:
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """Contents of every run.json by the name of its folder, without broken ones."""
-        found = {}
+        runs = {}
         for path in self.folder.glob("*/run.json"):
             try:
                 written = path.stat().st_mtime_ns
@@ -43,29 +40,19 @@ class History:
                 values = read_json(path)
                 self.cache[path] = written, values if is_run(values) else {}
             if values := self.cache[path][1]:
-                found[path.parent.name] = values | {"time": written / 1e9}
-        return found
+                runs[path.parent.name] = values | {"time": written / 1e9}
+        return runs
 
     def entries(self) -> list[dict[str, Any]]:
         """The runs of this folder, the newest first."""
-        found = []
+        entries = []
         for name, values in self.runs().items():
             result = values.get("result", {})
-            shown = {key: result.get(key) for key in ("arrived", "remaining", "distances", "stopped")}
-            there = [file for file in FILES if (self.folder / name / file).is_file()]
-            entry = {"name": name, "time": values["time"], "prompt": values.get("prompt", ""), "files": there}
-            found.append(entry | shown)
-        return sorted(found, key=lambda entry: entry["time"], reverse=True)[:200]
-
-    def run(self, name: str) -> dict[str, Any]:
-        """Options and result of a run, in today's names; ValueError if its files are gone or have changed."""
-        from minidrag.app.options import read_options, to_json
-
-        values = self.runs()[name]
-        file = self.folder / name / "run.json"
-        options = read_options({"base": file, "device": "cpu", "dtype": None})  # it may be from elsewhere
-        entry = next(entry for entry in self.entries() if entry["name"] == name)
-        return {"options": to_json(options), "result": values.get("result", {}), **entry}
+            entry = {key: result.get(key) for key in ("arrived", "remaining", "distances", "stopped")}
+            entry |= {"name": name, "time": values["time"], "prompt": values.get("prompt", "")}
+            entry["files"] = [file for file in FILES if (self.folder / name / file).is_file()]
+            entries.append(entry)
+        return sorted(entries, key=lambda entry: entry["time"], reverse=True)[:MOST]
 
     def file(self, name: str, file: str) -> tuple[str, bytes]:
         """Type and content of one of FILES of a run."""
@@ -80,35 +67,12 @@ class History:
         return "image/png", to_png(image)
 
 
-def match(store: "Store", values: dict[str, Any]) -> dict[str, Any]:
-    """Pictures here that a run.json from anywhere means, by name or by checksum, and its settings."""
-    from minidrag.app.options import EARLIER, check_kinds, configured, current_names, to_drag
-    from minidrag.config import EditConfig
-
-    known, runs, sums = store.known(), store.history.runs(), {}
-    for run in runs.values():
-        sums |= {digest: run.get(name) for name, digest in run.get("sha256", {}).items()}
-    values = current_names(values)
-    check_kinds(values)
-    settings = (EARLIER if "versions" in values else {}) | current_names(values.get("config", {}))
-    drags = [to_drag(drag) for drag in values.get("drags", [])]
-    found: dict[str, Any] = {"config": asdict(configured(EditConfig(), settings))}
-    found["drags"] = [{"handle": handle, "target": target} for handle, target in drags]
-    for name in ("image", "mask"):
-        path, same = values.get(name), sums.get(str(values.get("sha256", {}).get(name)))
-        found[name] = path if path in known else same if path and same in known else None
-    for name, run in runs.items():  # of a generated picture, which no path names
-        if values.get("image", "") is None and current_names(run) == values | {"time": run["time"]}:
-            found |= {"image": str(store.history.folder / name / "generated.png"), "made": True}
-    return found
-
-
 def is_run(values: Any) -> bool:
     """True for what has the types of a run.json, as far as the page needs them."""
     result = values.get("result", {}) if isinstance(values, dict) else None
     if not isinstance(result, dict) or not values.get("drags"):
         return False
-    texts = [values.get(name) for name in ("image", "picture", "mask", "prompt")]
+    texts = [values.get(name) for name in ("image", "mask", "prompt")]
     rows = [result.get(name) or [] for name in ("remaining", "distances", "losses")]
     objects = [values.get("config", {}), values.get("sha256", {}), result.get("seconds", {})]
     return (

@@ -1,4 +1,4 @@
-"""A job of the page: where it is, what was seen of it, and whether someone stopped it."""
+"""A job of the page: its progress, its results, and whether someone stopped it."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,11 +10,11 @@ from PIL import Image
 from minidrag.app.options import Options
 from minidrag.method.drag import Step
 from minidrag.method.progress import Progress
-from minidrag.page import times
+from minidrag.page import plan
 from minidrag.points import Pixel
 
 T = TypeVar("T")
-SHOWN = ("number", "kind", "state", "stage", "done", "total", "paths", "notes", "message", "run")
+REPORTED = ("number", "kind", "state", "stage", "done", "total", "paths", "notes", "message", "run", "values")
 
 
 class Stopped(Exception):
@@ -28,24 +28,24 @@ class Job(Progress):
     number: int
     options: Options
     values: dict[str, Any]  # the options as the page sent them
-    kind: str = "edit"  # or "learn": only the LoRA; "load": only the model
-    state: str = "waiting"  # running, done, stopped, failed; interrupted: the program was ended
+    kind: str = "edit"  # or "train": only the LoRA; "load": only the model
+    state: str = "waiting"  # running, done, stopped, failed; interrupted: the program ended
     stage: str = ""
     done: int = 0  # steps of the stage
     total: int = 0
-    paths: list[list[Pixel]] = field(default_factory=list)  # of each handle, by step of the drag
+    paths: list[list[Pixel]] = field(default_factory=list)  # of each handle, by update of the drag
     steps: list[Step] = field(default_factory=list)  # of the drag
     notes: list[str] = field(default_factory=list)
     message: str = ""
-    run: str = ""  # folder with the results
-    picture: Image.Image | None = None  # what the UNet foresees
-    pictures: int = 0  # so many were foreseen
+    run: str = ""  # folder of the results
+    preview: Image.Image | None = None
+    previews: int = 0  # number of previews so far
+    preview_time: float = 0.0
     stop: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     started: float = 0.0
     began: float = 0.0  # of the stage
-    seen: float = 0.0  # time of the last picture
-    see: Callable[[Step], None] | None = None
+    on_step: Callable[[Step], None] | None = None
     show: bool = False
 
     def __call__(self, name: str, items: Iterable[T], total: int) -> Iterator[T]:
@@ -54,13 +54,16 @@ class Job(Progress):
             self.done += 1
             if isinstance(item, Step):
                 self.steps.append(item)
-                if self.see:
-                    self.see(item)
+                if self.on_step:
+                    self.on_step(item)
             self.check()
             yield item
 
     def enter(self, stage: str, total: int = 0) -> None:
-        self.stage, self.done, self.total, self.began = stage, 0, total, time.perf_counter()
+        self.stage = stage
+        self.done = 0
+        self.total = total
+        self.began = time.perf_counter()
         self.check()
 
     def check(self) -> None:
@@ -69,15 +72,15 @@ class Job(Progress):
 
     def report(self, rates: dict[str, float]) -> dict[str, Any]:
         """Return the progress and the options of this job, for the page."""
-        shown: dict[str, Any] = {name: getattr(self, name) for name in SHOWN}
-        shown |= {"left": None, "stopping": self.stop, "pictures": self.pictures}
+        report = {name: getattr(self, name) for name in REPORTED}
+        report |= {"stopping": self.stop, "previews": self.previews, "seconds_left": None}
         if self.state == "running":
-            at = self.stage, self.done, self.total, self.began
-            shown["left"] = times.left(self.options.config, *at, rates)
-        return shown | {"values": self.values}
+            steps = self.stage, self.done, self.total, self.began
+            report["seconds_left"] = plan.remaining(self.options.config, *steps, rates)
+        return report
 
 
-def key(options: Options) -> tuple[Any, ...]:
+def lora_key(options: Options) -> tuple[Any, ...]:
     """Everything that decides a LoRA."""
     settings = {k: v for k, v in asdict(options.config).items() if k.startswith("lora_") or k == "size"}
     return options.image, options.prompt, options.model, options.seed, *settings.items()

@@ -2,134 +2,81 @@
 
 import threading
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from minidrag.app import advice
-from minidrag.app.options import open_input
-from minidrag.edit import prepare
-from minidrag.page import times
-from minidrag.page.editor import Editor, in_words
-from minidrag.page.history import read_json
-from minidrag.page.job import Job, key
+from minidrag.app.options import Options
+from minidrag.page.job import Job, lora_key
 from minidrag.page.store import Store
-from minidrag.page.terms import PRESETS, Terms, without_drags
-from minidrag.page.worker import Worker
 
-KEPT = 20  # jobs that are over and still shown
+MOST = 20  # jobs that are over and still listed
 
 
 class Queue:
-    """Jobs of every tab, in order. Its methods may be called from any thread.
+    """Jobs of every tab, in order. Its methods may be called from any thread."""
 
-    Raises ValueError for a device that does not exist.
-    """
+    def __init__(self, store: Store, jobs: list[Job]):
+        self.store = store
+        self.jobs = jobs
+        self.ahead: Job | None = None  # trains the LoRA, or loads the model, that the page will need
+        self.change = threading.Condition()
+        self.closed = False
 
-    def __init__(self, store: Store, model: str, fixed: dict[str, str | None]):
-        self.store, self.terms = store, Terms(store, model, fixed)
-        self.editor, self.change, self.closed = Editor(), threading.Condition(), False
-        self.jobs: list[Job] = []
-        self.ahead: Job | None = None  # the LoRA that the page will need
-        self.worker = Worker(self)
-        for path in sorted(store.place.glob("job-*.json"), key=lambda path: path.stat().st_mtime):
-            restore(self, path)
-
-    def next(self) -> Job | None:
-        waiting = [job for job in (*self.jobs, self.ahead) if job and job.state == "waiting"]
-        return waiting[0] if waiting and not self.closed else None
-
-    def submit(self, values: Any) -> Job:
-        """Put an edit into the queue; a LoRA in training that it does not need makes way."""
-        asked = self.terms.parse(values)
-        if asked.image:
-            open_input(asked)
+    def take(self) -> Job | None:
+        """Wait for a job, and mark it as running; None once the queue is closed."""
         with self.change:
-            job = Job(max([0, *(job.number for job in self.jobs)]) + 1, asked, values)
+            while not self.closed:
+                for job in (*self.jobs, self.ahead):
+                    if job and job.state == "waiting":
+                        job.state = "running"
+                        return job
+                self.change.wait()
+        return None
+
+    def put(self, options: Options, values: Any) -> Job:
+        """Add an edit; a LoRA in training that it does not need makes way. values: the options as JSON."""
+        with self.change:
+            job = Job(max([0, *(job.number for job in self.jobs)]) + 1, options, values)
             self.store.write_json(f"job-{job.number}.json", values)
             over = [job for job in self.jobs if job.state not in ("waiting", "running")]
-            self.jobs = [*(job for job in self.jobs if job not in over[:-KEPT]), job]
-            if self.ahead and self.ahead.kind == "learn" and key(self.ahead.options) != key(asked):
-                self.ahead.stop = True
+            self.jobs = [*(job for job in self.jobs if job not in over[:-MOST]), job]
+            ahead = self.ahead
+            if ahead and ahead.kind == "train" and lora_key(ahead.options) != lora_key(options):
+                ahead.stop = True
             self.change.notify_all()
         return job
 
-    def prepare(self, values: Any, kind: str = "learn") -> None:
-        """Train the LoRA of these options when nothing else is to be done, instead of another's."""
-        asked = self.terms.parse(without_drags(values))
+    def prefetch(self, options: Options, kind: str) -> None:
+        """Train the LoRA of these options while no edit waits, instead of another's."""
         with self.change:
-            before = self.ahead
-            same = before and before.kind == kind and key(before.options) == key(asked)
-            if before and same and before.state in ("waiting", "running", "done"):
-                return
-            if before:
-                before.stop, before.state = True, "stopped" if before.state == "waiting" else before.state
-            self.ahead = Job(0, asked, {}, kind=kind)
+            ahead = self.ahead
+            if ahead:
+                same = ahead.kind == kind and lora_key(ahead.options) == lora_key(options)
+                if same and ahead.state in ("waiting", "running", "done"):
+                    return
+                ahead.stop = True
+            self.ahead = Job(0, options, {}, kind=kind)
             self.change.notify_all()
 
-    def stop(self, number: Any) -> None:
+    def stop(self, number: int) -> None:
         """Stop a job, waiting or running; 0: the LoRA that is trained ahead. KeyError if there is none."""
         with self.change:
             job = {job.number: job for job in (*self.jobs, self.ahead) if job}[number]
             job.stop = True
             if job.state in ("waiting", "interrupted"):
-                job.state, job.message = "stopped", "cancelled"
-                if job.kind == "edit":
-                    self.forget(job)
+                job.state = "stopped"
+                job.message = "cancelled"
+                self.forget(job)
 
-    def close(self) -> bool:
-        """Stop what is running, which may take a step; return True once it has ended."""
+    def close(self) -> None:
+        """Stop the job that is running, and give out no other."""
         with self.change:
             self.closed = True
             for job in (*self.jobs, self.ahead):
                 if job:
                     job.stop = True
             self.change.notify_all()
-        self.worker.join(60)
-        return not self.worker.is_alive()
 
     def forget(self, job: Job) -> None:
+        """Remove the file by which a later start of the program would offer the job again."""
         with suppress(OSError):  # the folder was removed, or cannot be written any more
-            (self.store.place / f"job-{job.number}.json").unlink(missing_ok=True)
-
-
-def restore(queue: Queue, path: Path) -> None:
-    """Take up a job that the program was ended in, to be run again or dropped."""
-    told: Any = {
-        "state": "interrupted",
-        "message": "the program ended while this edit was waiting or running",
-    }
-    try:
-        number, values = int(path.stem.removeprefix("job-")), read_json(path)
-        queue.jobs.append(Job(number, queue.terms.parse(values), values, **told))
-    except ValueError:  # its picture is gone
-        with suppress(OSError):
-            path.unlink()
-
-
-def check(queue: Queue, values: Any) -> dict[str, Any]:
-    """Return notes on an edit before it runs, its seconds by preset, and whether its LoRA is cached."""
-    asked = queue.terms.parse(without_drags(values))
-    found: dict[str, Any] = {"notes": [], "error": None, "ready": key(asked) in queue.editor.ready}
-    model = queue.editor.model
-    try:
-        image, mask = open_input(asked)
-        if model and queue.editor.name == asked.model:
-            prepare(model, image.size, asked.handles, asked.targets, mask, asked.config)
-            found["notes"] = [in_words(note) for note in advice.before(model, image, mask, asked)]
-    except ValueError as error:
-        found["error"] = in_words(str(error))
-    rates = queue.terms.rates(asked)
-    seconds = {name: times.expected(config, rates) for name, config in PRESETS.items()}
-    skip = ("LoRA",) if found["ready"] else ()
-    return found | {"seconds": seconds | {"now": times.expected(asked.config, rates, skip)}}
-
-
-def report(queue: Queue) -> dict[str, Any]:
-    """State of the queue, as JSON."""
-    editor, ahead = queue.editor, queue.ahead
-    found: dict[str, Any] = {"model": editor.name, "jobs": [], "ahead": None}
-    for job in queue.jobs:
-        found["jobs"].append(job.report(queue.terms.rates(job.options) if job.state == "running" else {}))
-    if ahead:
-        found["ahead"] = ahead.report({}) | {"values": ahead.values}
-    return found
+            (self.store.folder / f"job-{job.number}.json").unlink(missing_ok=True)

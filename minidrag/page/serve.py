@@ -7,91 +7,49 @@ Nothing here imports PyTorch at the top: the page is there before the model.
 
 import argparse
 import os
-import secrets
 import signal
-import socket
 import sys
 import threading
 import webbrowser
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minidrag.page.handler import Handler, Refused
+from minidrag.page.handler import Handler
 from minidrag.page.history import read_json
+from minidrag.page.site import LOCAL, Site
 from minidrag.page.store import Store
 from minidrag.system import console
 
-if TYPE_CHECKING:
-    from minidrag.page.jobs import Queue
-
-HERE = Path(__file__).parent
-DEMO = HERE.parent / "tiny/demo/drag.json"
+DEMO = Path(__file__).parents[1] / "tiny/demo/drag.json"
 PORTS = range(7860, 7960)
-LOCAL = "127.0.0.1"
 
 
 class Server(ThreadingHTTPServer):
-    """The page's server; its queue comes once PyTorch is imported."""
+    """The server of a site, at a port."""
 
     daemon_threads = True
-    request_queue_size = 128  # a page asks for its pictures all at once
+    request_queue_size = 128  # a page requests its images all at once
     allow_reuse_address = os.name != "nt"  # on Windows it would share the port with another program
 
-    def __init__(self, host: str, port: int, store: Store, start: dict[str, Any]):
-        super().__init__((host, port), Handler)
-        self.store, self.start, self.token = store, start, secrets.token_urlsafe(24)
-        self.queue: Queue | None = None
-        self.trouble = ""  # why there is no queue
-        self.ready = threading.Event()
-        port = self.server_address[1]
-        self.names = {f"{name}:{port}" for name in own_names(host)}
-        self.cookie = f"minidrag-{port}"  # cookies are shared between ports
-
-    @property
-    def address(self) -> str:
-        host, port = self.server_address[:2]
-        return f"http://{LOCAL if host == '0.0.0.0' else host}:{port}/?token={self.token}"
+    def __init__(self, host: str, port: int, site: Site):
+        super().__init__((host, port), partial(Handler, site))
+        self.site = site
+        site.bind(host, self.server_address[1])
 
     def load(self, arguments: argparse.Namespace) -> None:
-        """Import what is slow, load the model, and take up the work."""
-        try:
-            from minidrag.page.jobs import Queue
-
-            fixed = {name: getattr(arguments, name) for name in ("vae", "tokenizer", "device", "dtype")}
-            queue = Queue(self.store, self.start["model"], fixed)
-            with suppress(ValueError):  # a photo that cannot be read: the page says so when it shows it
-                queue.prepare(self.start | queue.terms.fixed, "load")
-            queue.worker.start()
-            self.queue = queue
-        except Exception as error:  # else the page would wait for ever
-            self.trouble = console.reason(error)
-            threading.Thread(target=self.shutdown).start()
-        self.ready.set()
-
-    def working(self) -> "Queue":
-        """The queue, as soon as it is there."""
-        self.ready.wait(120)
-        if self.queue is None:
-            raise Refused(503, self.trouble or "the program is still starting: try again")
-        return self.queue
+        """Load the engine of the site; shut down if that is not possible."""
+        self.site.load({name: getattr(arguments, name) for name in ("vae", "tokenizer", "device", "dtype")})
+        if self.site.trouble:
+            self.shutdown()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exception() if sys.version_info >= (3, 11) else sys.exc_info()[1]
         if not isinstance(error, OSError):  # a browser that went away
             print(f"minidrag: a request failed, {type(error).__name__}: {error}", file=sys.stderr)
-
-
-def own_names(host: str) -> set[str]:
-    """Names under which this server may be asked for."""
-    names = {LOCAL, "localhost", host.lower()}
-    if host not in names - {host}:
-        names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-        with suppress(OSError):
-            names |= set(socket.gethostbyname_ex(socket.gethostname())[2])
-    return names
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -107,15 +65,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--no-browser", action="store_true", help="print the address and open nothing")
     add("--host", default=LOCAL, help="address to listen at (default: %(default)s, this machine alone)")
     add("--expose", action="store_true", help="allow a --host that other machines can reach")
-    given = parser.parse_args(arguments)
-    if given.host not in (LOCAL, "localhost") and not given.expose:
+    parsed = parser.parse_args(arguments)
+    if parsed.host not in (LOCAL, "localhost") and not parsed.expose:
         raise ValueError(
-            f"--host {given.host} would let other machines in, and whoever has the address use this one: "
+            f"--host {parsed.host} would let other machines in, and whoever has the address use this one: "
             "add --expose if you want that"
         )
-    if given.image and not Path(given.image).is_file():
-        raise ValueError(f"there is no file {given.image}")
-    return given
+    if parsed.image and not Path(parsed.image).is_file():
+        raise ValueError(f"there is no file {parsed.image}")
+    return parsed
 
 
 def start_options(image: str | None, model: str | None) -> dict[str, Any]:
@@ -127,11 +85,11 @@ def start_options(image: str | None, model: str | None) -> dict[str, Any]:
     return values | files | {"model": model or values["model"]}
 
 
-def listen(host: str, port: int | None, store: Store, start: dict[str, Any]) -> Server:
+def listen(host: str, port: int | None, site: Site) -> Server:
     """A server at a port, or at the first free one of PORTS."""
     for number in [port] if port is not None else PORTS:
         try:
-            return Server(host, number, store, start)
+            return Server(host, number, site)
         except OverflowError:
             raise ValueError(f"--port must be 0 to 65535, got {number}") from None
         except OSError as error:
@@ -139,27 +97,27 @@ def listen(host: str, port: int | None, store: Store, start: dict[str, Any]) -> 
     raise ValueError(f"cannot listen at {host}:{port or PORTS[0]}: {reason.strerror}; give another --port")
 
 
-def serve(given: argparse.Namespace) -> None:
+def serve(arguments: argparse.Namespace) -> None:
     """Serve until Ctrl-C. Raises ValueError, one sentence, for what cannot be."""
-    start = start_options(given.image, given.model)
-    store = Store(*(Path(start[name]) for name in ("image", "mask") if start.get(name)))
-    server = listen(given.host, given.port, store, start)
-    print(f"page: {server.address}", "Ctrl-C ends it", sep="\n", flush=True)
-    if given.expose:
+    start = start_options(arguments.image, arguments.model)
+    site = Site(Store(*(Path(start[name]) for name in ("image", "mask") if start.get(name))), start)
+    server = listen(arguments.host, arguments.port, site)
+    print(f"page: {site.address}", "Ctrl-C ends it", sep="\n", flush=True)
+    if arguments.expose:
         print("warning: other machines can reach this page: the address is its key", flush=True)
-    threading.Thread(target=server.load, args=(given,), daemon=True).start()
-    if not given.no_browser:
-        threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
+    threading.Thread(target=server.load, args=(arguments,), daemon=True).start()
+    if not arguments.no_browser:
+        threading.Thread(target=webbrowser.open, args=(site.address,), daemon=True).start()
     with suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         server.serve_forever()
     server.server_close()
-    if server.trouble:
-        raise ValueError(server.trouble)
-    ended = server.queue is None
+    if site.trouble:
+        raise ValueError(site.trouble)
+    ended = site.engine is None
     with suppress(KeyboardInterrupt):  # once more, by someone who does not wait for the step
         print("stopping", flush=True)
-        ended = server.queue is None or server.queue.close()
+        ended = site.engine is None or site.engine.close()
     if not ended:
         os._exit(0)  # in the middle of a step: PyTorch would abort while Python ends
 

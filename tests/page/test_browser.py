@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from support.browser import Browser, Point, opened
 from support.command import raising
-from support.page import Client, serving, until
+from support.page import Client, serving_demo, until
 
 from minidrag import tiny
 from minidrag.app.options import read_options
@@ -53,10 +53,7 @@ def client(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("MINIDRAG_CACHE", str(place / "cache"))
-        told = {"mask": str(DRAG.mask), "prompt": DRAG.prompt, "config": {}}
-        told["drags"] = [{"handle": handle, "target": target} for handle, target in DRAG.drags]
-        assert DRAG.image
-        with serving(DRAG.image, "tiny", **told) as client:
+        with serving_demo() as client:
             yield client
 
 
@@ -64,7 +61,7 @@ def client(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_pairs_are_made_moved_deleted_and_undone(browser: Browser, client: Client) -> None:
-    browser.open(client.server.address)
+    browser.open(client.site.address)
     assert "token" not in browser.driver.current_url, "it is in a cookie now"
     first = [43, 90, 88, 90]
     assert browser.drags() == [first] and browser.value("prompt") == DRAG.prompt
@@ -118,7 +115,7 @@ def test_a_mask_is_painted_and_taken_back(browser: Browser, client: Client) -> N
 
 
 def test_one_run_is_stopped_and_another_finishes(browser: Browser, client: Client) -> None:
-    browser.open(client.server.address)
+    browser.open(client.site.address)
     browser.click("[data-preset=fast]")
     browser.click("run")
     until(lambda: browser.text("progress-title").startswith("drag, ") and browser.shown("plot"))
@@ -151,7 +148,7 @@ def test_the_slider_shows_the_original_and_the_edit(browser: Browser) -> None:
 
 def test_a_reload_and_the_history_bring_all_back(browser: Browser, client: Client) -> None:
     browser.click("view-edit")
-    browser.open(client.server.address)
+    browser.open(client.site.address)
     assert browser.drags() == [[43, 90, 88, 90]]
     assert len(browser.driver.find_elements("css selector", "#history button")) == 2
     browser.click("#drags button")
@@ -183,7 +180,7 @@ def test_a_picture_is_made_from_the_prompt_and_dragged(browser: Browser, client:
 
 
 def test_files_are_dropped(browser: Browser, client: Client, tmp_path: Path) -> None:
-    run = client.server.store.place.parent / "picture-2/run.json"
+    run = client.site.store.folder.parent / "picture-2/run.json"
     browser.drop(run)
     until(lambda: browser.drags() == [[43, 90, 88, 90]])
     colored(80, 70).save(tmp_path / "dropped.png")
@@ -197,7 +194,7 @@ def test_files_are_dropped(browser: Browser, client: Client, tmp_path: Path) -> 
 
 def open_demo(browser: Browser, client: Client) -> None:
     """Open the demo's picture and drag with few steps in a fresh window."""
-    browser.open(client.server.address)
+    browser.open(client.site.address)
     browser.click("mode-points")
     if browser.drags():  # of the draft, so that those of the file are seen to come
         browser.click("drags-clear")
@@ -403,9 +400,9 @@ def test_the_pixel_that_is_clicked_is_the_one_in_the_json(
     browser: Browser, client: Client, tmp_path: Path, size: tuple[int, int], sharp: float
 ) -> None:
     colored(*size).save(tmp_path / "colored.png")
-    image = client.upload("/picture", tmp_path / "colored.png")["image"]
-    client.server.start |= {"image": image, "mask": None, "drags": [], "config": {"lora_steps": 0}}
-    browser.open(client.server.address, sharp=sharp)
+    image = client.upload("/image", tmp_path / "colored.png")["image"]
+    client.site.start |= {"image": image, "mask": None, "drags": [], "config": {"lora_steps": 0}}
+    browser.open(client.site.address, sharp=sharp)
     assert browser.drags() == [] and browser.text("size") == f"{size[0]} × {size[1]}"
     for zoom in ("zoom-fit", "zoom-in", "wheel", "zoom-out"):
         x, y, u, v = middle_and_size(browser)
@@ -432,7 +429,7 @@ def test_the_pixel_that_is_clicked_is_the_one_in_the_json(
 def test_nothing_is_out_of_reach_on_a_small_screen(
     browser: Browser, client: Client, size: tuple[int, int]
 ) -> None:
-    browser.open(client.server.address, size)
+    browser.open(client.site.address, size)
     wide = browser.driver.execute_script("return document.documentElement.scrollWidth")
     assert wide <= size[0], "no sideways scrolling"
     for name in ("open", "mode-mask", "undo", "run", "prompt", "zoom-fit", "help"):
@@ -451,7 +448,7 @@ def test_nothing_is_out_of_reach_on_a_small_screen(
 
 
 def test_every_control_has_a_name_and_can_be_reached_by_keys(browser: Browser, client: Client) -> None:
-    browser.open(client.server.address)
+    browser.open(client.site.address)
     nameless = browser.driver.execute_script(NAMELESS)
     assert nameless == []
 
@@ -469,7 +466,7 @@ def middle_and_size(browser: Browser) -> tuple[float, float, float, float]:
 
 def painted(client: Client) -> np.ndarray:
     """The mask that the page has sent last; none is sent that was sent before."""
-    sent = max(client.server.store.place.glob("*/mask.png"), key=os.path.getmtime, default=DRAG.mask)
+    sent = max(client.site.store.folder.glob("*/mask.png"), key=os.path.getmtime, default=DRAG.mask)
     return np.asarray(Image.open(str(sent)).convert("L")) >= 128
 
 

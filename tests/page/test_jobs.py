@@ -18,10 +18,10 @@ from support.page import QUICK, Client, serving, until
 
 from minidrag import images
 from minidrag.config import EditConfig
-from minidrag.page import times
+from minidrag.page import plan
 from minidrag.page.editor import in_words
-from minidrag.page.foresee import Foresight
 from minidrag.page.job import Job
+from minidrag.page.preview import LatentPreview
 from minidrag.page.serve import main
 from minidrag.system import pictures
 from minidrag.weights.load import load_model
@@ -85,7 +85,7 @@ def test_the_page_sees_where_an_edit_is_and_what_came_of_it(
     job = client.wait(start(client))
     (during,) = seen
     assert (during["stage"], during["done"], during["total"], during["state"]) == ("drag", 1, 3, "running")
-    assert during["left"] > 0 and during["pictures"] == 1 and len(during["paths"][0]) == 1
+    assert during["seconds_left"] > 0 and during["previews"] == 1 and len(during["paths"][0]) == 1
     assert job["notes"][0].startswith("handle 1 moved ") and "--" not in " ".join(job["notes"])
     result = client.get("/run?name=photo-1")
     assert result["result"]["paths"] == job["paths"] and result["options"]["drags"] == job["values"]["drags"]
@@ -126,7 +126,7 @@ def test_a_generated_picture_is_dragged_as_the_command_does(client: Client) -> N
     job = client.wait(start(client, **told, drags=[]))
     assert (job["state"], job["run"]) == ("done", "generated-1")
     assert [path.name for path in Path("runs/generated-1").iterdir()] == ["generated.png"]
-    shown = client.ask("GET", f"/picture?image={Path('runs/generated-1/generated.png').resolve()}")
+    shown = client.ask("GET", f"/image?name={Path('runs/generated-1/generated.png').resolve()}")
     assert shown[0] == 200 and client.get("/history") == []
     asked = client.options(**told)
     assert client.wait(client.post("/submit", asked)["number"])["run"] == "generated-2"
@@ -137,7 +137,7 @@ def test_a_generated_picture_is_dragged_as_the_command_does(client: Client) -> N
     assert client.get("/run?name=generated-2")["options"]["image"] is None
     dropped = json.loads(Path("runs/generated-2/run.json").read_text())
     found = client.post("/match", dropped)
-    assert found["made"] and found["image"] == str(Path("runs/generated-2/generated.png").resolve())
+    assert found["generated"] and found["image"] == str(Path("runs/generated-2/generated.png").resolve())
     assert client.post("/match", dropped | {"seed": 6})["image"] is None
     client.post("/submit", asked | {"prompt": ""}, status=400)
 
@@ -175,7 +175,7 @@ def test_a_reload_in_any_stage_finds_the_edit_and_the_draft(
 ) -> None:
     draft, found = {"edit": {"prompt": stage}}, []
     client.post("/draft", draft)
-    again = Client(client.server)  # another connection, with the token only
+    again = Client(client.site, client.port)  # another connection, with the token only
     at_stage(stage, lambda: found.append((again.get("/start"), again.get("/state"), again.get("/history"))))
     assert client.wait(start(client))["state"] == "done"
     begun, state, history = found[0]
@@ -206,11 +206,11 @@ def test_edits_wait_for_each_other_and_can_be_cancelled(
 
 def test_the_lora_is_trained_ahead_and_used(client: Client) -> None:
     asked = client.options(drags=[], prompt="a ball")
-    client.post("/prepare", asked)
-    until(lambda: client.get("/state")["ahead"]["state"] == "done")
+    client.post("/prefetch", asked)
+    until(lambda: client.get("/state")["prefetch"]["state"] == "done")
     assert client.post("/check", asked)["ready"] is True
-    client.post("/prepare", asked)
-    assert client.get("/state")["ahead"]["state"] == "done", "nothing to be done again"
+    client.post("/prefetch", asked)
+    assert client.get("/state")["prefetch"]["state"] == "done", "nothing to be done again"
     client.wait(start(client, prompt="a ball"))
     values = json.loads(Path("runs/photo-1/run.json").read_text())
     assert "LoRA" not in values["result"]["seconds"], "it was in the cache"
@@ -222,40 +222,40 @@ def test_a_lora_makes_way_for_an_edit_that_does_not_need_it(
     going, go, check = threading.Event(), threading.Event(), Job.check
 
     def slow(job: Job) -> None:
-        if job.kind == "learn" and job.stage == "LoRA":
+        if job.kind == "train" and job.stage == "LoRA":
             going.set()
             go.wait(30)
         check(job)
 
     monkeypatch.setattr(Job, "check", slow)
-    client.post("/prepare", client.options(prompt="one"))
+    client.post("/prefetch", client.options(prompt="one"))
     assert going.wait(30)
     number = start(client, prompt="another")
-    ahead = client.get("/state")["ahead"]
+    ahead = client.get("/state")["prefetch"]
     assert ahead["stopping"] and client.job(number)["state"] == "waiting"
     go.set()
     assert client.wait(number)["state"] == "done"
-    assert client.get("/state")["ahead"]["state"] == "stopped"
+    assert client.get("/state")["prefetch"]["state"] == "stopped"
 
 
 # Times and pictures
 
 
 def test_the_time_left_is_that_of_a_steady_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(times.time, "perf_counter", lambda: 110.0)
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: 110.0)
     settings: dict[str, Any] = {"warp_start": False, "drag_levels": 1, "drag_steps": 4, "lora_steps": 0}
     settings |= {"steps": 20, "inversion_steps": 10}
     config = EditConfig(**settings)
     # Ten seconds for 5 of 10 evaluations; then 5 looks and 4 backward passes, 20 of denoising, 1.8 pictures.
-    assert times.left(config, "inversion", 5, 10, 100.0, {}) == pytest.approx(2 * (5 + 9 + 20 + 1.8))
-    assert times.left(config, "inversion", 0, 10, 100.0, {}) is None, "nothing measured yet"
+    assert plan.remaining(config, "inversion", 5, 10, 100.0, {}) == pytest.approx(2 * (5 + 9 + 20 + 1.8))
+    assert plan.remaining(config, "inversion", 0, 10, 100.0, {}) is None, "nothing measured yet"
     seconds = {"inversion": 20.0, "drag": 27.0, "denoising": 20.0, "animation": 18.0}
     run: dict[str, Any] = {"model": "tiny", "device": "cpu", "config": settings}
     run["result"] = {"seconds": seconds, "losses": [0.0] * 4}
-    measured = times.rates([run], "tiny", "cpu")
+    measured = plan.rates([run], "tiny", "cpu")
     assert measured == pytest.approx({"inversion": 2, "drag": 3, "denoising": 1, "animation": 10})
-    assert times.expected(config, measured) == pytest.approx(20 + 27 + 20 + 18)
-    assert times.rates([run], "sd15", "cpu") == {} and times.expected(config, {}) is None
+    assert plan.expected(config, measured) == pytest.approx(20 + 27 + 20 + 18)
+    assert plan.rates([run], "sd15", "cpu") == {} and plan.expected(config, {}) is None
 
 
 def test_what_is_foreseen_is_near_the_truth() -> None:
@@ -264,14 +264,14 @@ def test_what_is_foreseen_is_near_the_truth() -> None:
     other = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     with torch.no_grad():
         first, second = (model.vae.encode(images.to_tensor(one))[0] for one in (image, other))
-    foresight = Foresight(model, image, EditConfig())
-    assert foresight.look(first, 0.0).tobytes() == image.tobytes(), "nothing has changed yet"
+    preview = LatentPreview(model, image, EditConfig())
+    assert preview.preview(first, 0.0).tobytes() == image.tobytes(), "nothing has changed yet"
 
     def error(shown: Image.Image) -> float:
         return (images.to_tensor(shown) - images.to_tensor(other)).square().mean().item()
 
-    assert error(foresight.look(second, 0.0)) < 0.5 * error(image)
-    assert error(foresight.look(second, 1e6)) < 0.02, "decoded, as there is time"
+    assert error(preview.preview(second, 0.0)) < 0.5 * error(image)
+    assert error(preview.preview(second, 1e6)) < 0.02, "decoded, as there is time"
 
 
 # What goes wrong
@@ -309,11 +309,8 @@ def test_a_removed_folder_of_runs_ends_one_edit_only(
 
 
 def test_a_picture_that_is_gone_is_said(client: Client, workdir: Path) -> None:
-    upload = client.upload("/picture", workdir / "photo.png")
-    assert (
-        upload["width"] == 96
-        and client.post("/check", client.options(image=upload["image"]))["error"] is None
-    )
+    upload = client.upload("/image", workdir / "photo.png")
+    assert client.post("/check", client.options(image=upload["image"]))["error"] is None
     shutil.rmtree("runs/.page")
     answer = client.post("/submit", client.options(image=upload["image"]), status=400)
     assert answer["error"] == "the image is not here any more: open it again"
@@ -325,10 +322,10 @@ def test_a_picture_that_is_gone_is_said(client: Client, workdir: Path) -> None:
 def test_uploads_are_upright_and_the_same_pixels(client: Client, workdir: Path) -> None:
     image = Image.open("photo.png")
     image.save("turned.jpg", exif=turned(), quality=95)
-    path = client.upload("/picture", workdir / "turned.jpg")["image"]
+    path = client.upload("/image", workdir / "turned.jpg")["image"]
     kept = pictures.load_image(Path(path))
     assert kept.size == (80, 96) and kept.tobytes() == pictures.load_image(Path("turned.jpg")).tobytes()
-    status, headers, content = client.ask("GET", f"/picture?image={path}")
+    status, headers, content = client.ask("GET", f"/image?name={path}")
     assert status == 200 and content == Path(path).read_bytes()
 
 
@@ -346,9 +343,6 @@ def test_a_run_of_another_place_is_matched_by_checksum(client: Client, workdir: 
     unknown = moved | {"sha256": {"image": "0" * 64}}
     assert client.post("/match", unknown)["image"] is None
     client.post("/match", unknown | {"drags": [{"handle": [1, 2, 3], "target": "x"}]}, status=400)
-    old = {"picture": "/x.png", "drags": [], "config": {"drag_rate": 0.02}, "versions": {}}
-    found = client.post("/match", old)
-    assert found["config"]["drag_lr"] == 0.02 and found["config"]["drag_levels"] == 1
     for wrong in ({"sha256": 3}, {"config": []}, {"unknown": 1}):
         client.post("/match", wrong, status=400)
 
@@ -382,7 +376,7 @@ def test_a_folder_that_turns_into_a_file_ends_no_queue(client: Client, workdir: 
     asked = client.options()
     client.post("/submit", asked, status=507)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client.server.store, "write_json", lambda name, values: Path(name))
+        patch.setattr(client.site.store, "write_json", lambda name, values: Path(name))
         assert client.wait(start(client))["state"] == "done"
         assert client.wait(start(client))["state"] == "done", "the queue goes on"
 
@@ -391,7 +385,7 @@ def test_a_program_that_cannot_start_says_why(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "minidrag.page.jobs.Queue.__init__", raising(OSError(13, "Permission denied", "runs"))
+        "minidrag.page.engine.Engine.__init__", raising(OSError(13, "Permission denied", "runs"))
     )
     monkeypatch.setattr("signal.signal", lambda *_: None)
     assert main(["--page", "photo.png", "--no-browser", "--port", "0"]) == 2
@@ -442,4 +436,4 @@ class Outside(Client):
         address = process.stdout.readline().split()[-1]
         place, _, token = address.partition("/?token=")
         self.port = int(place.rpartition(":")[2])
-        self.server: Any = type("Named", (), {"cookie": f"minidrag-{self.port}", "token": token})
+        self.site: Any = type("Named", (), {"cookie": f"minidrag-{self.port}", "token": token})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,11 +18,12 @@ from support.command import ROOT, listing, raising
 from support.page import Client, serving
 
 from minidrag.page import serve
-from minidrag.page.handler import ACTIONS, ANSWERS, BODY, FILES, STATIC
-from minidrag.page.serve import LOCAL, listen, main
+from minidrag.page.handler import ACTIONS, ANSWERS, BODY, FILES
+from minidrag.page.serve import listen, main
+from minidrag.page.site import LOCAL, STATIC, Site, read_static
 from minidrag.page.store import Store
 
-GETS = [*STATIC, *ANSWERS, *FILES]
+GETS = [*read_static(), *ANSWERS, *FILES]
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def shared(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.mark.parametrize("path", GETS)
 def test_a_request_without_the_token_is_refused(shared: Client, path: str) -> None:
-    for cookie in (None, f"{shared.server.cookie}=wrong", "=;\x01bad"):
+    for cookie in (None, f"{shared.site.cookie}=wrong", "=;\x01bad"):
         status, _, content = shared.ask("GET", path, Cookie=cookie)
         assert status == 403 and b"open the address" in content
     assert shared.ask("GET", f"{path}?token=wrong", Cookie=None)[0] == 403
@@ -61,7 +63,7 @@ def test_an_action_is_refused_that_does_not_come_from_the_page(shared: Client, p
         assert shared.ask("POST", path, b"{}", Origin=origin)[0] == 403, origin
     for kind in (None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
         assert shared.ask("POST", path, b"{}", Content_Type=kind)[0] == 415, kind
-    assert shared.ask("POST", f"{path}?token={shared.server.token}", b"{}", Cookie=None)[0] == 403
+    assert shared.ask("POST", f"{path}?token={shared.site.token}", b"{}", Cookie=None)[0] == 403
 
 
 def test_a_request_for_another_host_is_refused(shared: Client) -> None:
@@ -107,11 +109,11 @@ def test_what_is_not_a_json_object_is_refused(shared: Client, body: bytes) -> No
         assert status == 400 and len(json.loads(content)["error"]) < 200, (path, body[:20])
 
 
-def test_only_known_pictures_can_be_named(client: Client, workdir: Path) -> None:
+def test_only_known_images_can_be_named(client: Client, workdir: Path) -> None:
     Image.new("RGB", (96, 80)).save(workdir.parent / "secret.png")
     for name in ("/etc/passwd", "../secret.png", str(workdir.parent / "secret.png"), "photo.png", "", "\0"):
-        assert client.ask("GET", f"/picture?image={name}".replace("\0", "%00"))[0] == 404, name
-        for path in ("/check", "/prepare", "/submit"):
+        assert client.ask("GET", f"/image?name={name}".replace("\0", "%00"))[0] == 404, name
+        for path in ("/check", "/prefetch", "/submit"):
             client.post(path, client.options(image=name), status=400)
             client.post(path, client.options(mask=name or "no"), status=400)
     for query in (
@@ -157,19 +159,19 @@ def test_options_are_refused_that_the_command_would_refuse(shared: Client, value
     assert shared.get("/state")["jobs"] == []
 
 
-def test_pictures_are_refused_that_images_refuses(client: Client, workdir: Path) -> None:
+def test_images_are_refused_that_the_command_refuses(client: Client, workdir: Path) -> None:
     Image.new("1", (9000, 9000)).save("bomb.png")
     Image.new("RGB", (20, 20)).save("small.png")
     Path("cut.png").write_bytes(Path("photo.png").read_bytes()[:200])
     Path("page.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
     before = listing(workdir)
     for name, words in (("bomb", "too large"), ("small", "at least 64"), ("cut", "cannot be read")):
-        answer = client.post("/picture", {"data": encoded(Path(f"{name}.png"))}, status=400)
-        assert words in answer["error"] and answer["error"].startswith("the picture "), answer
-    client.post("/picture", {"data": encoded(Path("page.svg"))}, status=400)
+        answer = client.post("/image", {"data": encoded(Path(f"{name}.png"))}, status=400)
+        assert words in answer["error"] and answer["error"].startswith("the image "), answer
+    client.post("/image", {"data": encoded(Path("page.svg"))}, status=400)
     for data in ("?", "AAA", 3, None, ["x"]):
-        client.post("/picture", {"data": data}, status=400)
-    client.post("/picture", {}, status=404)
+        client.post("/image", {"data": data}, status=400)
+    client.post("/image", {}, status=404)
     assert listing(workdir) == before
 
 
@@ -186,16 +188,30 @@ def test_answers_carry_the_headers_that_keep_others_out(shared: Client) -> None:
         assert headers["Content-Security-Policy"].startswith("default-src 'self';")
         assert headers["X-Content-Type-Options"] == "nosniff" and headers["Cache-Control"] == "no-store"
         assert not [name for name in headers if name.startswith("Access-Control")]
-    assert "HttpOnly; SameSite=Strict" in shared.ask("GET", f"/?token={shared.server.token}")[1]["Set-Cookie"]
+    assert "HttpOnly; SameSite=Strict" in shared.ask("GET", f"/?token={shared.site.token}")[1]["Set-Cookie"]
 
 
 def test_the_page_asks_nobody_else_and_has_no_inline_script() -> None:
-    text = "".join((ROOT / "minidrag/page" / file).read_text(encoding="utf-8") for file, _ in STATIC.values())
+    text = "".join(content.decode() for _, content in read_static().values())
     assert "://" not in text.replace("http://www.w3.org/2000/svg", "")
-    html = (ROOT / "minidrag/page/index.html").read_text(encoding="utf-8")
+    html = (STATIC / "index.html").read_text(encoding="utf-8")
     assert "<style" not in html and ' style="' not in html and " onclick" not in html
-    assert html.count("<script") == 1 and 'src="/page.js"' in html
+    assert html.count("<script") == 1 and 'src="/main.js"' in html
     assert "eval(" not in text and "innerHTML" not in text
+
+
+def test_the_page_says_image() -> None:
+    assert "picture" not in "".join(content.decode() for _, content in read_static().values()).lower()
+
+
+def test_all_modules_are_requested_at_once() -> None:
+    html = (STATIC / "index.html").read_text(encoding="utf-8")
+    assert {path.name for path in STATIC.glob("*.js")} == set(re.findall(r'(?:href|src)="/(\w+\.js)"', html))
+
+
+def test_static_files_have_their_types(shared: Client) -> None:
+    for path, wanted in (("/", "text/html"), ("/page.css", "text/css"), ("/main.js", "text/javascript")):
+        assert shared.ask("GET", path)[1]["Content-Type"] == f"{wanted}; charset=utf-8"
 
 
 # What is sent in bad form
@@ -222,7 +238,7 @@ def test_malformed_requests_leave_no_trace(
     before = listing(workdir)
     sound = (
         f"POST /submit HTTP/1.1\r\nHost: {own}\r\nOrigin: http://{own}\r\nContent-Type: application/json\r\n"
-        f"Cookie: {client.server.cookie}={client.server.token}\r\nContent-Length: 30\r\n\r\n"
+        f"Cookie: {client.site.cookie}={client.site.token}\r\nContent-Length: 30\r\n\r\n"
         '{"image": 1, "prompt": "tree"}'
     ).encode()
     for _ in range(200):
@@ -263,22 +279,22 @@ def test_slow_senders_hold_up_nobody(client: Client) -> None:
     ],
 )
 def test_a_strange_run_json_breaks_nothing(shared: Client, values: dict[str, Any]) -> None:
-    folder = shared.server.store.place.parent / "strange-1"
+    folder = shared.site.store.folder.parent / "strange-1"
     folder.mkdir(parents=True, exist_ok=True)
-    run = {"model": shared.server.start["model"], "device": "cpu", "drags": [{}], "config": {}} | values
+    run = {"model": shared.site.start["model"], "device": "cpu", "drags": [{}], "config": {}} | values
     (folder / "run.json").write_text(json.dumps(run))
-    (folder / "edited.png").write_bytes(b"no picture")
+    (folder / "edited.png").write_bytes(b"no image")
     for path in ("/history", "/state", "/start"):
         shared.get(path)
     assert shared.post("/check", shared.options())["error"] is None
-    assert shared.ask("GET", f"/picture?image={shared.server.start['image']}")[0] == 200
+    assert shared.ask("GET", f"/image?name={shared.site.start['image']}")[0] == 200
     status, _, said = shared.ask("GET", "/thumb?name=strange-1")
     assert status in (400, 404) and b"mistake" not in said and b"None" not in said
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_among_the_runs_is_not_waited_for(shared: Client) -> None:
-    runs = shared.server.store.place.parent
+    runs = shared.site.store.folder.parent
     (runs / "pipe-1").mkdir(parents=True)
     (runs / "pipe-2").mkdir()
     run = {"model": "tiny", "drags": [{}], "image": str(runs / "pipe-1" / "edited.png")}
@@ -287,13 +303,13 @@ def test_a_pipe_among_the_runs_is_not_waited_for(shared: Client) -> None:
     os.mkfifo(runs / "pipe-2" / "run.json")
     names = [entry["name"] for entry in shared.get("/history")]
     assert "pipe-1" in names and "pipe-2" not in names
-    for path in ("/thumb?name=pipe-1", "/file?name=pipe-1&file=edited.png", f"/picture?image={run['image']}"):
+    for path in ("/thumb?name=pipe-1", "/file?name=pipe-1&file=edited.png", f"/image?name={run['image']}"):
         assert shared.ask("GET", path)[0] in (400, 404)
 
 
 def test_a_full_disk_is_said_in_a_sentence(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     full = OSError(28, "No space left on device", "runs/.page/draft.json")
-    monkeypatch.setattr("minidrag.write_whole", raising(full))
+    monkeypatch.setattr("minidrag.page.store.write_json", raising(full))
     assert client.post("/draft", {}, status=507) == {
         "error": "runs/.page/draft.json: No space left on device"
     }
@@ -349,12 +365,12 @@ def test_a_wrong_command_ends_with_a_sentence(
 
 
 def test_the_first_free_port_is_taken_and_a_given_one_is_not_shared(workdir: Path) -> None:
-    first = listen(LOCAL, None, Store(), {"model": "tiny"})
-    second = listen(LOCAL, None, Store(), {"model": "tiny"})
+    first = listen(LOCAL, None, Site(Store(), {"model": "tiny"}))
+    second = listen(LOCAL, None, Site(Store(), {"model": "tiny"}))
     ports = [server.server_address[1] for server in (first, second)]
     assert ports[0] < ports[1] and set(ports) < set(serve.PORTS)
     with pytest.raises(ValueError, match=r"Address already in use.*give another --port"):
-        listen(LOCAL, ports[0], Store(), {"model": "tiny"})
+        listen(LOCAL, ports[0], Site(Store(), {"model": "tiny"}))
     first.server_close()
     second.server_close()
 
@@ -364,8 +380,9 @@ def test_the_page_is_there_before_pytorch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_every_static_file_is_in_the_package() -> None:
+def test_every_file_of_the_page_is_served_and_in_the_package() -> None:
     declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    for file, _ in STATIC.values():
-        assert f'"{file}"' in declared and (ROOT / "minidrag/page" / file).is_file()
+    assert '"minidrag.page" = ["static/*"' in declared
+    served = {"/index.html" if path == "/" else path for path in read_static()}
+    assert served == {f"/{path.name}" for path in STATIC.iterdir()}
     assert set(BODY) <= set(ACTIONS)

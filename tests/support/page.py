@@ -1,6 +1,7 @@
 """The page's server in this process, and a client that asks it as a browser does."""
 
 import base64
+import html
 import http.client
 import json
 import threading
@@ -11,9 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minidrag.page.serve import LOCAL, Server, listen
+from support.command import ROOT
+
+from minidrag import tiny
+from minidrag.app.options import read_options
+from minidrag.page.serve import listen
+from minidrag.page.site import LOCAL, Site, read_static
 from minidrag.page.store import Store
 
+SCREENSHOT = ROOT / "minidrag/page/screenshot.png"
 QUICK: dict[str, Any] = {
     "steps": 4,
     "inversion_steps": 3,
@@ -28,17 +35,18 @@ QUICK: dict[str, Any] = {
 
 
 class Client:
-    """Sends requests with the token and the headers of the page, unless told otherwise."""
+    """Sends requests with the token and the headers of the page, unless given others."""
 
-    def __init__(self, server: Server):
-        self.server, self.port = server, server.server_address[1]
+    def __init__(self, site: Site, port: int):
+        self.site = site
+        self.port = port
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, **headers: str | None
     ) -> tuple[int, dict[str, str], bytes]:
         """Status, headers, and content. headers: by name with _ for -; None leaves one of the usual out."""
         own = f"{LOCAL}:{self.port}"
-        usual: dict[str, str | None] = {"Host": own, "Cookie": f"{self.server.cookie}={self.server.token}"}
+        usual: dict[str, str | None] = {"Host": own, "Cookie": f"{self.site.cookie}={self.site.token}"}
         if method == "POST":
             usual |= {"Origin": f"http://{own}", "Content-Type": "application/json"}
             usual["Content-Length"] = str(len(body or b""))
@@ -61,18 +69,18 @@ class Client:
         return json.loads(content)
 
     def post(self, path: str, values: Any, status: int = 200) -> Any:
-        found, _, content = self.ask("POST", path, json.dumps(values).encode())
-        assert found == status, (path, found, content)
+        actual, _, content = self.ask("POST", path, json.dumps(values).encode())
+        assert actual == status, (path, actual, content)
         return json.loads(content)
 
     def upload(self, path: str, file: Path) -> Any:
         return self.post(path, {"data": base64.b64encode(file.read_bytes()).decode()})
 
     def options(self, **values: Any) -> dict[str, Any]:
-        """Options of a quick edit of the picture that the page begins with."""
+        """Options of a quick edit of the image that the page begins with."""
         drags = [{"handle": [30, 40], "target": [48, 42]}]
         usual = {"drags": drags, "prompt": "", "config": QUICK, "seed": 0}
-        return self.server.start | usual | self.server.working().terms.fixed | values
+        return self.site.start | usual | self.site.loaded().validator.fixed | values
 
     def job(self, number: int) -> dict[str, Any]:
         return next(job for job in self.get("/state")["jobs"] if job["number"] == number)
@@ -85,10 +93,10 @@ class Client:
 def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """Value of a condition once it is true."""
     end = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < end, "it did not happen"
         threading.Event().wait(0.02)
-    return found
+    return value
 
 
 @contextmanager
@@ -96,12 +104,31 @@ def serving(image: Path, model: str | Path, **start: Any) -> Iterator[Client]:
     """A client of a server in the current folder."""
     values = {"image": str(image.resolve()), "mask": None, "drags": [], "model": str(model), **start}
     store = Store(*(Path(values[name]) for name in ("image", "mask") if values[name]))
-    server = listen(LOCAL, 0, store, values)
+    site = Site(store, values)
+    server = listen(LOCAL, 0, site)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     server.load(Namespace(vae=None, tokenizer=None, device="cpu", dtype=None))
     try:
-        yield Client(server)
+        yield Client(site, server.server_address[1])
     finally:
         server.shutdown()
         server.server_close()
-        server.working().close()
+        site.loaded().close()
+
+
+@contextmanager
+def serving_demo() -> Iterator[Client]:
+    """A client of a server that begins with the demo's image and drag, in the current folder."""
+    demo = read_options({"base": tiny.DEMO / "drag.json"})
+    assert demo.image
+    drags = [{"handle": handle, "target": target} for handle, target in demo.drags]
+    with serving(
+        demo.image, "tiny", mask=str(demo.mask), prompt=demo.prompt, drags=drags, config={}
+    ) as client:
+        yield client
+
+
+def fixed_texts() -> str:
+    """Every text of the page that is written in its code."""
+    static = [html.unescape(content.decode()) for _, content in read_static().values()]
+    return "\n".join(static)

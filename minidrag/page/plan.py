@@ -1,4 +1,4 @@
-"""Time estimates of an edit, from the last run on this machine and the work that its settings ask for."""
+"""Time estimates of an edit, from the last run on this machine and the UNet evaluations of its settings."""
 
 import time
 from contextlib import suppress
@@ -8,10 +8,11 @@ from minidrag.config import EditConfig
 
 STAGES = ("model", "LoRA", "inversion", "drag", "denoising", "animation")
 FRAME_EVERY = 5  # updates, as in runs.py
+FIELDS = EditConfig.__dataclass_fields__.keys()
 
 
 def work(config: EditConfig, updates: int | None = None) -> dict[str, float]:
-    """UNet evaluations by stage, at most; a backward pass counts as one. The animation counts pictures.
+    """UNet evaluations by stage, at most; a backward pass counts as one. The animation counts decodings.
 
     updates: of the drag; None: as many as the settings allow.
     """
@@ -21,7 +22,7 @@ def work(config: EditConfig, updates: int | None = None) -> dict[str, float]:
     return {
         "LoRA": 2 * config.lora_steps * config.lora_batch,
         "inversion": config.inversion_steps,
-        "drag": 2 * updates + levels + (levels if several else 0),  # looks at the edit, at the original
+        "drag": 2 * updates + levels + (levels if several else 0),  # of the edit, of the original
         "denoising": 2 * (config.inversion_steps - (levels if several else 0)),
         "animation": 1 + updates / FRAME_EVERY,
     }
@@ -30,22 +31,19 @@ def work(config: EditConfig, updates: int | None = None) -> dict[str, float]:
 def rates(history: list[dict[str, Any]], model: str, device: str) -> dict[str, float]:
     """Seconds per unit of work by stage, of the last run with a model; empty if there was none.
 
-    history: what run.json has, in the order of writing.
+    history: contents of run.json, in the order of writing.
     """
     for values in reversed(history):
         result = values.get("result", {})
-        seconds, losses = result.get("seconds"), result.get("losses")
+        seconds = result.get("seconds")
+        losses = result.get("losses")
         if values.get("model") == model and values.get("device") == device and seconds and losses is not None:
-            settings = {name: value for name, value in values.get("config", {}).items() if name in KNOWN}
+            settings = {name: value for name, value in values.get("config", {}).items() if name in FIELDS}
             with suppress(TypeError, ValueError):  # of another version, or written by hand
                 units = work(EditConfig(**settings), len(losses))
-                return {
-                    name: seconds[name] / units[name] for name in units if name in seconds and units[name]
-                }
+                stages = [name for name in units if name in seconds and units[name]]
+                return {name: seconds[name] / units[name] for name in stages}
     return {}
-
-
-KNOWN = EditConfig.__dataclass_fields__.keys()
 
 
 def expected(config: EditConfig, rates: dict[str, float], skip: tuple[str, ...] = ()) -> float | None:
@@ -56,18 +54,19 @@ def expected(config: EditConfig, rates: dict[str, float], skip: tuple[str, ...] 
     return sum(units * rates.get(name, usual) for name, units in work(config).items() if name not in skip)
 
 
-def left(
+def remaining(
     config: EditConfig, stage: str, done: int, total: int, began: float, rates: dict[str, float]
 ) -> float | None:
-    """Seconds left of an edit that is `done` of `total` steps into a stage since `began`; None: not known."""
-    units, spent = work(config), time.perf_counter() - began
+    """Seconds to the end of an edit, `done` of `total` steps into a stage since `began`; None: unknown."""
+    units = work(config)
+    elapsed = time.perf_counter() - began
     if stage not in units:  # a model that loads, an image that is generated
-        return spent / done * (total - done) if done else expected(config, rates)
-    own = rates.get(stage)
+        return elapsed / done * (total - done) if done else expected(config, rates)
+    rate = rates.get(stage)
     if done and total and units[stage]:
-        own = spent / (units[stage] * done / total)
-    if own is None:
+        rate = elapsed / (units[stage] * done / total)
+    if rate is None:
         return None
     later = STAGES[STAGES.index(stage) + 1 :]
-    rest = sum(units[name] * rates.get(name, own) for name in later)
-    return max(0.0, units[stage] * own * (1 - done / total if done else 1) + rest)
+    rest = sum(units[name] * rates.get(name, rate) for name in later)
+    return max(0.0, units[stage] * rate * (1 - done / total if done else 1) + rest)
