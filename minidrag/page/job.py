@@ -9,7 +9,7 @@ from PIL import Image
 
 from minidrag.app.options import Options
 from minidrag.method.drag import Step
-from minidrag.method.progress import Progress
+from minidrag.method.progress import Progress, is_work
 from minidrag.page import plan
 from minidrag.points import Pixel
 
@@ -51,7 +51,7 @@ class Job(Progress):
     def __call__(self, name: str, items: Iterable[T], total: int) -> Iterator[T]:
         self.enter(name, total)
         for item in super().__call__(name, items, total):
-            self.done += 1
+            self.done += is_work(item)
             if isinstance(item, Step):
                 self.steps.append(item)
                 if self.on_step:
