@@ -5,72 +5,80 @@ import re
 from collections.abc import Mapping
 
 from PIL import Image
-from torch import Tensor
 
-from minidrag.app.options import Options
-from minidrag.config import EditConfig
+from minidrag.app.session import Session
 from minidrag.edit import Edit
 from minidrag.images import psnr, resize
 from minidrag.method.drag import all_arrived
-from minidrag.model import Model, decode, encode, working_size
+from minidrag.model import decode
+from minidrag.points import is_editable
 from minidrag.system.console import reason
+from minidrag.weights import lora_file
 
 # PSNR in dB, measured: the small model's autoencoder returns 250 scenes at 28 to 40, photos, plain colors,
 # and noise at 9 to 20; with inversion and back its scenes come at 28 to 36.
-UNKNOWN = 25  # of the small model's autoencoder: less is not one of its scenes
-FAR = 22  # of a reconstruction: less is not the original any more
+MIN_AUTOENCODED = 25  # of the small model's scenes
+MIN_RECONSTRUCTED = 22  # of a reconstruction that resembles the original
 # As other programs write weights of words, and LoRAs, in a prompt.
 MARKUP = re.compile(r"\([^()]+:\s*[\d.]+\s*\)|<\w+:[^<>]+>|\(\([^()]+\)\)|\[[^\[\]]+\]")
 STUCK = 0.1  # of its distance: a handle that has covered less has not moved
 
 
-def before(model: Model, image: Image.Image, mask: Tensor | None, options: Options) -> list[str]:
+def before(session: Session) -> list[str]:
     """Cautions about an edit that is about to start."""
-    found, limit = [], model.tokenizer.context
-    if options.model == "tiny" and known(model, image) < UNKNOWN:
-        found.append("--model tiny knows only scenes of its own, and this is not one: sd15 is for photos")
-    if image.info.get("transparent"):
-        found.append("transparent parts of the image count as white, and the results have no transparency")
-    if mask is None:
+    options = session.options
+    cautions = lora_file.left_out(options.lora) if options.lora else []
+    if options.model == "tiny" and session.generated is None and autoencoded(session) < MIN_AUTOENCODED:
+        cautions.append("the tiny model knows only its rendered scenes: use --model sd15 for photos")
+    if session.image.info.get("transparent"):
+        cautions.append("transparent parts of the image count as white, and the results have no transparency")
+    if session.mask is None:
         why = "the mask is empty" if options.mask else "there is no mask"
-        found.append(f"{why}, so everything may change: paint what may change white in --mask")
-    if not options.prompt.strip():
-        found.append("there is no prompt: describing the image usually helps (--prompt)")
-    if markup := MARKUP.search(options.prompt):
-        found.append(f"{markup[0]} in the prompt is read as plain words: weights have no effect here")
-    if (length := model.tokenizer.length(options.prompt)) > limit:
-        found.append(f"the prompt has {length} tokens: the model reads only the first {limit}")
-    for number, (_, target) in enumerate(options.drags, 1):
-        row, column = min(round(target.y), image.height - 1), min(round(target.x), image.width - 1)
-        if mask is not None and mask[row, column] < 0.5:
-            found.append(f"the target of drag {number} is outside the mask, where nothing can appear")
-    return found
+        cautions.append(f"{why}, so everything may change: paint what may change white in --mask")
+    cautions += about_prompt(session)
+    for number, target in enumerate(options.targets, 1):
+        if session.mask is not None and not is_editable(session.mask, target):
+            cautions.append(f"the target of drag {number} is outside the mask, where nothing can appear")
+    return cautions
 
 
-def known(model: Model, image: Image.Image) -> float:
-    """PSNR of an image after the model's autoencoder, in dB."""
-    small = resize(image, working_size(model, image.size, EditConfig()))
-    return psnr(small, decode(model, encode(model, image, EditConfig())[0]))
+def autoencoded(session: Session) -> float:
+    """PSNR of the image after the model's autoencoder, in dB."""
+    return psnr(resize(session.image, session.size), decode(session.model, session.latent))
+
+
+def about_prompt(session: Session) -> list[str]:
+    prompt = session.options.prompt
+    tokenizer = session.model.tokenizer
+    cautions = []
+    if not prompt.strip():
+        cautions.append("there is no prompt: describing the image usually helps (--prompt)")
+    if markup := MARKUP.search(prompt):
+        cautions.append(f"{markup[0]} in the prompt is read as plain words: weights have no effect here")
+    if (length := tokenizer.length(prompt)) > tokenizer.context:
+        cautions.append(f"the prompt has {length} tokens: the model reads only the first {tokenizer.context}")
+    return cautions
 
 
 def fidelity(edit: Edit, image: Image.Image) -> float:
     """PSNR of the reconstruction against the original in dB, at the working size."""
     rows, columns = edit.task.grid
-    one, other = (resize(picture, (2 * columns, 2 * rows)) for picture in (image, edit.reconstruction))
-    return psnr(one, other)
+    size = 2 * columns, 2 * rows
+    return psnr(resize(image, size), resize(edit.reconstruction, size))
 
 
-def about_fidelity(edit: Edit, image: Image.Image, options: Options) -> list[str]:
+def about_fidelity(session: Session, edit: Edit) -> list[str]:
     """A sentence about a reconstruction that is far from the original; none for a near one."""
-    if (found := fidelity(edit, image)) >= FAR:
+    level = fidelity(edit, session.image)
+    if level >= MIN_RECONSTRUCTED:
         return []
-    reasons = ["a model that does not know such images", "a VAE of another model (--vae)"]
-    reasons += ["a model trained for another prediction type than its configuration says"]
-    reasons += ["a LoRA of another image (--lora)"] if options.lora else []
-    reasons += ["an image of much fine detail"] if options.model != "tiny" else []
+    causes = ["a model that does not know such images", "a VAE of another model (--vae)"]
+    causes.append("a model trained for another prediction type than its configuration says")
+    causes += ["a LoRA of another image (--lora)"] if session.options.lora else []
+    causes += ["an image of much fine detail"] if session.options.model != "tiny" else []
     return [
-        f"advice: the reconstruction is far from the original, {found:.1f} dB (PSNR; good ones have {FAR} or "
-        f"more), so the edit is as well: likely reasons are {', '.join(reasons[:-1])}, or {reasons[-1]}"
+        f"advice: the reconstruction is poor ({level:.1f} dB PSNR; expect {MIN_RECONSTRUCTED} or more), so "
+        f"the edit will be too. Possible causes: {', '.join(causes[:-1])}, or {causes[-1]}"
     ]
 
 
@@ -80,34 +88,43 @@ def about_missing(missing: Mapping[str, BaseException]) -> list[str]:
     return [f"note: {name} is missing: {why}" for name, why in reasons.items()]
 
 
-def after(edit: Edit, options: Options) -> list[str]:
+def after(session: Session, edit: Edit) -> list[str]:
     """Result of an edit, and what to try if it fell short."""
-    found = []
-    pairs = list(zip(edit.paths, edit.distances, edit.remaining, strict=True))
-    for number, (_, distance, remaining) in enumerate(pairs, 1):
+    return [*moves(edit), *about_drag(edit), *about_fidelity(session, edit)]
+
+
+def moves(edit: Edit) -> list[str]:
+    """The way of each handle."""
+    lines = []
+    for number, (distance, remaining) in enumerate(zip(edit.distances, edit.remaining, strict=True), 1):
+        moved = f"moved {distance - remaining:.1f} of {distance:.1f} pixels, {remaining:.1f} remain"
         if remaining > distance:
             moved = f"moved away from its target: {remaining:.1f} pixels remain of {distance:.1f}"
-        else:
-            moved = f"moved {distance - remaining:.1f} of {distance:.1f} pixels, {remaining:.1f} remain"
-        found.append(f"handle {number} {moved}")
-    updates, config = len(edit.losses), options.config
+        lines.append(f"handle {number} {moved}")
+    return lines
+
+
+def about_drag(edit: Edit) -> list[str]:
+    """Whether the handles arrived, and advice if they did not."""
+    config = edit.config
+    updates = f"with {len(edit.losses)} updates"
     if all_arrived(edit.steps[0].handles, edit.task.targets, config.tolerance):
-        nothing = "advice: there was nothing to drag, as every target is within --tolerance of its handle"
-        return [*found, nothing]
+        return ["advice: there was nothing to drag, as every target is within --tolerance of its handle"]
     if edit.arrived:
-        return [*found, f"every handle arrived, with {updates} updates"]
+        return [f"every handle arrived, {updates}"]
     if edit.steps[-1].level - 1 > max(config.inversion_steps - config.drag_levels, 0):
-        found.append(f"stopped: no handle moved any more, after {updates} updates")
+        lines = [f"stopped: no handle moved any more, {updates.replace('with', 'after')}"]
     else:
-        found.append(f"not every handle arrived, with {updates} updates (--drag-levels, --drag-steps)")
+        lines = [f"not every handle arrived, {updates} (--drag-levels, --drag-steps)"]
+    ways = zip(edit.paths, edit.distances, strict=True)
     stuck = [
         str(number)
-        for number, (path, distance, _) in enumerate(pairs, 1)
+        for number, (path, distance) in enumerate(ways, 1)
         if distance > 0 and math.dist(path[0], path[-1]) < STUCK * distance
     ]
     if stuck:
-        found.append(
+        lines.append(
             f"advice: handle {', '.join(stuck)} did not move: put it on a corner or pattern of the object, "
             "name the object in --prompt, mark more in --mask, or try a larger --drag-lr"
         )
-    return [*found, "advice: more --drag-levels or --drag-steps may bring it further"]
+    return [*lines, "advice: more --drag-levels or --drag-steps may bring it further"]

@@ -12,10 +12,11 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from minidrag.images import BLACK, WHITE, resize
-from minidrag.points import Pixel
+from minidrag.method.drag import rescale
 from minidrag.system.files import write_whole
 
 RED, BLUE, INK = (226, 32, 44), (36, 92, 240), (40, 40, 40)
+Point = tuple[float, float]
 OVERSAMPLING = 3  # Pillow draws without antialiasing
 # Ordered dithering (Bayer 1973), in levels of 255.
 PATTERN = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]) - 7.5
@@ -29,24 +30,24 @@ def enlarge(image: Image.Image, side: int = 512) -> tuple[Image.Image, int]:
 
 def draw_drags(
     image: Image.Image,
-    handles: Sequence[Pixel],
-    targets: Sequence[Pixel],
+    handles: Sequence[Point],
+    targets: Sequence[Point],
     mask: Tensor | None = None,
-    trails: Sequence[Sequence[Pixel]] = (),
+    trails: Sequence[Sequence[Point]] = (),
 ) -> Image.Image:
     """Draw red handles, blue targets, and white arrows on a copy, enlarged if small; dim the unmasked region.
 
     mask: (H, W), 1 in the editable region. trails: paths of the handles.
     """
-    canvas, factor = enlarge(image)
+    canvas, _ = enlarge(image)
     if mask is not None:
         canvas = dim(canvas, mask)
     layer = Image.new("RGBA", (OVERSAMPLING * canvas.width, OVERSAMPLING * canvas.height))
-    draw, radius = ImageDraw.Draw(layer), OVERSAMPLING * max(6, min(canvas.size) // 64)
+    draw = ImageDraw.Draw(layer)
+    radius = OVERSAMPLING * max(6, min(canvas.size) // 64)
 
-    def place(points: Sequence[Pixel]) -> list[Pixel]:
-        scale = factor * OVERSAMPLING
-        return [Pixel((x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5) for x, y in points]
+    def place(points: Sequence[Point]) -> list[Point]:
+        return rescale(points, image.size, layer.size)
 
     for handle, target in zip(place(handles), place(targets), strict=True):
         draw_arrow(draw, handle, target, radius)
@@ -73,18 +74,21 @@ def dim(image: Image.Image, mask: Tensor) -> Image.Image:
     return dimmed
 
 
-def draw_arrow(draw: ImageDraw.ImageDraw, start: Pixel, end: Pixel, radius: int) -> None:
+def draw_arrow(draw: ImageDraw.ImageDraw, start: Point, end: Point, radius: int) -> None:
     """Draw a white arrow with a dark edge up to the rim of the target's disc; none if the discs touch."""
     length = math.dist(start, end)
     if length <= 2 * radius:
         return
-    across, down = (end.x - start.x) / length, (end.y - start.y) / length
+    x, y = start
+    across = (end[0] - x) / length
+    down = (end[1] - y) / length
 
-    def at(ahead: float, aside: float) -> Pixel:
-        return Pixel(start.x + ahead * across - aside * down, start.y + ahead * down + aside * across)
+    def at(ahead: float, aside: float) -> Point:
+        return x + ahead * across - aside * down, y + ahead * down + aside * across
 
-    tip, edge = length - radius, radius // 6
+    tip = length - radius
     neck = max(tip - 2 * radius, 0)
+    edge = radius // 6
     head = [at(tip, 0), at(neck, radius), at(neck, -radius)]
     draw.line([start, at(neck, 0)], BLACK, radius // 2 + 2 * edge)
     draw.line([*head, *head[:2]], BLACK, 2 * edge, joint="curve")

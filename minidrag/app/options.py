@@ -283,22 +283,21 @@ def open_model(options: Options) -> Model:
     )
 
 
-def open_input(options: Options, generated: Path | None = None) -> tuple[Image.Image, Tensor | None]:
+def open_input(options: Options, generated: Image.Image | None = None) -> tuple[Image.Image, Tensor | None]:
     """Load the image and its mask, and check everything that can be checked without a model.
 
     generated: the image, if the options name none. Raises ValueError, one sentence.
     """
-    file = options.image or generated
-    if file is None:
+    image = pictures.load_image(options.image) if options.image else generated
+    if image is None:
         raise ValueError("the options name no image: it is still to be generated")
-    opened = pictures.load_image(file)
-    mask = pictures.load_mask(options.mask, opened.size) if options.mask else None
-    check_instruction(opened.size, options.handles, options.targets, mask)
+    mask = pictures.load_mask(options.mask, image.size) if options.mask else None
+    check_instruction(image.size, options.handles, options.targets, mask)
     if options.lora and not os.path.lexists(options.lora):
         raise ValueError(f"there is no LoRA file {options.lora}")
     if options.lora:
         check_regular(options.lora)
-    return opened, mask
+    return image, mask
 
 
 def parse_drag(text: str) -> Drag:

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from minidrag.app.lora_cache import fingerprint
 from minidrag.bench.cases import Case, learned_measures
 from minidrag.bench.harness import (
     Benchmark,
@@ -18,7 +19,6 @@ from minidrag.bench.harness import (
     count,
     editor,
     fidelity,
-    fingerprint,
     finish,
     load_named,
     open_out,

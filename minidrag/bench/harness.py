@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from minidrag import images
 from minidrag.app import draw
-from minidrag.app.lora_cache import find_lora
-from minidrag.app.options import CONFIG_HELP, CONFIGS, FLOATS, configured
+from minidrag.app.lora_cache import fingerprint
+from minidrag.app.options import CONFIG_HELP, CONFIGS, FLOATS, Options, configured
+from minidrag.app.session import Session
 from minidrag.bench.cases import (
     KINDS,
     Case,
@@ -40,7 +41,6 @@ from minidrag.bench.metrics import Missing, fidelity_network
 from minidrag.bench.styles import STYLES
 from minidrag.bench.tables import EXPLAINED, Results, mean_seconds, report, summarize
 from minidrag.config import EditConfig
-from minidrag.edit import Edit, drag_edit, prepare
 from minidrag.method.lora import LoRA, lora_attached, noise_loss
 from minidrag.method.progress import Progress
 from minidrag.model import Model, decode
@@ -132,41 +132,24 @@ def read_config(args: argparse.Namespace) -> EditConfig:
     return configured(CONFIGS.get(args.config, EditConfig()), values)
 
 
-def edit_case(
-    model: Model,
-    case: Case,
-    config: EditConfig,
-    seed: int = 0,
-    lora: LoRA | None = None,
-    progress: Progress | None = None,
-) -> Edit:
-    """Edit a case. lora: None trains one."""
-    return drag_edit(
-        model,
-        case.before,
-        case.handles,
-        case.targets,
-        mask=torch.from_numpy(case.mask),
-        prompt=case.prompt,
-        config=config,
-        seed=seed,
-        lora=lora,
-        progress=progress,
-    )
+def open_case(
+    model: Model, case: Case, config: EditConfig, seed: int = 0, progress: Progress | None = None
+) -> Session:
+    drags = list(zip(case.handles, case.targets, strict=True))
+    options = Options(None, drags, prompt=case.prompt, config=config, seed=seed)
+    mask = torch.from_numpy(case.mask)
+    return Session(model, options, case.before, mask, progress or Progress(show=False))
 
 
 def editor(model: Model, config: EditConfig, seed: int, back: bool = False) -> Editor:
     """Return the function that edits a case with a LoRA, cached or trained. back: and drags it back."""
 
     def edit(case: Case) -> Edited:
-        mask = torch.from_numpy(case.mask)
-        prepare(model, case.before.size, case.handles, case.targets, mask, config)  # before the long training
         progress = Progress(show=False)
-        lora, _ = find_lora(model, case.before, case.prompt, config, seed, progress)
-        result = edit_case(model, case, config, seed, lora, progress)
+        result = open_case(model, case, config, seed, progress).edit()
         autoencoded = images.resize(decode(model, result.path[0]), case.before.size)
         reconstruction = images.psnr(result.reconstruction, autoencoded)
-        loss = lora_loss(model, lora, result.path[0], case.prompt)
+        loss = lora_loss(model, result.lora, result.path[0], case.prompt)
         return Edited(result.image, result.raw, progress.seconds, None, reconstruction, loss)
 
     return dragging_back(edit) if back else edit
@@ -288,15 +271,6 @@ def settings_of(
     """All that decides the results of a case; the model by a few of its weights."""
     measured = {"references": compare, "IF": network is not None} | ({"back": True} if back else {})
     return {"weights": fingerprint(model), "seed": seed, **measured, "config": asdict(config)}
-
-
-def fingerprint(model: Model) -> str:
-    """Digest of a few weights of every tensor, enough to tell two models apart."""
-    digest = hashlib.sha256()
-    for network in (model.unet, model.vae, model.text_encoder):
-        for tensor in network.state_dict().values():
-            digest.update(tensor.flatten()[:16].cpu().double().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def open_out(out: Path | None, settings: dict[str, Any], name: str = "scenes") -> Path:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from minidrag.app.options import CONFIGS
 from minidrag.bench import memory
 from minidrag.bench.cases import Case, make_cases
-from minidrag.bench.harness import add_dtype_argument, add_scene_arguments, edit_case, load, seed
+from minidrag.bench.harness import add_dtype_argument, add_scene_arguments, load, open_case, seed
 from minidrag.bench.tables import markdown
 from minidrag.config import EditConfig
 from minidrag.method.drag import Step
@@ -66,7 +66,9 @@ def cost(model: Model, case: Case, config: EditConfig, pipeline: Any = None) -> 
         importlib.import_module(PROGRAM).edit(model, pipeline, case, config, counter)
         return counter
     counter = EvaluationCounter(model.unet)
-    edit_case(model, case, config, progress=counter)
+    session = open_case(model, case, config, progress=counter)
+    session.lora = session.train_lora()  # not one of the cache
+    session.edit()
     return counter
 
 

@@ -13,22 +13,18 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from torch import Tensor
-
 from minidrag import images
-from minidrag.app import lora_cache, runs
-from minidrag.app.options import Options, open_input, open_model, read_options
+from minidrag.app import lora_cache
+from minidrag.app.options import open_model, read_options
+from minidrag.app.session import Session, generate_image, open_session
 from minidrag.course.excerpt import to_html
 from minidrag.course.mathml import mathml
 from minidrag.course.replay import replay
 from minidrag.course.sections import Section, Subject, sections
 from minidrag.course.svg import figure, row
-from minidrag.edit import Edit, drag_edit
+from minidrag.edit import Edit
 from minidrag.method.progress import Progress
-from minidrag.model import Model
-from minidrag.system.files import write_whole
-from minidrag.weights import lora_file
+from minidrag.system.files import write_text
 
 NAME = "report.html"
 MARK = '<meta name="generator" content="minidrag">'  # a file without it was not written here
@@ -82,26 +78,22 @@ def page(subject: Subject) -> str:
     )
 
 
-def write(
-    folder: Path, model: Model, image: Image.Image, mask: Tensor | None, options: Options, edit: Edit
-) -> Path:
+def write(folder: Path, session: Session, edit: Edit) -> Path:
     """Write the report of an edit into a folder. Raises ValueError for a file there that is not a report."""
     file = folder / NAME
     if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(f"{file} is not a report: move it away")
-    made = replay(model, edit, options.prompt)
-    text = page(Subject(image, mask, options.prompt, options.model, edit, made))
-    write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
+    options = session.options
+    made = replay(session.model, edit, options.prompt)
+    write_text(file, page(Subject(session.image, session.mask, options.prompt, options.model, edit, made)))
     return file
 
 
-def attempt(
-    folder: Path, model: Model, image: Image.Image, mask: Tensor | None, options: Options, edit: Edit
-) -> str:
+def attempt(folder: Path, session: Session, edit: Edit) -> str:
     """Write the report of an edit whose results are written; return a sentence on how that went."""
     began = time.perf_counter()
     try:
-        file = write(folder, model, image, mask, options, edit)
+        file = write(folder, session, edit)
         size = file.stat().st_size / 1e6
     except KeyboardInterrupt:
         return "note: the report was stopped; the results are complete"
@@ -115,25 +107,11 @@ def repeat(folder: Path, device: str | None) -> str:
     base, file = folder / "run.json", folder / "lora.safetensors"
     given: dict[str, Any] = {"base": base} | ({"lora": file} if file.exists() else {})
     options = read_options(given | ({"device": device} if device else {}))
-    model, clean = open_model(options), None
-    if options.image is None:
-        _, clean = runs.generate_image(model, options, Progress())
-    image, mask = open_input(options, folder / "generated.png")
-    # A run of no training steps has none, and `drag_edit` needs none.
-    lora = lora_file.read(options.lora, model.unet, model.text_encoder) if options.lora else None
-    edit = drag_edit(
-        model,
-        image,
-        options.handles,
-        options.targets,
-        mask=mask,
-        prompt=options.prompt,
-        config=options.config,
-        lora=lora,
-        clean=clean,
-        progress=Progress(),
-    )
-    made = write(folder, model, image, mask, options, edit)
+    model, progress = open_model(options), Progress()
+    generated = None if options.image else generate_image(model, options, progress)
+    session = open_session(model, options, progress, generated)
+    edit = session.edit()
+    made = write(folder, session, edit)
     before = json.loads(base.read_text(encoding="utf-8")).get("result", {})
     same = before.get("paths") == json.loads(json.dumps(edit.paths))
     return f"wrote {made}" + (

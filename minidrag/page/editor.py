@@ -1,7 +1,5 @@
 """Edits of the page: what demo.py does, with a model that stays, and with what a stopped edit leaves."""
 
-import json
-import math
 import re
 import sys
 import time
@@ -9,22 +7,17 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
 
-from minidrag import images
-from minidrag.app import advice, lora_cache, runs
-from minidrag.app.options import Options, open_input, open_model, to_json
-from minidrag.edit import drag_edit, prepare
+from minidrag.app import advice, results
+from minidrag.app.options import Options, open_input, open_model
+from minidrag.app.session import Session, generate_image, open_session
 from minidrag.method.drag import Step
-from minidrag.method.lora import LoRA
-from minidrag.model import Model, decode
+from minidrag.model import Model
 from minidrag.page.job import Job, Stopped, lora_key
 from minidrag.page.preview import LatentPreview
-from minidrag.points import Pixel, to_pixels
+from minidrag.points import to_pixels
 from minidrag.system import console
-from minidrag.weights import lora_file
 
 PREVIEW_EVERY = 0.25  # seconds
 
@@ -60,8 +53,7 @@ class Editor:
         image, mask = open_input(options)
         if self.model is None or self.name != options.model:
             return []
-        prepare(self.model, image.size, options.handles, options.targets, mask, options.config)
-        return [in_words(note) for note in advice.before(self.model, image, mask, options)]
+        return [in_words(note) for note in advice.before(Session(self.model, options, image, mask))]
 
     def is_ready(self, options: Options) -> bool:
         """True if the LoRA of these options is in the cache."""
@@ -80,14 +72,12 @@ class Editor:
         """Load the model of a job and, unless that is all, train its LoRA."""
         model = self.load(job)
         if job.kind == "train":
-            self.find_lora(model, open_input(job.options)[0], job)
+            image, _ = open_input(job.options)
+            self.find_lora(Session(model, job.options, image, None, job))
 
-    def find_lora(self, model: Model, image: Image.Image, job: Job) -> LoRA:
-        """Return the LoRA of a job, trained unless it is in the cache."""
-        options = job.options
-        lora, _ = lora_cache.find_lora(model, image, options.prompt, options.config, options.seed, job)
-        self.ready.add(lora_key(options))
-        return lora
+    def find_lora(self, session: Session) -> None:
+        session.find_lora()
+        self.ready.add(lora_key(session.options))
 
     def edit(self, job: Job) -> None:
         """Edit and write the results, as demo.py does; if stopped, write the latest preview.
@@ -95,51 +85,42 @@ class Editor:
         Raises Stopped for a job that was stopped before its drag began.
         """
         options = job.options
-        with runs.output(None, options.image or Path("generated")) as folder:
+        with results.output(None, options.image or Path("generated")) as folder:
             model = self.load(job)
-            clean = None
+            generated = None
             if options.image is None:
-                image, clean = runs.generate_image(model, options, job)
-                image.save(folder / "generated.png")
+                generated = generate_image(model, options, job)
+                generated[0].save(folder / "generated.png")
             if options.drags:
-                self.drag(folder, model, job, clean)
+                self.drag(folder, open_session(model, options, job, generated), job)
         job.run = folder.parent.name
 
-    def drag(self, folder: Path, model: Model, job: Job, clean: Tensor | None) -> None:
-        """Drag the image of a job; clean: its latent, if it was generated."""
-        options = job.options
-        config = options.config
-        image, mask = open_input(options, folder / "generated.png")
-        drags = options.handles, options.targets
-        grid = prepare(model, image.size, *drags, mask, config).grid  # before the long training
-        job.notes = [in_words(note) for note in advice.before(model, image, mask, options)]
-        lora = self.find_lora(model, image, job)
-        watch(job, LatentPreview(model, image, config), image.size, grid)
+    def drag(self, folder: Path, session: Session, job: Job) -> None:
+        """Drag the image of a job."""
+        config = job.options.config
+        job.notes = [in_words(note) for note in advice.before(session)]
+        self.find_lora(session)
+        preview = LatentPreview(session.model, session.image, config)
+        watch(job, preview, session.image.size, session.task.grid)
         try:
-            edit = drag_edit(
-                model,
-                image,
-                *drags,
-                mask=mask,
-                prompt=options.prompt,
-                config=config,
-                lora=lora,
-                clean=clean,
-                progress=job,
-            )
-            if mask is not None and config.keep_background:
-                edit.raw.save(folder / "raw.png")
-            missing = runs.write(folder, model, image, mask, options, edit, job)
-            for error in missing.values():
-                if isinstance(error, Stopped):
-                    raise error
-            notes = [*advice.after(edit, options), *advice.about_fidelity(edit, image, options)]
-            job.notes = [in_words(note) for note in [*notes, *advice.about_missing(missing)]]
+            edit = session.edit()
         except Stopped:
             if not job.steps:
                 raise
-            job.message = f"stopped at {job.stage} {job.done} of {job.total}: this is the edit so far"
-            write_stopped(folder, model, job, image, mask, lora)
+            results.write(folder, session, session.partial_edit(job.steps), stop_message(job))
+            return
+        if session.mask is not None and config.keep_background:
+            edit.raw.save(folder / "raw.png")
+        missing = results.write(folder, session, edit)
+        if any(isinstance(error, Stopped) for error in missing.values()):
+            results.record(folder / "run.json", session, edit, stop_message(job))
+        notes = [*advice.after(session, edit), *advice.about_missing(missing)]
+        job.notes = [in_words(note) for note in notes]
+
+
+def stop_message(job: Job) -> str:
+    job.message = f"stopped at {job.stage} {job.done} of {job.total}: this is the edit so far"
+    return job.message
 
 
 def watch(job: Job, preview: LatentPreview, size: tuple[int, int], grid: tuple[int, int]) -> None:
@@ -156,34 +137,6 @@ def watch(job: Job, preview: LatentPreview, size: tuple[int, int], grid: tuple[i
             job.previews += 1
 
     job.on_step = on_step
-
-
-def write_stopped(
-    folder: Path, model: Model, job: Job, image: Image.Image, mask: Tensor | None, lora: LoRA
-) -> None:
-    """Write the image predicted last, unless an edit is finished, the LoRA, and run.json."""
-    options = job.options
-    file = folder / "edited.png"
-    if not file.exists():
-        edited = images.resize(decode(model, job.steps[-1].predicted), image.size)
-        if mask is not None and options.config.keep_background:
-            edited = images.paste(edited, image, mask)
-        edited.save(file)
-        if lora.unet:
-            notes = lora_cache.notes(model, options.prompt, options.config, options.seed)
-            lora_file.write(lora, folder / "lora.safetensors", notes)
-    handles: list[Pixel] = [path[-1] for path in job.paths]
-    result = {
-        "stopped": job.message,
-        "arrived": False,
-        "distances": [math.dist(*drag) for drag in options.drags],
-        "remaining": [math.dist(*pair) for pair in zip(handles, options.targets, strict=True)],
-        "paths": job.paths,
-        "losses": [step.loss for step in job.steps if step.loss is not None],
-        "seconds": job.seconds,
-    }
-    values = to_json(options) | {"versions": lora_cache.versions(), "result": result}
-    (folder / "run.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def in_words(sentence: str) -> str:

@@ -18,10 +18,12 @@ from torch import Tensor
 from minidrag import tiny
 from minidrag.app import advice
 from minidrag.app.options import Options
+from minidrag.app.session import Session
 from minidrag.bench.styles import styled
 from minidrag.config import EditConfig
 from minidrag.edit import Edit
 from minidrag.method.drag import Cell
+from minidrag.model import Model
 from minidrag.points import Pixel
 from minidrag.system import pictures
 from minidrag.tiny.scenes import random_scene
@@ -34,14 +36,19 @@ def drag(x: float, y: float, to_x: float, to_y: float) -> list[tuple[Pixel, Pixe
     return [(Pixel(x, y), Pixel(to_x, to_y))]
 
 
+def cautions(model: Model, image: Image.Image, mask: Tensor | None, options: Options) -> list[str]:
+    return advice.before(Session(model, options, image, mask))
+
+
 def test_notes_before_a_run(untrained: Path) -> None:
-    model, image = load_model(untrained, device="cpu"), pictures.load_image(Path("photo.png"))
+    model = load_model(untrained, device="cpu")
+    image = pictures.load_image(Path("photo.png"))
     options = Options(Path("photo.png"), drag(30, 40, 48, 42), prompt="a ball")
     mask = pictures.load_mask(Path("mask.png"), image.size)
-    assert advice.before(model, image, mask, options) == []
+    assert cautions(model, image, mask, options) == []
 
     def only(options: Options, mask: Tensor | None = mask) -> str:
-        (note,) = advice.before(model, image, mask, options)
+        (note,) = cautions(model, image, mask, options)
         return note
 
     everything = "so everything may change: paint what may change white in --mask"
@@ -68,49 +75,46 @@ def test_notes_before_a_run(untrained: Path) -> None:
     ],
 )
 def test_weights_in_a_prompt_are_named(untrained: Path, prompt: str, named: str | None) -> None:
-    model, image = load_model(untrained, device="cpu"), pictures.load_image(Path("photo.png"))
+    model = load_model(untrained, device="cpu")
+    image = pictures.load_image(Path("photo.png"))
     mask = pictures.load_mask(Path("mask.png"), image.size)
-    found = advice.before(model, image, mask, Options(Path("photo.png"), drag(30, 40, 48, 42), prompt=prompt))
+    notes = cautions(model, image, mask, Options(Path("photo.png"), drag(30, 40, 48, 42), prompt=prompt))
     wanted = f"{named} in the prompt is read as plain words: weights have no effect here"
-    assert found == ([wanted] if named else [])
+    assert notes == ([wanted] if named else [])
 
 
 def test_transparency_is_said(untrained: Path) -> None:
-    model, image = load_model(untrained, device="cpu"), pictures.load_image(Path("photo.png")).convert("RGBA")
-    mask, options = (
-        pictures.load_mask(Path("mask.png"), image.size),
-        Options(Path("a.png"), drag(30, 40, 48, 42)),
-    )
+    model = load_model(untrained, device="cpu")
+    image = pictures.load_image(Path("photo.png")).convert("RGBA")
+    mask = pictures.load_mask(Path("mask.png"), image.size)
+    options = Options(Path("a.png"), drag(30, 40, 48, 42))
     for alpha, said in ((255, False), (254, True), (0, True)):
         image.putpixel((0, 0), (9, 9, 9, alpha))
         image.save("a.png")
-        (found, *more) = advice.before(model, pictures.load_image(Path("a.png")), mask, options)
-        assert said == found.startswith("transparent parts of the image count as white, and ")
+        (note, *more) = cautions(model, pictures.load_image(Path("a.png")), mask, options)
+        assert said == note.startswith("transparent parts of the image count as white, and ")
         assert len(more) == said  # that there is no prompt
 
 
 @pytest.mark.parametrize("style", ["plain", "grain"])
 def test_the_small_model_knows_its_scenes(style: str) -> None:
-    model, options = (
-        load_model("tiny", device="cpu"),
-        Options(Path("photo.png"), [], prompt="a", model="tiny"),
-    )
+    model = load_model("tiny", device="cpu")
+    options = Options(Path("photo.png"), drag(30, 40, 48, 42), prompt="a", model="tiny")
     for number in range(8):
         image = styled(style, random_scene(random.Random(f"known {number}")))
-        assert advice.before(model, image, torch.ones(128, 128), options) == []
+        assert cautions(model, image, torch.ones(128, 128, dtype=torch.bool), options) == []
     shipped = pictures.load_image(tiny.DEMO / "picture.png")
-    assert advice.before(model, shipped, torch.ones(128, 128), options) == []
+    assert cautions(model, shipped, torch.ones(128, 128, dtype=torch.bool), options) == []
 
 
 def test_the_small_model_does_not_know_photos() -> None:
-    model, options = (
-        load_model("tiny", device="cpu"),
-        Options(Path("photo.png"), [], prompt="a", model="tiny"),
-    )
+    model = load_model("tiny", device="cpu")
+    options = Options(Path("photo.png"), drag(30, 40, 48, 42), prompt="a", model="tiny")
     texture = Image.effect_noise((160, 128), 120).convert("RGB")  # as much detail as in grass or hair
-    wanted = "--model tiny knows only scenes of its own, and this is not one: sd15 is for photos"
-    assert advice.before(model, texture, torch.ones(128, 160), options) == [wanted]
-    assert advice.before(model, texture, torch.ones(128, 160), replace(options, model="sd15")) == []
+    wanted = "the tiny model knows only its rendered scenes: use --model sd15 for photos"
+    everything = torch.ones(128, 160, dtype=torch.bool)
+    assert cautions(model, texture, everything, options) == [wanted]
+    assert cautions(model, texture, everything, replace(options, model="sd15")) == []
 
 
 @pytest.mark.parametrize("level", [0, 10, 20, 60])
@@ -121,12 +125,13 @@ def test_a_reconstruction_far_from_the_original_is_said_with_its_psnr(level: int
     error = np.square(np.asarray(image, float) - np.asarray(off, float)).mean()
     psnr = 10 * np.log10(255**2 / error) if level else 100
     assert advice.fidelity(edit, image) == pytest.approx(psnr)
-    said = advice.about_fidelity(edit, image, replace(OPTIONS, lora=Path("a.safetensors")))
-    if level < 21 and psnr >= advice.FAR:
+    session = SimpleNamespace(image=image, options=replace(OPTIONS, lora=Path("a.safetensors")))
+    said = advice.about_fidelity(cast(Session, session), edit)
+    if level < 21 and psnr >= advice.MIN_RECONSTRUCTED:
         assert said == []
     else:
         (sentence,) = said
-        assert f"is far from the original, {psnr:.1f} dB (PSNR; " in sentence
+        assert f"the reconstruction is poor ({psnr:.1f} dB PSNR; " in sentence
         for reason in ("does not know such images", "--vae", "prediction type", "--lora"):
             assert reason in sentence
     assert (level == 60) == bool(said)
@@ -134,10 +139,15 @@ def test_a_reconstruction_far_from_the_original_is_said_with_its_psnr(level: int
 
 def edit_with(**values: Any) -> Edit:
     """An edit of which only its result is known."""
-    return cast(Edit, SimpleNamespace(**values))
+    return cast(Edit, SimpleNamespace(**{"config": ONE_UPDATE} | values))
 
 
-OPTIONS = Options(Path("photo.png"), [], config=EditConfig(drag_levels=1, drag_steps=1))
+def lines_after(edit: Edit) -> list[str]:
+    return [*advice.moves(edit), *advice.about_drag(edit)]
+
+
+OPTIONS = Options(Path("photo.png"), [])
+ONE_UPDATE = EditConfig(drag_levels=1, drag_steps=1)
 LAST = SimpleNamespace(level=14, handles=[Cell(0, 0)])  # one level of 14 steps is all there is
 FAR = SimpleNamespace(targets=[Cell(0, 9)])
 MORE = "advice: more --drag-levels or --drag-steps may bring it further"
@@ -147,7 +157,7 @@ def test_a_handle_that_moved_away_is_said() -> None:
     paths = [[Pixel(0, 0), Pixel(3, 3)]] * 2
     values: dict[str, Any] = {"distances": [1.5, 9.0], "remaining": [5.0, 2.0], "paths": paths}
     edit = edit_with(**values, losses=[1.0], steps=[LAST], task=FAR, arrived=False)
-    assert advice.after(edit, OPTIONS) == [
+    assert lines_after(edit) == [
         "handle 1 moved away from its target: 5.0 pixels remain of 1.5",
         "handle 2 moved 7.0 of 9.0 pixels, 2.0 remain",
         "not every handle arrived, with 1 updates (--drag-levels, --drag-steps)",
@@ -165,8 +175,9 @@ def test_handles_that_did_not_move_are_named() -> None:
         steps=[LAST],
         task=FAR,
         arrived=False,
+        config=EditConfig(drag_levels=1, drag_steps=2),
     )
-    assert advice.after(edit, replace(OPTIONS, config=EditConfig(drag_levels=1, drag_steps=2)))[4:] == [
+    assert lines_after(edit)[4:] == [
         "not every handle arrived, with 2 updates (--drag-levels, --drag-steps)",
         "advice: handle 1, 3 did not move: put it on a corner or pattern of the object, name the object in "
         "--prompt, mark more in --mask, or try a larger --drag-lr",
@@ -180,17 +191,18 @@ def test_arrival_is_said() -> None:
     moved = "handle 1 moved 8.0 of 9.0 pixels, 1.0 remain"
     for updates in (0, 3):
         edit = edit_with(**values, losses=[1.0] * updates)
-        assert advice.after(edit, OPTIONS) == [moved, f"every handle arrived, with {updates} updates"]
+        assert lines_after(edit) == [moved, f"every handle arrived, with {updates} updates"]
     nothing = "advice: there was nothing to drag, as every target is within --tolerance of its handle"
-    near = replace(OPTIONS, config=replace(OPTIONS.config, tolerance=10.0))
-    assert advice.after(edit_with(**values, losses=[1.0]), near) == [moved, nothing]
+    near = edit_with(**values, losses=[1.0], config=replace(ONE_UPDATE, tolerance=10.0))
+    assert lines_after(near) == [moved, nothing]
 
 
 def test_a_drag_that_stood_still_is_said() -> None:
     path = [Pixel(0, 0), Pixel(5, 0)]
     values: dict[str, Any] = {"distances": [9.0], "remaining": [4.0], "paths": [path], "losses": [1.0]}
+    values["config"] = EditConfig()
     edit = edit_with(**values, steps=[LAST, SimpleNamespace(level=9)], task=FAR, arrived=False)  # not 8
-    assert advice.after(edit, replace(OPTIONS, config=EditConfig())) == [
+    assert lines_after(edit) == [
         "handle 1 moved 5.0 of 9.0 pixels, 4.0 remain",
         "stopped: no handle moved any more, after 1 updates",
         MORE,

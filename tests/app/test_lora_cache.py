@@ -20,6 +20,7 @@ from minidrag.app import lora_cache
 from minidrag.app.lora_cache import cache_folder, cache_key, find_lora, notes
 from minidrag.config import EditConfig
 from minidrag.edit import train_lora
+from minidrag.method.lora import LoRA
 from minidrag.method.progress import Progress
 from minidrag.model import Model, encode
 from minidrag.system import pictures
@@ -70,14 +71,23 @@ def test_the_key_depends_on_everything_that_decides_a_lora(
     assert key(config=same, image=image.copy()) == keys[-1]
 
 
+def find(
+    model: Model, image: Image.Image, prompt: str, config: EditConfig, seed: int, *progress: Progress
+) -> tuple[LoRA, str]:
+    def train() -> LoRA:
+        return train_lora(model, encode(model, image, config), prompt, config, seed, *progress)
+
+    return find_lora(model, image, prompt, config, seed, train)
+
+
 def test_no_steps_are_no_lora(model: Model, image: Image.Image) -> None:
-    found = find_lora(model, image, "a ball", replace(CONFIG, lora_steps=0), 3)
+    found = find(model, image, "a ball", replace(CONFIG, lora_steps=0), 3)
     assert found == (({}, {}), "none (--lora-steps)") and not cache_folder().exists()
 
 
 def test_a_lora_is_trained_once(model: Model, image: Image.Image) -> None:
     progress = Progress(show=False)
-    trained, origin = find_lora(model, image, "a ball", CONFIG, 3, progress)
+    trained, origin = find(model, image, "a ball", CONFIG, 3, progress)
     (file,) = cache_folder().iterdir()
     assert origin == f"trained and cached in {file}" and list(progress.seconds) == ["LoRA"]
     assert (
@@ -96,7 +106,7 @@ def test_a_lora_is_trained_once(model: Model, image: Image.Image) -> None:
         }
     )
     progress = Progress(show=False)
-    cached, origin = find_lora(model, image, "a ball", CONFIG, 3, progress)
+    cached, origin = find(model, image, "a ball", CONFIG, 3, progress)
     assert origin == f"reused from {file}" and progress.seconds == {}
     assert cached.unet.keys() == trained.unet.keys() and not cached.text_encoder
     for path, factors in trained.unet.items():
@@ -135,13 +145,13 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_lora_is_trained_again(model: Model, image: Image.Image, damage: str) -> None:
-    find_lora(model, image, "a ball", CONFIG, 3)
+    find(model, image, "a ball", CONFIG, 3)
     (cached,) = cache_folder().iterdir()
     intact = cached.read_bytes()
     DAMAGE[damage](cached)
-    assert find_lora(model, image, "a ball", CONFIG, 3)[1] == f"trained and cached in {cached}"
+    assert find(model, image, "a ball", CONFIG, 3)[1] == f"trained and cached in {cached}"
     assert cached.read_bytes() == intact and list(cache_folder().iterdir()) == [cached]
-    assert find_lora(model, image, "a ball", CONFIG, 3)[1] == f"reused from {cached}"
+    assert find(model, image, "a ball", CONFIG, 3)[1] == f"reused from {cached}"
 
 
 def test_processes_that_train_the_same_lora_do_not_meet(model: Model, image: Image.Image) -> None:
@@ -182,7 +192,7 @@ def test_a_lora_is_returned_if_the_disk_is_full(
     monkeypatch.setattr(
         "minidrag.weights.files.save_file", raising(SafetensorError("No space left on device"))
     )
-    trained, origin = find_lora(model, image, "", CONFIG, 0)
+    trained, origin = find(model, image, "", CONFIG, 0)
     assert trained.unet and origin.startswith("trained, but not cached: ")
     assert origin.endswith(" cannot be written (No space left on device)")
     assert not list(cache_folder().iterdir())
