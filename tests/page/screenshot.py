@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 from support.browser import Browser, opened
-from support.page import SCREENSHOT, fixed_texts, serving_demo, until
+from support.page import SCREENSHOT, code_texts, serving_demo, until
 
 SIZE = (1280, 860)
 TEXTS = """
@@ -30,8 +30,8 @@ TEXTS = """
 def edit(browser: Browser, address: str) -> None:
     """Run the demo's edit and wait for its result."""
     browser.open(address, SIZE)
-    browser.driver.execute_script("localStorage.setItem('theme', 'light')")
-    browser.open(address, SIZE)
+    if browser.driver.execute_script("return matchMedia('(prefers-color-scheme: dark)').matches"):
+        browser.click("theme")
     browser.click("run")
     until(lambda: browser.shown("progress-card"))
     until(lambda: browser.shown("result-card"), seconds=600)
@@ -43,11 +43,11 @@ def main(out: Path) -> None:
         with serving_demo() as client, opened(Path(folder) / "profile") as browser:
             edit(browser, client.site.address)
             pixels = browser.screenshot()
-            code = fixed_texts()
+            code = code_texts(client)
             texts = [text for text in browser.driver.execute_script(TEXTS) if text in code]
     info = PngImagePlugin.PngInfo()
     info.add_text("texts", json.dumps(texts))
-    Image.fromarray(pixels).quantize(256, dither=Image.Dither.NONE).save(out, pnginfo=info, optimize=True)
+    Image.fromarray(pixels).save(out, pnginfo=info, optimize=True)
     print(f"{out}: {len(texts)} texts of the code, {out.stat().st_size:,} bytes")
 
 

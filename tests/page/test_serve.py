@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from support.command import ROOT, listing, raising
-from support.page import Client, serving
+from support.page import SCREENSHOT, Client, code_texts, serving
 
 from minidrag.page import serve
 from minidrag.page.handler import ACTIONS, ANSWERS, BODY, FILES
@@ -202,6 +202,16 @@ def test_the_page_asks_nobody_else_and_has_no_inline_script() -> None:
 
 def test_the_page_says_image() -> None:
     assert "picture" not in "".join(content.decode() for _, content in read_static().values()).lower()
+
+
+def test_the_screenshot_shows_the_texts_of_today(shared: Client) -> None:
+    """Else take it again: see screenshot.py."""
+    with Image.open(SCREENSHOT) as image:
+        image.load()
+        texts = json.loads(image.info["texts"])
+    assert len(texts) > 30 and "Run" in texts
+    code = code_texts(shared)
+    assert [text for text in texts if text not in code] == []
 
 
 def test_all_modules_are_requested_at_once() -> None:

@@ -128,7 +128,7 @@ def serving_demo() -> Iterator[Client]:
         yield client
 
 
-def fixed_texts() -> str:
-    """Every text of the page that is written in its code."""
+def code_texts(client: Client) -> str:
+    """Every text of the page that is written in its code, and what the form is made of."""
     static = [html.unescape(content.decode()) for _, content in read_static().values()]
-    return "\n".join(static)
+    return "\n".join([*static, json.dumps(client.get("/settings"), ensure_ascii=False)])
