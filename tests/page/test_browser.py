@@ -1,4 +1,4 @@
-"""The page in a real browser: a whole session by mouse, wide and tall pictures, sharp screens, a phone."""
+"""The page in a real browser: a whole session by mouse, wide and tall images, sharp screens, a phone."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def client(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A server that begins with the demo's picture and drag, in an empty folder."""
+    """A server that begins with the demo's image and drag, in an empty folder."""
     place = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -163,7 +163,7 @@ def test_a_reload_and_the_history_bring_all_back(browser: Browser, client: Clien
     assert browser.complaints() == []
 
 
-def test_a_picture_is_made_from_the_prompt_and_dragged(browser: Browser, client: Client) -> None:
+def test_an_image_is_generated_from_the_prompt_and_dragged(browser: Browser, client: Client) -> None:
     browser.click("#generation summary")
     browser.click("generate")
     until(lambda: client.get("/start")["draft"]["edit"]["image"].endswith("generated-1/generated.png"))
@@ -193,7 +193,7 @@ def test_files_are_dropped(browser: Browser, client: Client, tmp_path: Path) -> 
 
 
 def open_demo(browser: Browser, client: Client) -> None:
-    """Open the demo's picture and drag with few steps in a fresh window."""
+    """Open the demo's image and drag with few steps in a fresh window."""
     browser.open(client.site.address)
     browser.click("mode-points")
     if browser.drags():  # of the draft, so that those of the file are seen to come
@@ -216,9 +216,7 @@ def begin(browser: Browser, client: Client) -> int:
     return client.get("/state")["jobs"][-1]["number"]
 
 
-def test_a_run_that_ends_leaves_another_picture_open(
-    browser: Browser, client: Client, tmp_path: Path
-) -> None:
+def test_a_run_that_ends_leaves_another_image_open(browser: Browser, client: Client, tmp_path: Path) -> None:
     number, runs = begin(browser, client), len(client.get("/history"))
     colored(80, 70).save(tmp_path / "another.png")
     browser.drop(tmp_path / "another.png")
@@ -234,7 +232,7 @@ def test_a_run_that_ends_leaves_another_picture_open(
     assert browser.text("result-title") == client.job(number)["run"] and not browser.text("queue")
     shown = browser.screenshot()
     x, y, _, _ = middle_and_size(browser)
-    assert shown[int(y) - 60, int(x) - 60, 2] != 60, "the run's own picture"
+    assert shown[int(y) - 60, int(x) - 60, 2] != 60, "the image of the run"
     browser.click("view-edit")
     assert browser.text("size") == "80 × 70" and browser.drags() == []
     assert client.get("/start")["draft"]["edit"]["drags"] == []
@@ -247,7 +245,7 @@ def test_a_run_that_ends_leaves_later_changes_and_their_undo(browser: Browser, c
     browser.mouse((x, y), (x + 40, y), (x + 70, y))
     both = browser.drags()
     assert len(both) == 2
-    browser.mouse((x - 60, y), (x - 40, y), release=False)  # the hand is on the picture when it ends
+    browser.mouse((x - 60, y), (x - 40, y), release=False)  # the button is down when it ends
     assert client.wait(number)["state"] == "done"
     until(lambda: browser.text("queue"))
     assert browser.shown("drags") and not browser.shown("result-card")
@@ -324,7 +322,7 @@ def test_a_point_in_the_hand_can_be_let_go_undone_and_deleted(browser: Browser, 
     assert browser.complaints() == []
 
 
-def test_steps_of_undo_are_taken_in_turn(browser: Browser, client: Client, tmp_path: Path) -> None:
+def test_steps_of_undo_wait_for_each_other(browser: Browser, client: Client, tmp_path: Path) -> None:
     open_demo(browser, client)
     for size in ((90, 80), (80, 90)):
         colored(*size).save(tmp_path / "colored.png")
@@ -367,7 +365,7 @@ def test_masks_are_read_as_the_command_reads_them(browser: Browser, client: Clie
     Image.new("L", (128, 128)).save(tmp_path / "black.png")
     browser.element("mask-file").send_keys(str(tmp_path / "black.png"))
     until(lambda: "all black" in browser.text("toast"))
-    browser.drop(tiny.DEMO / "mask.png")  # in Mask, one of the right size is no picture
+    browser.drop(tiny.DEMO / "mask.png")  # in Mask, one of the right size is no new image
     expected = int((np.asarray(Image.open(str(DRAG.mask)).convert("L")) >= 128).sum())
     until(lambda: marked(client) == expected)
     assert browser.drags() == [[43, 90, 88, 90]]
@@ -454,7 +452,7 @@ def test_every_control_has_a_name_and_can_be_reached_by_keys(browser: Browser, c
 
 
 def upper(browser: Browser) -> Point:
-    """A point of the window in the sky of the demo's picture."""
+    """A point of the window in the sky of the demo's image."""
     x, y, _, height = middle_and_size(browser)
     return x, y - height / 4
 
@@ -476,13 +474,13 @@ def marked(client: Client) -> int:
 
 
 def colored(width: int, height: int) -> Image.Image:
-    """A picture whose colors say where they are: x + 20 red, y + 20 green, 60 blue."""
+    """An image whose colors say where they are: x + 20 red, y + 20 green, 60 blue."""
     rows, columns = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([columns + 20, rows + 20, 60 + 0 * rows], -1).astype(np.uint8))
 
 
 def seen_at(shown: np.ndarray, point: Point, sharp: float) -> list[int]:
-    """The pixel of a `colored` picture that is shown at a point of the window."""
+    """The pixel of a `colored` image that is shown at a point of the window."""
     red, green, _ = shown[int(point[1] * sharp), int(point[0] * sharp)]
     return [int(red) - 20, int(green) - 20]
 
@@ -501,7 +499,7 @@ def steady(shown: np.ndarray, point: Point, middle: Point, sharp: float) -> Poin
 
 
 def visible(shown: np.ndarray, middle: Point, size: Point, sharp: float) -> tuple[int, int, int, int]:
-    """Left, top, right, and bottom of a `colored` picture as shown, clear of the edges and controls."""
+    """Left, top, right, and bottom of a `colored` image as shown, clear of the edges and controls."""
     x, y = (int(at * sharp) for at in middle)
     outside = abs(shown[..., 2].astype(int) - 60) > 2
     across, down = np.nonzero(outside[y])[0], np.nonzero(outside[:, x])[0]

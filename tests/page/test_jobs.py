@@ -121,7 +121,7 @@ def test_notes_come_before_an_edit_and_name_no_options(client: Client) -> None:
     )
 
 
-def test_a_generated_picture_is_dragged_as_the_command_does(client: Client) -> None:
+def test_a_generated_image_is_dragged_as_the_command_does(client: Client) -> None:
     told = {"image": None, "prompt": "a red ball", "negative": "snow", "guidance": 3.0, "seed": 5}
     job = client.wait(start(client, **told, drags=[]))
     assert (job["state"], job["run"]) == ("done", "generated-1")
@@ -238,7 +238,7 @@ def test_a_lora_makes_way_for_an_edit_that_does_not_need_it(
     assert client.get("/state")["prefetch"]["state"] == "stopped"
 
 
-# Times and pictures
+# Times and previews
 
 
 def test_the_time_left_is_that_of_a_steady_pace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_the_time_left_is_that_of_a_steady_pace(monkeypatch: pytest.MonkeyPatch)
     settings: dict[str, Any] = {"warp_start": False, "drag_levels": 1, "drag_steps": 4, "lora_steps": 0}
     settings |= {"steps": 20, "inversion_steps": 10}
     config = EditConfig(**settings)
-    # Ten seconds for 5 of 10 evaluations; then 5 looks and 4 backward passes, 20 of denoising, 1.8 pictures.
+    # Ten seconds for 5 of 10 evaluations; then 5 and 4 backward passes, 20 of denoising, 1.8 decodings.
     assert plan.remaining(config, "inversion", 5, 10, 100.0, {}) == pytest.approx(2 * (5 + 9 + 20 + 1.8))
     assert plan.remaining(config, "inversion", 0, 10, 100.0, {}) is None, "nothing measured yet"
     seconds = {"inversion": 20.0, "drag": 27.0, "denoising": 20.0, "animation": 18.0}
@@ -258,7 +258,7 @@ def test_the_time_left_is_that_of_a_steady_pace(monkeypatch: pytest.MonkeyPatch)
     assert plan.rates([run], "sd15", "cpu") == {} and plan.expected(config, {}) is None
 
 
-def test_what_is_foreseen_is_near_the_truth() -> None:
+def test_a_preview_is_near_the_truth() -> None:
     model = load_model("tiny")
     image = Image.open(ROOT / "minidrag/tiny/demo/picture.png").convert("RGB")
     other = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -308,7 +308,7 @@ def test_a_removed_folder_of_runs_ends_one_edit_only(
     assert client.get("/history") == []
 
 
-def test_a_picture_that_is_gone_is_said(client: Client, workdir: Path) -> None:
+def test_an_image_that_is_gone_is_named(client: Client, workdir: Path) -> None:
     upload = client.upload("/image", workdir / "photo.png")
     assert client.post("/check", client.options(image=upload["image"]))["error"] is None
     shutil.rmtree("runs/.page")

@@ -1,4 +1,4 @@
-"""Who may ask the page's server, and that nothing that is sent can bring it down."""
+"""Requests that the page's server refuses, and that nothing that is sent can bring it down."""
 
 import json
 import os
