@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     for name in missing:
         (args.folder / name).write_bytes((STUBS / name).read_bytes())
     rest = len(names) - len(missing)
-    print(f"{args.folder}: {len(missing)} exercises laid out, {rest} were there and are kept")
+    note = f", {rest} were there and are kept" if rest else ""
+    print(f"{args.folder}: {len(missing)} exercises laid out{note}")
     print(f"Write the first, then: python -m minidrag.course check {args.folder} 1")
     return 0

@@ -6,6 +6,7 @@ Shows what each test of the exercises is for: some slips ruin an edit, others ha
 """
 
 import argparse
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +60,7 @@ def attempt(lora: LoRA | None) -> tuple[Image.Image | None, dict[str, Any]]:
 def describe(numbers: dict[str, Any]) -> list[str]:
     """Numbers in lines of text."""
     if "problem" in numbers:
-        return ["the edit stops:", numbers["problem"]]
+        return ["the edit stops:", *textwrap.wrap(numbers["problem"], 36)]
     ball = "no ball" if numbers["ball"] is None else f"ball {numbers['ball']} px off"
     return [
         f"{'arrived' if numbers['arrived'] else 'not arrived'}, {numbers['remaining']} px left",
