@@ -24,7 +24,7 @@ from minidrag.course.sections import Section, Subject, sections
 from minidrag.course.svg import figure, row
 from minidrag.edit import Edit
 from minidrag.method.progress import Progress
-from minidrag.system.files import write_text
+from minidrag.system.files import read_json, write_text
 
 NAME = "report.html"
 MARK = '<meta name="generator" content="minidrag">'  # a file without it was not written here
@@ -84,8 +84,9 @@ def write(folder: Path, session: Session, edit: Edit) -> Path:
     if file.exists() and MARK not in file.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(f"{file} is not a report: move it away")
     options = session.options
-    made = replay(session.model, edit, options.prompt)
-    write_text(file, page(Subject(session.image, session.mask, options.prompt, options.model, edit, made)))
+    values = replay(session.model, edit, options.prompt)
+    subject = Subject(session.image, session.mask, options.prompt, options.model, edit, values)
+    write_text(file, page(subject))
     return file
 
 
@@ -102,23 +103,24 @@ def attempt(folder: Path, session: Session, edit: Edit) -> str:
     return f"report: {file.resolve()}, {size:.1f} MB in {time.perf_counter() - began:.1f} s"
 
 
-def repeat(folder: Path, device: str | None) -> str:
-    """Repeat a finished run with its own LoRA and write its report; return a sentence on both."""
-    base, file = folder / "run.json", folder / "lora.safetensors"
-    given: dict[str, Any] = {"base": base} | ({"lora": file} if file.exists() else {})
-    options = read_options(given | ({"device": device} if device else {}))
-    model, progress = open_model(options), Progress()
+def run(args: argparse.Namespace) -> int:
+    """Repeat a finished run with its own LoRA and write its report."""
+    base = args.folder / "run.json"
+    file = args.folder / "lora.safetensors"
+    values: dict[str, Any] = {"base": base}
+    if file.exists():
+        values["lora"] = file
+    if args.device:
+        values["device"] = args.device
+    options = read_options(values)
+    model = open_model(options)
+    progress = Progress()
     generated = None if options.image else generate_image(model, options, progress)
     session = open_session(model, options, progress, generated)
     edit = session.edit()
-    made = write(folder, session, edit)
-    before = json.loads(base.read_text(encoding="utf-8")).get("result", {})
+    report = write(args.folder, session, edit)
+    before = read_json(base).get("result", {})
     same = before.get("paths") == json.loads(json.dumps(edit.paths))
-    return f"wrote {made}" + (
-        "" if same else "; the handles' paths differ from run.json: other versions or device"
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    print(repeat(args.folder, args.device))
+    note = "" if same else "; the handles' paths differ from run.json: other versions or device"
+    print(f"wrote {report}{note}")
     return 0
