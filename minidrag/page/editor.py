@@ -32,7 +32,6 @@ class Editor:
 
     def run(self, job: Job) -> None:
         """Run a job and record how it ended. No error stops the queue."""
-        job.started = time.perf_counter()
         try:
             if job.kind == "edit":
                 self.edit(job)
@@ -132,7 +131,7 @@ def watch(job: Job, preview: LatentPreview, size: tuple[int, int], grid: tuple[i
             path.append(handle)
         now = time.perf_counter()
         if job.preview is None or now - job.preview_time >= PREVIEW_EVERY:
-            job.preview = preview.preview(step.predicted, now - job.started)
+            job.preview = preview.preview(step.predicted)
             job.preview_time = now
             job.previews += 1
 

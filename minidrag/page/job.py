@@ -43,7 +43,6 @@ class Job(Progress):
     preview_time: float = 0.0
     stop: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
-    started: float = 0.0
     began: float = 0.0  # of the stage
     on_step: Callable[[Step], None] | None = None
     show: bool = False

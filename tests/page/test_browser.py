@@ -268,7 +268,7 @@ def test_a_failed_run_keeps_saying_why(
     browser: Browser, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_demo(browser, client)
-    monkeypatch.setattr("minidrag.page.editor.drag_edit", raising(ValueError("there is no such thing")))
+    monkeypatch.setattr("minidrag.app.session.drag_edit", raising(ValueError("there is no such thing")))
     browser.click("run")
     until(lambda: "failed: there is no such thing" in browser.text("queue"))
     assert browser.enabled("run") and not browser.shown("result-card")

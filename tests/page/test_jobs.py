@@ -265,13 +265,12 @@ def test_a_preview_is_near_the_truth() -> None:
     with torch.no_grad():
         first, second = (model.vae.encode(images.to_tensor(one))[0] for one in (image, other))
     preview = LatentPreview(model, image, EditConfig())
-    assert preview.preview(first, 0.0).tobytes() == image.tobytes(), "nothing has changed yet"
+    assert preview.preview(first).tobytes() == image.tobytes(), "nothing has changed yet"
 
     def error(shown: Image.Image) -> float:
         return (images.to_tensor(shown) - images.to_tensor(other)).square().mean().item()
 
-    assert error(preview.preview(second, 0.0)) < 0.5 * error(image)
-    assert error(preview.preview(second, 1e6)) < 0.02, "decoded, as there is time"
+    assert error(preview.preview(second)) < 0.5 * error(image)
 
 
 # What goes wrong
@@ -290,7 +289,7 @@ def test_a_preview_is_near_the_truth() -> None:
 def test_a_failed_edit_says_why_and_the_next_one_runs(
     client: Client, workdir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
-    monkeypatch.setattr("minidrag.page.editor.drag_edit", raising(error))
+    monkeypatch.setattr("minidrag.app.session.drag_edit", raising(error))
     job = client.wait(start(client))
     assert job["state"] == "failed" and words in job["message"]
     assert {path.name for path in Path("runs").iterdir()} == {".page"}
