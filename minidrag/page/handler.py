@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 from minidrag.page.history import to_png
 from minidrag.page.site import Refused, Site
 from minidrag.system import console
+from minidrag.system.files import parse_json
 
 MEBIBYTE = 2**20
 # In base64, which is a third longer than a file.
@@ -120,7 +121,7 @@ class Handler(Guard):
             raise
         except OSError as error:
             self.send_refusal(507 if error.errno else 400, console.reason(error))
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             self.send_refusal(400, error)
         except Exception as error:  # a mistake in the program must not end the server
             print(f"minidrag: {self.path[:80]}, {type(error).__name__}: {error}", file=sys.stderr)
@@ -147,16 +148,11 @@ class Handler(Guard):
         path = urlsplit(self.path).path
         if path not in ACTIONS:
             raise Refused(404, "there is no such page")
-        values = json.loads(self.body(BODY.get(path, MEBIBYTE)), parse_constant=reject_constant)
+        values = parse_json(self.body(BODY.get(path, MEBIBYTE)), "the request")
         self.close_connection = False
         if not isinstance(values, dict):
             raise ValueError("expected a JSON object")
         self.send_json(ACTIONS[path](self.site, values))
-
-
-def reject_constant(constant: str) -> None:
-    """Raise ValueError: a browser could not read a draft with NaN in it."""
-    raise ValueError(f"{constant} is not valid JSON")
 
 
 def start(site: Site, query: Query) -> Values:

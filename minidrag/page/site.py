@@ -27,14 +27,11 @@ class Refused(Exception):
 
 
 class Site:
-    """The page of one server. Its engine follows once PyTorch is imported.
-
-    start: options to begin with, as in run.json.
-    """
+    """The page of one server. Its engine follows once PyTorch is imported."""
 
     def __init__(self, store: Store, start: dict[str, Any]):
         self.store = store
-        self.start = start
+        self.start = start  # options to begin with, as in run.json
         self.token = secrets.token_urlsafe(24)
         self.static = read_static()
         self.engine: Engine | None = None
