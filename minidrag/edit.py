@@ -52,8 +52,8 @@ def drag_edit(
     with lora_attached(model.unet, model.text_encoder, lora):
         denoiser = Denoiser(model.unet, model.schedule, model.encode_text(prompt), config.steps)
         with only_unet_on_device(model, config.checkpointing):
-            inversion = invert(denoiser, clean, config.inversion_steps)
-            path = [clean, *progress("inversion", inversion, config.inversion_steps)]
+            inversion = invert(denoiser, clean, config.levels)
+            path = [clean, *progress("inversion", inversion, config.levels)]
             dragging = method_of(config)(denoiser, path, task, config.scaled(task.grid))
             steps = list(progress("drag", dragging, config.most_updates))
             last = steps[-1]

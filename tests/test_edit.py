@@ -4,7 +4,7 @@ import copy
 import math
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import FrozenInstanceError, asdict, replace
+from dataclasses import FrozenInstanceError, asdict, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minidrag import edit, points
 from minidrag.bench.placement import Placement, place
-from minidrag.config import CHOICES, EditConfig
+from minidrag.config import EditConfig
 from minidrag.edit import Edit, drag_edit, generate, train_lora
 from minidrag.method import lora
 from minidrag.method.ddim import Denoiser, denoise, invert
@@ -400,7 +400,7 @@ def test_a_model_that_has_a_lora_is_refused_and_keeps_it(shared: Model) -> None:
 
 PAPER = {
     "steps": 50,
-    "inversion_steps": 35,
+    "inversion_steps": None,
     "block": 3,
     "warp_start": False,
     "drag_levels": 1,
@@ -433,14 +433,24 @@ OFFICIAL = PAPER | {"motion_loss": "mean", "lora_targets": "qkvo", "control_bloc
 def test_the_constants_are_those_of_the_paper_and_of_its_code() -> None:
     assert asdict(EditConfig.paper()) == PAPER
     assert asdict(EditConfig.official()) == OFFICIAL
-    assert CHOICES["lora_targets"] == tuple(lora.TARGETS)
+    choices = {field.name: field.metadata.get("choices") for field in fields(EditConfig)}
+    assert choices["lora_targets"] == tuple(lora.TARGETS)
     with pytest.raises(FrozenInstanceError):
         EditConfig().steps = 3  # type: ignore[misc]
 
 
 def test_the_edited_step_of_the_paper_is_time_index_681(shared: Model) -> None:
     for config, time in ((EditConfig.paper(), 681), (EditConfig.official(), 681), (EditConfig(), 651)):
-        assert shared.schedule.timestep(config.inversion_steps, config.steps) == time
+        assert shared.schedule.timestep(config.levels, config.steps) == time
+
+
+def test_the_inverted_steps_follow_the_steps() -> None:
+    assert (EditConfig().levels, EditConfig.paper().levels, EditConfig.official().levels) == (14, 35, 35)
+    assert replace(EditConfig(), steps=50).levels == 35
+    assert EditConfig(steps=50, inversion_steps=38).levels == 38
+    for steps in range(1, 1001):
+        config = EditConfig(steps=steps, drag_levels=1000)
+        assert 1 <= config.levels <= steps and abs(config.levels - 0.7 * steps) < 0.501
 
 
 # Refusals.
@@ -463,7 +473,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {  # sentence that tells it; wh
         "inversion_steps must be at least 1, got 0",
         {"settings": {"inversion_steps": 0}},
     ),
-    "edited step 11": ("inversion_steps must be at most 10, got 11", {"settings": {"inversion_steps": 11}}),
+    "edited step 11": (
+        "inversion_steps must be 1 to 10, the steps, got 11",
+        {"settings": {"inversion_steps": 11}},
+    ),
     "block 0": ("block must be at least 1, got 0", {"settings": {"block": 0}}),
     "block 5": ("block must be at most 4, got 5", {"settings": {"block": 5}}),
     "motion reference": (
@@ -576,7 +589,7 @@ def test_half_precision_keeps_latent_and_loss_exact_and_gradients_near(
     for model in (shared, load_model(shipped, device="cpu", dtype=dtype)):
         config = replace(EditConfig.official(), drag_steps=1, motion_loss=kind)
         text = model.encode_text("a red ball")
-        path = [latent] * (config.inversion_steps + 1)
+        path = [latent] * (config.levels + 1)
         denoiser = Denoiser(model.unet, model.schedule, text, config.steps)
         made.append(list(dragdiffusion(denoiser, path, task, config))[-1])
     exact, half = made

@@ -112,7 +112,7 @@ def about_drag(edit: Edit) -> list[str]:
         return ["advice: there was nothing to drag, as every target is within --tolerance of its handle"]
     if edit.arrived:
         return [f"every handle arrived, {updates}"]
-    if edit.steps[-1].level - 1 > max(config.inversion_steps - config.drag_levels, 0):
+    if edit.steps[-1].level - 1 > max(config.levels - config.drag_levels, 0):
         lines = [f"stopped: no handle moved any more, {updates.replace('with', 'after')}"]
     else:
         lines = [f"not every handle arrived, {updates} (--drag-levels, --drag-steps)"]

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ CONFIGS = {
     "official": EditConfig.official(),
     "fast": EditConfig.fast(),
 }
-CONFIG_HELP = "paper: to the letter; official: the authors' program; fast: the default without a LoRA"
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 NAMED = ("sd15", "tiny")  # models that have a name
 PLACES = ("model", "vae", "tokenizer")  # options that may be files or folders
@@ -59,55 +58,6 @@ KINDS: dict[str, Any] = {  # JSON types by key
     "dtype": str | None,
 }
 EXTRAS = {"sha256": dict, "versions": dict, "result": dict, "scene": dict}  # keys that are not options
-RENAMED = {  # keys and settings of a run.json by version 0.1
-    "picture": "image",
-    "edited_step": "inversion_steps",
-    "drag_rate": "drag_lr",
-    "lora_rate": "lora_lr",
-    "control_from": "control_start",
-    "keep_outside": "keep_background",
-}
-# What settings that came later were before they could be set.
-EARLIER = {
-    "warp_start": False,
-    "drag_levels": 1,
-    "hold_steps": 0,
-    "motion_step": 1.0,
-    "motion_reference": "moving",
-    "scale_radii": False,
-    "lora_lr_ratio": 1.0,
-    "control_blocks": 2,
-}
-
-HELP = {  # of every field of EditConfig
-    "steps": "DDIM steps from noise to image",
-    "inversion_steps": "DDIM steps from the image up to the dragged latent: more allow larger changes",
-    "block": "up block of the UNet whose features are used, 1 to 4",
-    "warp_start": "first move the objects under the handles to their targets, in the latent",
-    "drag_levels": "noise levels that are dragged, each followed by a denoising step",
-    "drag_steps": "maximum number of drag updates at each level: more for far drags",
-    "hold_steps": "minimum number of updates at each level: they hold what has arrived",
-    "drag_lr": "learning rate of the drag: higher is faster and rougher",
-    "motion_radius": "radius of the supervised patch, in cells of 2 pixels at working size",
-    "motion_step": "distance that an update pulls the patch ahead, in cells",
-    "motion_reference": "what the patch is compared with: moving, itself; start, the original",
-    "motion_loss": "sum or mean over the features of the patch",
-    "track_radius": "radius of the window in which a handle is tracked, in cells",
-    "scale_radii": "radii and step are for a grid 256 wide, and shrink with the square root of the width",
-    "mask_weight": "weight of the loss that holds the unmasked region",
-    "tolerance": "distance from its target at which a handle has arrived, in cells",
-    "lora_rank": "rank of the LoRA",
-    "lora_targets": "attention projections that have one: qk, qkv, or qkvo",
-    "lora_steps": "training steps: fewer are faster and keep the image less well",
-    "lora_batch": "samples per training step: fewer need less memory",
-    "lora_lr": "learning rate of the LoRA",
-    "lora_lr_ratio": "learning rate of its second factor, as a multiple of the first one's (LoRA+)",
-    "control_start": "first denoising step in which the edit reads the original's keys and values",
-    "control_blocks": "number of up blocks in which it does, counted from the last",
-    "size": "shorter side to work at, in pixels (default: what the model was trained on)",
-    "keep_background": "keep the original's pixels in the unmasked region",
-    "checkpointing": "use less memory and more time",
-}
 
 
 @dataclass(frozen=True)
@@ -177,23 +127,39 @@ def build_parser(description: str | None = None) -> console.Parser:
 
 
 def add_settings(parser: console.Parser) -> None:
-    """Add an option for every field of EditConfig."""
+    """Add an option for every setting."""
     presets = parser.add_argument_group("presets")
-    presets.add_argument("--config", choices=CONFIGS, help=CONFIG_HELP)
+    presets.add_argument("--config", choices=CONFIGS, help=presets_help())
     groups = {"lora": parser.add_argument_group("LoRA, trained on the image")}
     rest = parser.add_argument_group("settings")
     for entry in fields(EditConfig):
-        name, text = "--" + entry.name.replace("_", "-"), HELP[entry.name]
-        values = {which: getattr(config, entry.name) for which, config in CONFIGS.items()}
-        others = [f"; {which} {value}" for which, value in values.items() if value != entry.default]
-        if entry.default is not None:
-            text += f" ({entry.default}{''.join(others)})"
+        name = "--" + entry.name.replace("_", "-")
         add = groups.get(entry.name.partition("_")[0], rest).add_argument
         if entry.type is bool:
-            add(name, action=argparse.BooleanOptionalAction, help=text)
+            add(name, action=argparse.BooleanOptionalAction, help=setting_help(entry))
         else:
             kind = entry.type if entry.type in (float, str) else int
-            add(name, type=kind, metavar=kind.__name__.upper(), help=text)
+            add(name, type=kind, metavar=kind.__name__.upper(), help=setting_help(entry))
+
+
+def presets_help() -> str:
+    """The presets, each with the first line of its docstring."""
+    lines = {name: (getattr(EditConfig, name).__doc__ or "").rstrip(".") for name in CONFIGS}
+    return "; ".join(f"{name}: {line[0].lower()}{line[1:]}" for name, line in lines.items())
+
+
+def setting_help(entry: Field[Any]) -> str:
+    """Help of a setting with its default and, where they differ, the paper's and the authors' value."""
+    about = entry.metadata
+    if entry.default is None:
+        return about["help"]
+    sources = [source for source in ("paper", "official") if source in about]
+    values = [value_name(entry.default), *(f"{source}: {value_name(about[source])}" for source in sources)]
+    return f"{about['help']} ({'; '.join(values)})"
+
+
+def value_name(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def path(text: str) -> Path:
@@ -325,17 +291,15 @@ def read(path: Path, replaced: Collection[str] = ()) -> dict[str, Any]:
     """
     values = read_json(path)
     try:
-        values = with_drags(current_names(values))
+        values = with_drags(values)
         check_kinds(values)
-        if "versions" in values:  # a finished run has all settings, but for those that came after it
-            values["config"] = EARLIER | current_names(values.get("config", {}))
         kept = [name for name in values if name in KINDS and name not in replaced]
         found = {name: convert(name, values[name], path.parent) for name in kept}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply") from None
-    checksums = current_names(values.get("sha256", {}))
+    checksums = values.get("sha256", {})
     for name in set(FILES) & found.keys() & checksums.keys():
         if found[name] and found[name].is_file() and sha256(found[name]) != checksums[name]:
             raise ValueError(
@@ -343,15 +307,6 @@ def read(path: Path, replaced: Collection[str] = ()) -> dict[str, Any]:
                 "command line"
             )
     return found
-
-
-def current_names(values: Any) -> Any:
-    """A JSON object of version 0.1 under the names of today; anything else as it is."""
-    if not isinstance(values, dict):
-        return values
-    if twice := [new for old, new in RENAMED.items() if old in values and new in values]:
-        raise ValueError(f"the key {twice[0]} is there more than once, by its old name too")
-    return {RENAMED.get(name, name): value for name, value in values.items()}
 
 
 def with_drags(values: Any) -> Any:
@@ -426,7 +381,6 @@ def to_drag(entry: Any) -> Drag:
 def configured(config: EditConfig, values: dict[str, Any]) -> EditConfig:
     """The config with other values; ValueError for unknown names and values of the wrong type."""
     kinds: dict[str, Any] = {entry.name: entry.type for entry in fields(EditConfig)}
-    values = current_names(values)
     for name, value in values.items():
         if name not in kinds:
             near = "".join(f", did you mean {word}?" for word in get_close_matches(name, kinds, 1))

@@ -49,11 +49,11 @@ def edit(model: Model, pipeline: Any, case: Case, config: EditConfig, progress: 
     with torch.no_grad():
         clean = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
     denoiser = Denoiser(predictor(unet), schedule, text, config.steps)
-    inversion = invert(denoiser, clean, config.inversion_steps)
-    path = [clean, *progress("inversion", inversion, config.inversion_steps)]
+    inversion = invert(denoiser, clean, config.levels)
+    path = [clean, *progress("inversion", inversion, config.levels)]
     *_, last = progress("drag", dragdiffusion(denoiser, path, task, config), config.most_updates)
     pair = torch.cat([path[-1], last.latent])
-    *_, pair = progress("denoising", denoise_pair(unet, schedule, pair, text, config), config.inversion_steps)
+    *_, pair = progress("denoising", denoise_pair(unet, schedule, pair, text, config), config.levels)
     unet.delete_adapters("default")
     return pair
 
@@ -108,7 +108,7 @@ def denoise_pair(
     before = dict(unet.attn_processors)
     shared = {name: SharedAttention() for name in before if name.startswith(LAST_BLOCKS) and "attn1" in name}
     unet.set_attn_processor(before | shared)
-    times = [schedule.timestep(level, config.steps) for level in range(config.inversion_steps, -1, -1)]
+    times = [schedule.timestep(level, config.steps) for level in range(config.levels, -1, -1)]
     for time, below in pairwise(times):
         noise = unet(pair.to(text.dtype), time, encoder_hidden_states=text.expand(2, -1, -1)).sample
         pair = schedule.step(pair, noise, time, below)

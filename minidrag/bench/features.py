@@ -92,8 +92,8 @@ def inverted_features(
     clean, _ = encode(model, image, CONFIG)
     config, found = replace(CONFIG, inversion_steps=max(steps)), {}
     denoiser = Denoiser(model.unet, model.schedule, text, config.steps)
-    inversion = invert(denoiser, clean, config.inversion_steps)
-    path = [clean, *progress("inversion", inversion, config.inversion_steps)]
+    inversion = invert(denoiser, clean, config.levels)
+    path = [clean, *progress("inversion", inversion, config.levels)]
     for step in steps:
         with torch.no_grad():
             _, features, _ = denoiser(path[step], step)
@@ -165,7 +165,7 @@ def enlarge_map(colors: Image.Image, frame: Frame, height: int) -> Image.Image:
 
 def label_of(model: Model, step: int, block: int) -> str:
     time = model.schedule.timestep(step, CONFIG.steps)
-    used = step == CONFIG.inversion_steps and block == CONFIG.block
+    used = step == CONFIG.levels and block == CONFIG.block
     return f"block {block}, t = {time}" + ("\nused by the drag" if used else "")
 
 

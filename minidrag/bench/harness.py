@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from minidrag import images
 from minidrag.app import draw
 from minidrag.app.lora_cache import fingerprint
-from minidrag.app.options import CONFIG_HELP, CONFIGS, FLOATS, Options, configured
+from minidrag.app.options import CONFIGS, FLOATS, Options, configured, presets_help
 from minidrag.app.session import Session
 from minidrag.bench.cases import (
     KINDS,
@@ -92,7 +92,7 @@ def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", choices=CONFIGS, help=CONFIG_HELP)
+    add("--config", choices=CONFIGS, help=presets_help())
     add(
         "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="any field of EditConfig"
     )

@@ -118,7 +118,7 @@ class Stages:
         middle = self.size // 4
         task = Task([Cell(middle, middle)], [Cell(middle, 0)], torch.zeros(latent.shape[2:]), grid)
         denoiser = Denoiser(unet, schedule, text, config.steps)
-        view = observer(denoiser, config.inversion_steps, task, config)(latent)
+        view = observer(denoiser, config.levels, task, config)(latent)
         features, previous = (torch.zeros_like(x) for x in (view.features, view.previous))
         origin = Origin(task.handles, View(features, previous, view.predicted, view.level))
         loss = supervisor(task, config)(view, task.handles, origin)

@@ -106,12 +106,12 @@ def check_inversion(model: Model, scenes: list[Scene]) -> Measurement:
         clean = encode(model, [render(scene) for scene in scenes[batch]])
         text = model.encode_text([caption(scene) for scene in scenes[batch]])
         denoiser = Denoiser(model.unet, model.schedule, text, CONFIG.steps)
-        *_, noisy = invert(denoiser, clean, CONFIG.inversion_steps)
-        *_, (back,) = denoise(denoiser, [noisy], CONFIG.inversion_steps, CONFIG)
+        *_, noisy = invert(denoiser, clean, CONFIG.levels)
+        *_, (back,) = denoise(denoiser, [noisy], CONFIG.levels, CONFIG)
         autoencoded += decode(model, clean)
         inverted += decode(model, back)
     mean = mean_psnr(autoencoded, inverted)
-    name = f"inversion, {CONFIG.inversion_steps} of {CONFIG.steps} steps, mean PSNR of {len(scenes)} scenes"
+    name = f"inversion, {CONFIG.levels} of {CONFIG.steps} steps, mean PSNR of {len(scenes)} scenes"
     return Measurement(name, f"{mean:.2f} dB", ">= 28 dB", mean >= 28)
 
 

@@ -397,7 +397,7 @@ def alternation_inputs(rng: Generator) -> list[Inputs]:
     for config in (rough, deep, replace(rough, tolerance=100), replace(deep, track_radius=0)):
         denoiser = toy_denoiser(rng, config.steps)
         clean = normal(rng, 1, 4, 4, 5)
-        path = [clean, *invert(denoiser, clean, config.inversion_steps)]
+        path = [clean, *invert(denoiser, clean, config.levels)]
         mask = (torch.rand(4, 5, generator=rng) < 0.7).double()
         handles = random_cells(rng, (1, 9))
         targets = [Cell(8 - row, 9.5 - column) for row, column in handles]

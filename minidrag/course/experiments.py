@@ -117,12 +117,12 @@ class Bench:
 
     def observe(self, latent: Tensor) -> View:
         """The view of a latent at the level of `one_level`."""
-        return observer(self.denoiser, ONE_LEVEL.inversion_steps, self.task, ONE_LEVEL)(latent)
+        return observer(self.denoiser, ONE_LEVEL.levels, self.task, ONE_LEVEL)(latent)
 
     @cached_property
     def path(self) -> list[Tensor]:
         """Latents of the image's inversion, the clean one first."""
-        return [self.clean, *invert(self.denoiser, self.clean, ONE_LEVEL.inversion_steps)]
+        return [self.clean, *invert(self.denoiser, self.clean, ONE_LEVEL.levels)]
 
     @cached_property
     def one_level(self) -> list[Step]:
@@ -175,7 +175,7 @@ def inversion(bench: Bench) -> Finding:
     """2: up to the noise and down again, with guidance on the way down alone, and on both ways."""
     plain = bench.denoiser
     negative = bench.model.encode_text("")
-    top = ONE_LEVEL.inversion_steps
+    top = ONE_LEVEL.levels
 
     def guide(scale: float) -> Denoiser:
         return plain if scale == 1 else replace(plain, unet=guided(plain.unet, negative, scale))
@@ -281,7 +281,7 @@ def tracking(bench: Bench) -> Finding:
             maps.append((f"update {number}: {path[-1][1]:.0f}", marked(values, before, at)))
             lines.append(f"{number:6}  {at.row:12g}, {at.column:2g}        {path[-1][1]:12.0f}")
     image, clean = bench.twin
-    *_, top = invert(bench.denoiser, clean, ONE_LEVEL.inversion_steps)
+    *_, top = invert(bench.denoiser, clean, ONE_LEVEL.levels)
     view = bench.observe(top)
     values = distance_map(view.features, Origin([handle], view), handle)
     half = values.shape[1] // 2 + 4  # columns right of the first ball

@@ -169,7 +169,7 @@ def inversion(subject: Subject) -> Section:
         "inversion",
         "Inversion: back to noise, without chance",
         "DDIM steps without added noise can be walked upward, each asking the UNet which noise is in the "
-        f"latent. After {config.inversion_steps} of {config.steps} steps the layout is still there but free "
+        f"latent. After {config.levels} of {config.steps} steps the layout is still there but free "
         "to change.",
         [excerpt(invert, "for level", "yield"), excerpt(Schedule.step, "clean =", "return")],
         "After which of these levels can you no longer tell what the image shows?",

@@ -17,13 +17,13 @@ def work(config: EditConfig, updates: int | None = None) -> dict[str, float]:
     updates: of the drag; None: as many as the settings allow.
     """
     several = config.warp_start or config.drag_levels > 1
-    levels = min(config.drag_levels, config.inversion_steps) if several else 1
+    levels = min(config.drag_levels, config.levels) if several else 1
     updates = levels * config.drag_steps if updates is None else updates
     return {
         "LoRA": 2 * config.lora_steps * config.lora_batch,
-        "inversion": config.inversion_steps,
+        "inversion": config.levels,
         "drag": 2 * updates + levels + (levels if several else 0),  # of the edit, of the original
-        "denoising": 2 * (config.inversion_steps - (levels if several else 0)),
+        "denoising": 2 * (config.levels - (levels if several else 0)),
         "animation": 1 + updates / FRAME_EVERY,
     }
 

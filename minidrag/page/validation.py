@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from minidrag.app import options
-from minidrag.app.options import CONFIG_HELP, CONFIGS, HELP, Options
-from minidrag.config import BOUNDS, CHOICES, EditConfig
+from minidrag.app.options import CONFIGS, Options, presets_help
+from minidrag.config import MOST, EditConfig
 from minidrag.page.store import Store
 
 PRESETS = {"default": EditConfig()} | {name: CONFIGS[name] for name in sorted(CONFIGS)}
-DEFAULT_HELP = "objects moved, then dragged; with a LoRA"
 NOWHERE = {"handle": [0, 0], "target": [0, 0]}  # a drag, for options that need one
 
 
@@ -57,11 +56,11 @@ class Validator:
 
     def settings(self) -> dict[str, Any]:
         """Describe the form: fields of EditConfig, presets, models."""
-        parts = [part.partition(": ") for part in CONFIG_HELP.split("; ")]
+        parts = [part.partition(": ") for part in presets_help().split("; ")]
         return {
             "fields": [describe(entry) for entry in fields(EditConfig)],
             "presets": {name: asdict(config) for name, config in PRESETS.items()},
-            "summaries": {"default": DEFAULT_HELP} | {name: text for name, _, text in parts},
+            "summaries": {"default": "what measured best"} | {name: text for name, _, text in parts},
             "models": self.models,
             "fixed": self.fixed,
         }
@@ -69,13 +68,15 @@ class Validator:
 
 def describe(entry: Any) -> dict[str, Any]:
     """Describe a field of EditConfig."""
-    least, most = BOUNDS.get(entry.name, (None, None))
+    about = entry.metadata
+    kind = {bool: "bool", str: "str", float: "float"}.get(entry.type, "int")
+    bounded = kind in ("int", "float")
     return {
         "name": entry.name,
-        "help": HELP[entry.name],
-        "kind": {bool: "bool", str: "str", float: "float"}.get(entry.type, "int"),
-        "least": least,
-        "most": most,
-        "choices": CHOICES.get(entry.name),
+        "help": about["help"],
+        "kind": kind,
+        "least": about.get("least", 0) if bounded else None,
+        "most": about.get("most", MOST) if bounded else None,
+        "choices": about.get("choices"),
         "optional": entry.default is None,
     }

@@ -257,4 +257,4 @@ def test_default_arguments() -> None:
     args = parser.parse_args([])
     frames, prompt = features.read_frames(args)
     assert len(frames) == 2 and prompt
-    assert EditConfig.official().inversion_steps in args.steps and args.blocks == [1, 2, 3, 4]
+    assert EditConfig.official().levels in args.steps and args.blocks == [1, 2, 3, 4]

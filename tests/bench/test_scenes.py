@@ -120,11 +120,6 @@ def test_settings_from_the_command_line() -> None:
         arguments("--cases", "0")
 
 
-def test_settings_of_version_0_1_are_understood() -> None:
-    config = harness.read_config(arguments("--set", "edited_step=20", "drag_rate=0.5", "keep_outside=false"))
-    assert config == EditConfig(inversion_steps=20, drag_lr=0.5, keep_background=False)
-
-
 def test_what_comes_back_is_compared_with_the_original(tmp_path: Path) -> None:
     """Backwards, points change places, and the mask lets every handle be one; the true scene comes back."""
     seen: list[Case] = []

@@ -44,7 +44,7 @@ def text() -> Tensor:
 @pytest.fixture(scope="module")
 def path(unet: UNet, text: Tensor) -> list[Tensor]:
     clean = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    return [clean, *invert(denoiser_of(unet, text), clean, CONFIG.inversion_steps)]
+    return [clean, *invert(denoiser_of(unet, text), clean, CONFIG.levels)]
 
 
 def denoiser_of(unet: UNet, text: Tensor) -> Denoiser:

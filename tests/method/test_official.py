@@ -79,14 +79,14 @@ def test_the_constants_of_the_drag_are_those_of_the_official_preset() -> None:
 @pytest.mark.parametrize("name", FIRST)
 def test_inversion_equals_the_official_program(name: str, compare: Callable) -> None:
     given = case(name)
-    *_, found = invert(denoiser(given), given.clean, given.config.inversion_steps)
+    *_, found = invert(denoiser(given), given.clean, given.config.levels)
     compare("official program, inversion", found, given.inverted, INVERSION_BOUND)
 
 
 @pytest.mark.parametrize("name", FIRST_TWO)
 def test_drag_equals_the_official_program(name: str, compare: Callable) -> None:
     given = case(name)
-    path = [given.clean] * given.config.inversion_steps + [given.inverted]
+    path = [given.clean] * given.config.levels + [given.inverted]
     steps = list(dragdiffusion(denoiser(given), path, given.task, given.config))
     difference = (steps[-1].latent - given.edited).abs()
     most = difference <= difference.quantile(0.99)
@@ -97,7 +97,7 @@ def test_drag_equals_the_official_program(name: str, compare: Callable) -> None:
 
 @pytest.mark.parametrize("name", FIRST)
 def test_denoising_equals_the_official_program(name: str, compare: Callable) -> None:
-    given, level = case(name), EditConfig.official().inversion_steps
+    given, level = case(name), EditConfig.official().levels
     pair = [given.inverted, given.edited]
     *_, found = denoise(denoiser(given), pair, level, given.config)
     compare("official program, denoising", torch.cat(found), given.final, DENOISING_BOUND)
