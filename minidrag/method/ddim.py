@@ -47,7 +47,8 @@ class Schedule:
     def check_steps(self, steps: int) -> None:
         """Raise ValueError for more denoising steps than the schedule has."""
         most = self.num_train_timesteps - self.steps_offset
-        if not 0 < steps <= self.num_train_timesteps or self.timestep(steps, steps) > most:
+        possible = 0 < steps <= self.num_train_timesteps
+        if not possible or self.timestep(steps, steps) >= self.num_train_timesteps:
             raise ValueError(f"steps must be 1 to {most}, got {steps}")
 
     def timestep(self, level: int, steps: int) -> int:

@@ -161,6 +161,7 @@ def test_every_possible_step_count_is_accepted() -> None:
     for steps in range(1, 1000):
         SCHEDULE.check_steps(steps)
     Schedule(steps_offset=0).check_steps(1000)
+    Schedule(steps_offset=2).check_steps(998)
 
 
 def test_zero_steps_change_nothing() -> None:
