@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minidrag.app.notebook import drag_edit
     from minidrag.config import EditConfig
-    from minidrag.edit import drag_edit
     from minidrag.weights.load import load_model
 
 __all__ = ["EditConfig", "drag_edit", "load_model"]
-PLACES = {"EditConfig": "config", "drag_edit": "edit", "load_model": "weights.load"}
+PLACES = {"EditConfig": "config", "drag_edit": "app.notebook", "load_model": "weights.load"}
 
 
 def __getattr__(name: str) -> Any:

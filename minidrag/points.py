@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -54,6 +55,8 @@ def check_instruction(
                 raise ValueError(f"{name} {x:g},{y:g} is outside the image of {width}x{height} pixels")
     if mask is None:
         return
+    if mask.dtype != torch.bool:
+        raise ValueError(f"the mask has dtype {mask.dtype}: give bool, True in the editable region")
     if mask.shape != (height, width):
         raise ValueError(f"the mask is {mask.shape[1]}x{mask.shape[0]} pixels, the image {width}x{height}")
     outside = [handle for handle in handles if not is_editable(mask, handle)]

@@ -127,7 +127,7 @@ def test_full_and_empty_masks_at_any_shape(shape: tuple[int, int]) -> None:
 def test_points_up_to_the_border_are_accepted() -> None:
     width, height = SIZE
     corners = [Pixel(x, y) for x in (-0.5, 0, width - 0.5) for y in (-0.5, 0, height - 0.5)]
-    check_instruction(SIZE, corners, corners[::-1], torch.ones(height, width))
+    check_instruction(SIZE, corners, corners[::-1], torch.ones(height, width, dtype=torch.bool))
     check_instruction(SIZE, corners, corners[::-1], None)
     check_instruction((800, 100), HANDLES, TARGETS, None)
 
@@ -173,7 +173,7 @@ REFUSED: dict[str, tuple[Callable[[], None], str]] = {
         "target nan,3 is outside the image of 100x72 pixels",
     ),
     "mask of another size": (
-        lambda: check_instruction(SIZE, HANDLES, TARGETS, torch.ones(100, 72)),
+        lambda: check_instruction(SIZE, HANDLES, TARGETS, torch.ones(100, 72, dtype=torch.bool)),
         "the mask is 72x100 pixels, the image 100x72",
     ),
     "handle outside the mask": (
