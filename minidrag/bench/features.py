@@ -90,15 +90,16 @@ def inverted_features(
 ) -> dict[int, list[Tensor]]:
     """Features of the four up blocks after each of the inversion steps: (C, h, w), float64."""
     clean, _ = encode(model, image, CONFIG)
-    config, found = replace(CONFIG, inversion_steps=max(steps)), {}
+    config = replace(CONFIG, inversion_steps=max(steps))
+    maps = {}
     denoiser = Denoiser(model.unet, model.schedule, text, config.steps)
     inversion = invert(denoiser, clean, config.levels)
     path = [clean, *progress("inversion", inversion, config.levels)]
     for step in steps:
         with torch.no_grad():
             _, features, _ = denoiser(path[step], step)
-        found[step] = [block[0].cpu().double() for block in features]  # CPU first: MPS has no float64
-    return found
+        maps[step] = [block[0].cpu().double() for block in features]  # CPU first: MPS has no float64
+    return maps
 
 
 def scene_frames(kind: str, seed: int) -> tuple[list[Frame], str]:

@@ -32,11 +32,11 @@ from minidrag.system import pictures
 from minidrag.system.files import check_regular, read_json, shorten
 from minidrag.system.pickles import SparingUnpickler
 
-IMAGE, PICKLE, JSON, MASK = "original_image.png", "meta_data.pkl", "drag_instruction.json", "mask.png"
-OTHERS = {
-    "original.jpg": "points.json",
-    "origin_image.png": "prompt.json",
-}  # image and drags of other layouts
+IMAGE = "original_image.png"
+PICKLE = "meta_data.pkl"
+JSON = "drag_instruction.json"
+MASK = "mask.png"
+OTHERS = {"original.jpg": "points.json", "origin_image.png": "prompt.json"}  # image and drags, other layouts
 NAMES = (IMAGE, PICKLE, JSON, *OTHERS, *OTHERS.values())
 SDE_SIDE = 512  # pixels: the points of SDE-Drag are for images of this size
 MASK_TYPES = ("u1", "b1")  # uint8 and bool
@@ -54,8 +54,8 @@ class NumpyStub:
         self.state = state
 
 
-# What a pickled array refers to. Nothing of it is called: numpy.ndarray can be given bytes that create
-# objects at any memory address, which amounts to running code.
+# References of a pickled array. None is called: numpy.ndarray makes objects at any memory address from bytes,
+# which amounts to running code.
 ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"),  # NumPy 1
     ("numpy._core.multiarray", "_reconstruct"),  # NumPy 2
@@ -67,7 +67,7 @@ ALLOWED = {
 }
 
 
-class Unpickler(SparingUnpickler):
+class ArrayUnpickler(SparingUnpickler):
     """Unpickler for plain values and arrays; raises UnpicklingError for anything else before importing it."""
 
     def find_class(self, module: str, name: str) -> type[NumpyStub]:
@@ -79,8 +79,9 @@ class Unpickler(SparingUnpickler):
 def read_pickle(file: Path) -> dict[str, Any]:
     """Read prompt, points and mask, (H, W), bool, of meta_data.pkl. Raises ValueError if it is invalid."""
     try:
-        content = io.BytesIO(check_regular(file, MAX_PICKLE).read_bytes())  # a file reserves what is asked
-        values = dict(Unpickler(content, encoding="latin1").load())  # latin1: arrays pickled by Python 2
+        data = check_regular(file, MAX_PICKLE).read_bytes()
+        content = io.BytesIO(data)  # reading a file would reserve what the pickle declares
+        values = dict(ArrayUnpickler(content, encoding="latin1").load())  # latin1: arrays pickled by Python 2
         missing = [name for name in ("prompt", "points", "mask") if name not in values]
         mask = None if missing else to_mask(values["mask"])
     except Exception as error:  # damaged pickles raise almost any exception
@@ -97,7 +98,8 @@ def to_mask(array: NumpyStub) -> np.ndarray:
     if array.state is None:  # protocol 5: the arguments of _frombuffer
         data, dtype, shape, order, *more = array.arguments
         if order == "K":  # numpy transposes after reading in order C
-            order, axes = "C", more[0]
+            order = "C"
+            axes = more[0]
     else:
         _, shape, dtype, column_major, data = array.state
         order = "F" if column_major else "C"
@@ -122,8 +124,8 @@ def read_points(flat: Any) -> tuple[list[Pixel], list[Pixel]]:
     try:
         points = [to_pixel([check_number(value) for value in entry]) for entry in flat]
     except (TypeError, ValueError, OverflowError):
-        found = shorten(json.dumps(flat, default=lambda _: "an object"))
-        raise ValueError(f"points must be a list of [x, y]: got {found}") from None
+        value = shorten(json.dumps(flat, default=lambda _: "an object"))
+        raise ValueError(f"points must be a list of [x, y]: got {value}") from None
     if not points or len(points) % 2:
         raise ValueError(f"points must be pairs of handle and target, got {len(points)} points")
     return points[::2], points[1::2]
@@ -156,13 +158,12 @@ def read_instruction(folder: Path, size: tuple[int, int]) -> dict[str, Any]:
 def of_sde_drag(values: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """Prompt and points of SDE-Drag, whose handles and targets are apart."""
     if size != (SDE_SIDE, SDE_SIDE):
-        found = f"{size[0]}x{size[1]}"
-        raise ValueError(
-            f"SDE-Drag's points are for images of {SDE_SIDE}x{SDE_SIDE} pixels, and this is {found}"
-        )
-    source, target = values.get("source"), values.get("target")
+        needed = f"{SDE_SIDE}x{SDE_SIDE} pixels"
+        raise ValueError(f"SDE-Drag's points are for images of {needed}, and this is {size[0]}x{size[1]}")
+    source = values.get("source")
+    target = values.get("target")
     if not (isinstance(source, list) and isinstance(target, list) and len(source) == len(target)):
-        raise ValueError("source and target must be lists of as many points")
+        raise ValueError("source and target must be lists of equally many points")
     pairs = zip(source, target, strict=True)
     return {"prompt": values.get("prompt"), "points": [point for pair in pairs for point in pair]}
 
@@ -174,8 +175,8 @@ def read_case(folder: Path) -> Case:
         image = pictures.load_image(folder / next(filter(lambda one: lexists(folder / one), OTHERS), IMAGE))
         values = read_instruction(folder, image.size)
         handles, targets = read_points(values.get("points"))
-        prompt, mask = values.get("prompt"), values["mask"]
-        mask = mask if mask.any() else ~mask
+        prompt = values.get("prompt")
+        mask = values["mask"] if values["mask"].any() else ~values["mask"]
         if not isinstance(prompt, str):
             raise ValueError("the prompt is missing")
         check_prompt(prompt)
@@ -193,18 +194,18 @@ def find_cases(folder: Path, categories: Sequence[str] | None, limit: int | None
     if unknown := sorted(set(categories or ()) - known.keys()):
         raise ValueError(f"{folder} has no category {', '.join(unknown)}: choose from {', '.join(known)}")
     chosen = [cases for name, cases in known.items() if not categories or name in categories]
-    found = [case for row in zip_longest(*chosen) for case in row if case]
-    if not any((case / name).is_file() for case in found for name in NAMES):
-        flat = next(
-            (case.name for case in subfolders(folder) for name in NAMES if (case / name).is_file()), None
-        )
-        above = (
-            ""
-            if flat is None
-            else f", and {flat} is a CASE: give the folder above, with --category {folder.name}"
-        )
-        raise ValueError(f"{folder} has no cases: expected CATEGORY/CASE/{IMAGE}{above}")
-    return found[:limit]
+    cases = [case for row in zip_longest(*chosen) for case in row if case]
+    if any(is_case(case) for case in cases):
+        return cases[:limit]
+    message = f"{folder} has no cases: expected CATEGORY/CASE/{IMAGE}"
+    for case in filter(is_case, subfolders(folder)):
+        hint = f"{case.name} is a CASE: give the folder above, with --category {folder.name}"
+        raise ValueError(f"{message}, and {hint}")
+    raise ValueError(message)
+
+
+def is_case(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in NAMES)
 
 
 def subfolders(folder: Path) -> list[Path]:
