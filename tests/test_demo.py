@@ -175,17 +175,17 @@ def test_options_change_a_run_that_is_repeated(start: Callable[..., int]) -> Non
 
 def test_without_a_photo_the_one_that_ships_is_edited(start: Callable[..., int]) -> None:
     assert start() == 0 and start() == 0
-    values = json.loads(Path("runs/picture-2/run.json").read_text())
+    values = json.loads(Path("runs/ball-2/run.json").read_text())
     shipped = json.loads((tiny.DEMO / "drag.json").read_text())
-    assert values["image"] == str(tiny.DEMO / "picture.png") and values["prompt"] == shipped["prompt"]
-    assert sorted(path.name for path in Path("runs/picture-1").iterdir()) == WRITTEN
+    assert values["image"] == str(tiny.DEMO / "ball.png") and values["prompt"] == shipped["prompt"]
+    assert sorted(path.name for path in Path("runs/ball-1").iterdir()) == WRITTEN
 
 
 def test_the_shipped_image_is_rendered_from_its_recipe() -> None:
     scene = json.loads((tiny.DEMO / "drag.json").read_text())["scene"]
     objects = tuple(Object(**thing) for thing in scene.pop("objects"))
     peaks = tuple(tuple(peak) for peak in scene.pop("peaks"))
-    image = pictures.load_image(tiny.DEMO / "picture.png")
+    image = pictures.load_image(tiny.DEMO / "ball.png")
     assert render(Scene(**scene, peaks=peaks, objects=objects)).tobytes() == image.tobytes()
 
 

@@ -103,7 +103,7 @@ def test_the_small_model_knows_its_scenes(style: str) -> None:
     for number in range(8):
         image = styled(style, random_scene(random.Random(f"known {number}")))
         assert cautions(model, image, torch.ones(128, 128, dtype=torch.bool), options) == []
-    shipped = pictures.load_image(tiny.DEMO / "picture.png")
+    shipped = pictures.load_image(tiny.DEMO / "ball.png")
     assert cautions(model, shipped, torch.ones(128, 128, dtype=torch.bool), options) == []
 
 

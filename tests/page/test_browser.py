@@ -127,8 +127,8 @@ def test_one_run_is_stopped_and_another_finishes(browser: Browser, client: Clien
     browser.click("run")
     until(lambda: browser.shown("progress-card"))
     until(lambda: not browser.shown("progress-card") and browser.shown("result-card"))
-    assert browser.text("result-title") == "picture-2" and "handle 1 moved" in browser.text("result-notes")
-    made = client.get("/run?name=picture-2")["options"]
+    assert browser.text("result-title") == "ball-2" and "handle 1 moved" in browser.text("result-notes")
+    made = client.get("/run?name=ball-2")["options"]
     assert made["drags"] == [{"handle": [43, 90], "target": [88, 90]}] and made["mask"]
     assert "≤" in browser.text("[data-preset=default] em"), "measured by now"
     links = {link.text for link in browser.driver.find_elements("css selector", "#downloads a")}
@@ -152,12 +152,12 @@ def test_a_reload_and_the_history_bring_all_back(browser: Browser, client: Clien
     assert browser.drags() == [[43, 90, 88, 90]]
     assert len(browser.driver.find_elements("css selector", "#history button")) == 2
     browser.click("#drags button")
-    browser.click("[data-run=picture-2]")
+    browser.click("[data-run=ball-2]")
     until(lambda: browser.shown("result-card"))
     assert browser.drags() == [[43, 90, 88, 90]]
     browser.click("continue")
     until(lambda: browser.drags() == [] and not browser.shown("result-card"))
-    until(lambda: client.get("/start")["draft"]["edit"]["image"].endswith("picture-2/edited.png"))
+    until(lambda: client.get("/start")["draft"]["edit"]["image"].endswith("ball-2/edited.png"))
     browser.keys(CONTROL, "z")
     until(lambda: browser.drags() == [[43, 90, 88, 90]])
     assert browser.complaints() == []
@@ -180,15 +180,15 @@ def test_an_image_is_generated_from_the_prompt_and_dragged(browser: Browser, cli
 
 
 def test_files_are_dropped(browser: Browser, client: Client, tmp_path: Path) -> None:
-    run = client.site.store.folder.parent / "picture-2/run.json"
+    run = client.site.store.folder.parent / "ball-2/run.json"
     browser.drop(run)
     until(lambda: browser.drags() == [[43, 90, 88, 90]])
     colored(80, 70).save(tmp_path / "dropped.png")
     browser.drop(tmp_path / "dropped.png")
     until(lambda: browser.text("size") == "80 × 70" and browser.drags() == [])
     browser.drop(tiny.DEMO / "drag.json")
-    until(lambda: "picture.png is not here: drop it together with drag.json" in browser.text("toast"))
-    browser.drop(*(tiny.DEMO / name for name in ("drag.json", "picture.png", "mask.png")))
+    until(lambda: "ball.png is not here: drop it together with drag.json" in browser.text("toast"))
+    browser.drop(*(tiny.DEMO / name for name in ("drag.json", "ball.png", "mask.png")))
     until(lambda: browser.drags() == [[43, 90, 88, 90]])
 
 
@@ -199,7 +199,7 @@ def open_demo(browser: Browser, client: Client) -> None:
     if browser.drags():  # of the draft, so that those of the file are seen to come
         browser.click("drags-clear")
         assert browser.drags() == [] and not browser.enabled("drags-clear")
-    browser.drop(*(tiny.DEMO / name for name in ("drag.json", "picture.png", "mask.png")))
+    browser.drop(*(tiny.DEMO / name for name in ("drag.json", "ball.png", "mask.png")))
     until(lambda: browser.drags() == [[43, 90, 88, 90]])
     browser.click("[data-preset=fast]")
 
@@ -369,7 +369,7 @@ def test_masks_are_read_as_the_command_reads_them(browser: Browser, client: Clie
     expected = int((np.asarray(Image.open(str(DRAG.mask)).convert("L")) >= 128).sum())
     until(lambda: marked(client) == expected)
     assert browser.drags() == [[43, 90, 88, 90]]
-    browser.drop(tiny.DEMO / "picture.png")
+    browser.drop(tiny.DEMO / "ball.png")
     until(lambda: browser.drags() == [])
 
 
@@ -379,10 +379,10 @@ def test_a_run_with_a_lora_of_its_own_says_that_it_is_not_used(
     open_demo(browser, client)
     values = json.loads((tiny.DEMO / "drag.json").read_text()) | {"lora": "/elsewhere/mine.safetensors"}
     (tmp_path / "run.json").write_text(json.dumps(values))
-    browser.drop(tmp_path / "run.json", *(tiny.DEMO / name for name in ("picture.png", "mask.png")))
+    browser.drop(tmp_path / "run.json", *(tiny.DEMO / name for name in ("ball.png", "mask.png")))
     until(lambda: "run used the LoRA mine.safetensors" in browser.text("toast"))
     (tmp_path / "run.json").write_text(json.dumps(values | {"drags": [{"handle": [1, 2, 3], "target": 4}]}))
-    browser.drop(tmp_path / "run.json", *(tiny.DEMO / name for name in ("picture.png", "mask.png")))
+    browser.drop(tmp_path / "run.json", *(tiny.DEMO / name for name in ("ball.png", "mask.png")))
     until(lambda: "invalid drag" in browser.text("toast").lower())
     assert browser.drags() == [[43, 90, 88, 90]]
     assert all("/match" in complaint for complaint in browser.complaints()), "refused, nothing else"

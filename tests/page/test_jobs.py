@@ -260,7 +260,7 @@ def test_the_time_left_is_that_of_a_steady_pace(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_preview_is_near_the_truth() -> None:
     model = load_model("tiny")
-    image = Image.open(ROOT / "minidrag/tiny/demo/picture.png").convert("RGB")
+    image = Image.open(ROOT / "minidrag/tiny/demo/ball.png").convert("RGB")
     other = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     with torch.no_grad():
         first, second = (model.vae.encode(images.to_tensor(one))[0] for one in (image, other))
