@@ -23,7 +23,8 @@ from support.loras import read_notes
 
 from minidrag import tiny
 from minidrag.app import draw, results, session
-from minidrag.app.options import Options, build_parser, read_options
+from minidrag.app.command_line import build_parser
+from minidrag.app.options import Options, read_options
 from minidrag.config import EditConfig
 from minidrag.method.lora import Factors, LoRA
 from minidrag.method.progress import Progress
@@ -216,8 +217,8 @@ def test_help_begins_with_what_the_command_does(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit) as end:
         demo.main(["--help"])
     shown = capsys.readouterr().out
-    assert end.value.code == 0 and shown.startswith("usage: demo.py [PHOTO] [options]")
-    assert demo.__doc__.strip() in shown
+    assert end.value.code == 0 and shown.startswith("usage: minidrag [PHOTO] [options]")
+    assert demo.__doc__ and demo.__doc__.strip() in shown
 
 
 @pytest.mark.parametrize("mask", [["--mask", "mask.png"], [], ["--mask", "mask.png", "--no-keep-background"]])
@@ -574,7 +575,7 @@ def test_ctrl_c_keeps_a_finished_lora(
 INTERRUPTED = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-import demo
+from minidrag.app import command_line as demo
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests run in the background do not have
 
 class Progress(demo.Progress):

@@ -20,6 +20,7 @@ LAYERS = (
     {"tiny"},
     {"app"},
     {"page", "course", "bench"},
+    {"__main__"},
 )
 EXTRAS = {"diffusers", "transformers", "peft", "lpips"}  # not needed at run time
 LATE = {"minidrag/page/site.py"}  # the page opens before PyTorch is imported

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from minidrag import edit
-from minidrag.app.options import CONFIGS, build_parser
+from minidrag.app.command_line import build_parser
+from minidrag.app.options import CONFIGS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

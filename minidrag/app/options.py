@@ -1,16 +1,15 @@
-"""Options of a run, on the command line and as JSON, and whether they make sense.
+"""Options of a run, as JSON and combined with those of the command line, and their checks.
 
 There is one form of JSON: a finished run writes it and can be repeated from it, and a person may write just
 an image and drags. Checks that every caller needs are elsewhere: of images and masks in `images.py`, of
 points in `points.py`, of settings in `config.py`.
 """
 
-import argparse
 import json
 import math
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor
 from minidrag.config import EditConfig
 from minidrag.model import Model
 from minidrag.points import Pixel, check_instruction
-from minidrag.system import console, pictures
+from minidrag.system import pictures
 from minidrag.system.files import check_regular, read_json, sha256, shorten
 from minidrag.weights.device import check_device, default_device
 from minidrag.weights.load import load_model
@@ -88,78 +87,10 @@ class Options:
         return [target for _, target in self.drags]
 
 
-def build_parser(description: str | None = None) -> console.Parser:
-    # SUPPRESS: an option that is not given is absent, and does not override --from.
-    parser = console.Parser("demo.py", "demo.py [PHOTO] [options]", description)
-    parser.formatter_class, parser.argument_default = argparse.RawDescriptionHelpFormatter, argparse.SUPPRESS
-    add = parser.add_argument_group("edit").add_argument
-    add("image", nargs="?", metavar="PHOTO", help="an image (default: the one that ships)")
-    add("--drag", action="append", metavar="X,Y:X,Y", help="handle and target in pixels; once per handle")
-    add("--points", type=path, metavar="FILE.json", help="drags from a file in the form of run.json")
-    add("--mask", type=path, metavar="MASK.png", help="white where the image may change; none: everywhere")
-    add("--prompt", help="description of the image")
-    add("--generate", action="store_true", help="make an image from --prompt and --seed, and drag in that")
-    add("--negative", help="with --generate: what the image must not show")
-    add("--guidance", type=float, help="with --generate: how closely it follows the prompt (default: 7.5)")
-    add("--from", dest="base", type=path, metavar="run.json", help="repeat a run; other options override it")
-    add("--out", type=path, metavar="DIR", help="folder for the results (default: a new one in runs)")
-    add("--report", action="store_true", help="also write report.html: each step explained on this image")
-    add("--page", action="store_true", help="edit with a mouse, in the browser (--page --help: its options)")
-    add = parser.add_argument_group("model").add_argument
-    add("--model", help="sd15, tiny, a folder, a .safetensors file, or a hub id (default for a PHOTO: sd15)")
-    add("--vae", help="folder, file, or hub id of another VAE; none: the model's own")
-    add(
-        "--tokenizer",
-        metavar="FOLDER",
-        help="a tokenizer, for a single file without one; none: the model's own",
-    )
-    add(
-        "--lora",
-        type=path,
-        metavar="FILE",
-        help="file or folder of a LoRA, instead of training one; none: train one",
-    )
-    add("--device", help="cpu, cuda, or mps (default: the fastest available)")
-    add("--dtype", help=f"{', '.join(FLOATS)} (default: float16 on cuda, else float32)")
-    add("--seed", type=int, help="of the LoRA training (default: 0)")
-    add_settings(parser)
-    return parser
-
-
-def add_settings(parser: console.Parser) -> None:
-    """Add an option for every setting."""
-    presets = parser.add_argument_group("presets")
-    presets.add_argument("--config", choices=CONFIGS, help=presets_help())
-    groups = {"lora": parser.add_argument_group("LoRA, trained on the image")}
-    rest = parser.add_argument_group("settings")
-    for entry in fields(EditConfig):
-        name = "--" + entry.name.replace("_", "-")
-        add = groups.get(entry.name.partition("_")[0], rest).add_argument
-        if entry.type is bool:
-            add(name, action=argparse.BooleanOptionalAction, help=setting_help(entry))
-        else:
-            kind = entry.type if entry.type in (float, str) else int
-            add(name, type=kind, metavar=kind.__name__.upper(), help=setting_help(entry))
-
-
 def presets_help() -> str:
     """The presets, each with the first line of its docstring."""
     lines = {name: (getattr(EditConfig, name).__doc__ or "").rstrip(".") for name in CONFIGS}
     return "; ".join(f"{name}: {line[0].lower()}{line[1:]}" for name, line in lines.items())
-
-
-def setting_help(entry: Field[Any]) -> str:
-    """Help of a setting with its default and, where they differ, the paper's and the authors' value."""
-    about = entry.metadata
-    if entry.default is None:
-        return about["help"]
-    sources = [source for source in ("paper", "official") if source in about]
-    values = [value_name(entry.default), *(f"{source}: {value_name(about[source])}" for source in sources)]
-    return f"{about['help']} ({'; '.join(values)})"
-
-
-def value_name(value: Any) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def path(text: str) -> Path:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from support.command import PHOTO
 
+from minidrag.app.command_line import build_parser
 from minidrag.app.options import (
     Options,
-    build_parser,
     choose_device,
     open_input,
     parse_drag,

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from support.command import ROOT
 
-from minidrag.app.options import build_parser as demo_parser
+from minidrag.app.command_line import build_parser as demo_parser
 from minidrag.app.options import configured, read_options
 from minidrag.bench.harness import read_config, value_of
 from minidrag.course import experiments

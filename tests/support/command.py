@@ -1,13 +1,13 @@
-"""`demo.py` as a module, options for fast runs, and a small untrained model to run it with."""
+"""The command line, options for fast runs, and a small untrained model to run it with."""
 
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 import torch
 
+from minidrag.app import command_line as demo  # noqa: F401, for other tests
 from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
 from minidrag.networks.unet import UNet, UNetConfig
 from minidrag.networks.vae import VAE, VAEConfig
@@ -29,18 +29,6 @@ FAST += [
 ]
 PHOTO = ["photo.png", "--drag", "30,40:48,42"]
 WRITTEN = ["comparison.png", "edited.png", "lora.safetensors", "process.gif", "run.json"]
-
-
-def load_demo() -> Any:
-    """Load demo.py, which lies in no package."""
-    spec = spec_from_file_location("demo", ROOT / "demo.py")
-    assert spec and spec.loader
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-demo = load_demo()
 
 
 def write_untrained(place: Path) -> Path:

@@ -1,0 +1,30 @@
+"""The command `minidrag` and its subcommands."""
+
+import subprocess
+import sys
+
+import pytest
+from support.command import ROOT
+
+from minidrag.__main__ import COMMANDS, main
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS), ["--page"]])
+def test_every_command_has_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="^0$"):
+        main([*words, "--help"])
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
+@pytest.mark.parametrize("words", [["--unknown"], *([name, "--unknown"] for name in COMMANDS)])
+def test_a_mistake_is_one_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("minidrag: ") and error.count("\n") == 1
+
+
+def test_the_page_opens_before_pytorch_is_imported() -> None:
+    script = "import sys\nfrom minidrag.__main__ import main\ntry:\n    main(['page', '--help'])\n"
+    script += "except SystemExit:\n    sys.exit('torch' in sys.modules)\n"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=100)
+    assert done.returncode == 0
