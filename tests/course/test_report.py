@@ -121,8 +121,9 @@ def test_quoted_lines_are_those_of_the_source(made: Callable[..., str]) -> None:
 
 
 def test_the_replayed_losses_are_those_of_the_run(untrained: Path, workdir: Path) -> None:
-    image, mask = Image.open("photo.png").convert("RGB"), torch.zeros(80, 96)
-    mask[20:66, 10:80] = 1
+    image = Image.open("photo.png").convert("RGB")
+    mask = torch.zeros(80, 96, dtype=torch.bool)
+    mask[20:66, 10:80] = True
     config = EditConfig(steps=6, inversion_steps=4, lora_steps=1, drag_levels=2, drag_steps=3, size=64)
     model = load_model(untrained, device="cpu")
     points = [(30, 40), (60, 50)], [(48, 42), (50, 50)]
