@@ -2,7 +2,6 @@
 
 import os
 import re
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,6 @@ def open_model(path: Path, vae: str | Path | None, dtype: torch.dtype) -> tuple[
     Raises FileNotFoundError or ValueError, with the remedy.
     """
     names = [name for name in NETWORKS if name != "vae" or vae is None]
-    other = open_vae(vae, dtype) if vae is not None else None
     file = path / "scheduler/scheduler_config.json" if path.is_dir() else path
     scheduler = read_object(file, {}) if path.is_dir() else single_file_schedule(read_header(path))
     try:
@@ -99,24 +97,10 @@ def open_model(path: Path, vae: str | Path | None, dtype: torch.dtype) -> tuple[
     except ValueError as error:
         raise ValueError(f"{file} is not usable: {error}") from error
     files = open_folder(path, names, dtype) if path.is_dir() else open_single_file(path, names)
-    if other is not None:
-        files["vae"] = other
-        check_scale(path, other)
+    if vae is not None:
+        files["vae"] = open_vae(vae, dtype)
     check_widths(path, files)
     return files, scheduler
-
-
-def check_scale(path: Path, vae: NetworkFile) -> None:
-    """Raise ValueError if a model's UNet was trained on latents of another scale than that of another VAE."""
-    own = VAEConfig()
-    with suppress(OSError, ValueError):  # a model without a VAE, or with one that cannot be used
-        own = read_config(path / "vae/config.json", "vae")
-    scale = config_of(vae).scaling_factor
-    if scale != own.scaling_factor:
-        raise ValueError(
-            f"the VAE in {vae.header.file} has scaling_factor = {scale}, but {path} was "
-            f"trained with {own.scaling_factor}: give a VAE for the same kind of model"
-        )
 
 
 def check_widths(path: Path, files: dict[str, NetworkFile]) -> None:
