@@ -169,22 +169,18 @@ def single_file_schedule(header: Header) -> Json:
     The header's metadata, an empty tensor, or a .yaml file beside it name them.
     """
     prediction = header.metadata.get("modelspec.prediction_type", "epsilon")
-    prediction = "v" if "v_pred" in header.shapes else prediction
-    rescaled = "ztsnr" in header.shapes
+    if "v_pred" in header.shapes:
+        prediction = "v"
     for file in (header.file.with_suffix(suffix) for suffix in (".yaml", ".yml")):
         if file.is_file():
             text = check_regular(file, 2**20).read_text(encoding="utf-8", errors="replace")
-            keys = ("parameterization", "prediction_type")
-            prediction = next(filter(None, (value_in(text, key) for key in keys)), prediction)
-            rescaled |= (value_in(text, "rescale_betas_zero_snr") or "").lower() in ("true", "yes", "on")
+            if line := re.search(r"""(?m)^[^#\n]*\bparameterization\s*:\s*["']?(\w+)""", text):
+                prediction = line[1]
     names = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
-    return {"prediction_type": names.get(prediction, prediction), "rescale_betas_zero_snr": rescaled}
-
-
-def value_in(yaml: str, key: str) -> str | None:
-    """The word that a YAML file has for a key, after any tag, anchor, or comment."""
-    line = re.search(rf"""(?m)^[^#\n]*\b{key}["']?[ \t]*:(?:\s|#.*$|[&!]\S*\s)*["']?(\w+)""", yaml)
-    return line[1] if line else None
+    return {
+        "prediction_type": names.get(prediction, prediction),
+        "rescale_betas_zero_snr": "ztsnr" in header.shapes,
+    }
 
 
 def open_folder(folder: Path, names: list[str], dtype: torch.dtype) -> dict[str, NetworkFile]:
