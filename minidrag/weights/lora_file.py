@@ -42,17 +42,12 @@ MODELS = {  # that a LoRA is for, by a part of a key
     r"^lora_te[12]_|^text_encoder_2\.|^lora_unet_(in|out)put_blocks_|^lora_unet_middle_block_": "SDXL",
     r"attentions[._]\d+[._]transformer_blocks[._][1-9]": "SDXL",
 }
-WIDTHS = {1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by the channels of the text
 FOREIGN = {  # other kinds of adapters, by a part of a key
     "hada_": "LoHa",
     "lokr_": "LoKr",
     "lora_mid": "LoCon in Tucker form",
     "dora_scale|lora_magnitude": "DoRA",
-    r"\bboft_": "BOFT",
     r"\boft_": "OFT",
-    r"ia3_l|\.on_input$": "IA3",
-    "vera_lambda": "VeRA",
-    r"\.[ab][12]\.weight$": "GLoRA",
     r"\.[wb]_norm$|\.diff(_b)?$": "a file of weight differences",
     r"^lora_vae_|^vae\.": "a LoRA of a VAE",
     "^emb_params$|^<.*>$|^clip_[lg]$|^string_to_param": "an embedding of textual inversion",
@@ -83,13 +78,11 @@ def read(path: str | Path, unet: nn.Module, text_encoder: nn.Module | None) -> L
     models = {"unet": unet, "text_encoder": text_encoder or nn.Module()}
     try:
         layers = sort_keys(header, models)
-        check_size(header, models)
         config = adapter_config(header)
         entries = {
             name: {layer: read_factors(header, layer, keys, config[name]) for layer, keys in network.items()}
             for name, network in layers.items()
         }
-        check_model(entries["unet"], unet)
         check_fit(lora := LoRA(**entries), unet, text_encoder)
     except ValueError as error:
         raise ValueError(f"{header.file}: {error}") from None
@@ -146,24 +139,6 @@ def sort_keys(header: Header, models: Mapping[str, nn.Module]) -> Keys:
     if not any(keys.values()):
         raise ValueError("there is no LoRA in the file")
     return keys
-
-
-def check_size(header: Header, models: Mapping[str, nn.Module]) -> None:
-    """Raise ValueError for more numbers than the networks have, which no LoRA needs: they fill the memory."""
-    count = sum(prod(shape) for shape in header.shapes.values())
-    most = sum(weight.numel() for model in models.values() for weight in model.parameters())
-    if count > most:
-        raise ValueError(f"a LoRA of {count:,} numbers does not belong to a model that has only {most:,}")
-
-
-def check_model(entries: Mapping[str, Factors], unet: nn.Module) -> None:
-    """Raise ValueError for a LoRA that belongs to a model whose text has another number of channels."""
-    layers = target_layers(unet)
-    for path, factors in entries.items():
-        width = factors.down.shape[-1]
-        reads_text = path.endswith("attn2.to_k") and path in layers
-        if reads_text and layers[path].weight.shape[-1] != width in WIDTHS:
-            raise ValueError(f"this is a LoRA for {WIDTHS[width]}: give one for Stable Diffusion 1.x")
 
 
 def adapter_config(header: Header) -> dict[str, Json]:
