@@ -4,7 +4,6 @@ The networks have the official files' names, so a file is read straight into the
 with no random initialization before. `keys.py` has the rules for files with other names.
 """
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 from minidrag.networks.clip import CLIPTextEncoder
 from minidrag.networks.unet import UNet
 from minidrag.networks.vae import VAE
-from minidrag.weights.files import Header, read_header, read_tensor
+from minidrag.weights.files import Header, read_tensor
 from minidrag.weights.keys import PREFIXES, UNET, text_keys, unet_keys, vae_keys
 
 LABELS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}
@@ -72,11 +71,6 @@ def check_absent(source: str, absent: list[str]) -> None:
             f"{source} has {kinds}, so it is not a complete model: give one; if this UNet was trained "
             "alone, put it into a copy of its base model"
         )
-
-
-def open_network(name: str, file: Path, config: Any) -> NetworkFile:
-    """Match a network with the tensors in a file or an index; raises ValueError if they do not fit."""
-    return match(name, read_header(file), config)
 
 
 def match(name: str, header: Header, config: Any) -> NetworkFile:

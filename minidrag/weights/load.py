@@ -21,7 +21,6 @@ from minidrag.weights.checkpoint import (
     check_complete,
     load_weights,
     match,
-    open_network,
 )
 from minidrag.weights.configs import READERS, read_schedule
 from minidrag.weights.device import default_device
@@ -236,7 +235,7 @@ def open_vae(source: str | Path, dtype: torch.dtype) -> NetworkFile:
     if path.is_dir():
         folder = path / "vae" if (path / "vae").is_dir() else path
         return match("vae", *read_folder(folder, "vae", dtype))
-    return open_network("vae", path, SINGLE_FILE["vae"])
+    return match("vae", read_header(path), SINGLE_FILE["vae"])
 
 
 def open_tokenizer(path: Path, other: str | Path | None, files: dict[str, NetworkFile]) -> Tokenizer:
@@ -249,18 +248,11 @@ def open_tokenizer(path: Path, other: str | Path | None, files: dict[str, Networ
             f"the tokenizer in {folder} has {tokenizer.size} tokens, but the text encoder of {path} has "
             f"{config.vocab_size}: give the tokenizer that belongs to it, with its added_tokens.json"
         )
-    if tokenizer.context > config.max_position_embeddings:
-        raise ValueError(
-            f"the tokenizer in {folder} has model_max_length = {tokenizer.context}, but the text encoder of "
-            f"{path} has only {config.max_position_embeddings} positions"
-        )
     return tokenizer
 
 
 def tokenizer_folder(path: Path, other: str | Path | None) -> Path:
     """Return the folder with the vocabulary: `other`, the model's, beside a single file, or from the hub."""
-    if other is not None and re.match(LINK, str(other)):
-        raise ValueError(f"{other} is a link: download the tokenizer first, and give its folder")
     place = path if path.is_dir() else path.parent
     place = place if other is None else Path(os.path.expanduser(other))
     if folder := find_vocabulary(place):

@@ -25,7 +25,8 @@ from minidrag.model import Model
 from minidrag.networks.vae import VAEConfig
 from minidrag.points import Pixel
 from minidrag.weights import load as weights
-from minidrag.weights.checkpoint import open_network
+from minidrag.weights.checkpoint import match
+from minidrag.weights.files import read_header
 from minidrag.weights.keys import text_keys, unet_keys, vae_keys
 from minidrag.weights.load import load_model
 
@@ -546,17 +547,18 @@ def test_full_size_vae_file(tmp_path: Path) -> None:
     shapes = checkpoints.shapes_of(vae) | {"model_ema.decay": [], "model_ema.num_updates": []}
     assert len(shapes) == 250
     file = checkpoints.write_zeros(tmp_path / "vae.safetensors", shapes)
-    assert len(open_network("vae", file, VAEConfig()).keys) == 248
+    assert len(match("vae", read_header(file), VAEConfig()).keys) == 248
 
 
 MEASURE = """
 import sys, torch
 from pathlib import Path
-from minidrag.weights.checkpoint import load_weights, open_network
+from minidrag.weights.checkpoint import load_weights, match
+from minidrag.weights.files import read_header
 from minidrag.networks.vae import VAEConfig
 def kilobytes(name):
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
-part = open_network("vae", Path(sys.argv[1]), VAEConfig())
+part = match("vae", read_header(Path(sys.argv[1])), VAEConfig())
 before = kilobytes("VmRSS")
 network = load_weights(part, torch.device("cpu"), torch.float32)
 weights = sum(p.numel() * 4 for p in network.parameters())
