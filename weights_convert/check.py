@@ -52,9 +52,8 @@ def is_vae(source: Path) -> bool:
     if source.is_dir():
         nested = any((source / name).is_dir() for name in NETWORKS)
         return not nested and any(source.glob("diffusion_pytorch_model*"))
-    starts = ("decoder.", "first_stage_model.", "vae.decoder.")
     keys = keys_of(source)
-    return any(key.startswith(starts) for key in keys) and not any(key.startswith(UNET) for key in keys)
+    return any("decoder." in key for key in keys) and not any(key.startswith(UNET) for key in keys)
 
 
 def keys_of(file: Path) -> list[str]:
@@ -111,10 +110,6 @@ def describe(name: str, file: Path) -> Iterator[str]:
     yield f"  {path}: {len(header.shapes)} tensors, {compare_size(name, header)}"
     for network in NETWORKS if name == "checkpoint" else [name]:
         yield from (f"    {line}" for line in describe_network(network, header))
-    if not header.metadata:
-        yield "    no metadata in the header"
-    if name == "checkpoint" and "alphas_cumprod" not in header.shapes:
-        yield "    no schedule buffers: not needed"
     if set(header.dtypes.values()) == {"F16"} and name != "checkpoint" and "." not in file.stem:
         yield "    float16, although the name says float32"
 
@@ -137,8 +132,6 @@ def describe_network(name: str, header: Header) -> Iterator[str]:
     count = sum(prod(header.shapes[key]) for key in used)
     dtypes = sorted({header.dtypes[key] for key in used})
     yield f"{name}: {len(used)} tensors, {count:,} parameters, {' and '.join(dtypes)}"
-    if len(dtypes) > 1:
-        yield "mixed dtypes: each tensor is cast on its own"
     if name == "vae" and any(re.search(r"\.attentions\.0\.query\.", key) for key in keys):
         yield "the VAE's attention has its keys from before 2023: query, key, value, proj_attn"
     if name == "text_encoder":
@@ -156,8 +149,6 @@ def text_quirks(keys: list[str], header: Header) -> Iterator[str]:
     for key in keys:
         if key.endswith("position_ids"):
             yield f"position_ids as {header.dtypes[key]}: ignored"
-    if any(re.search(r"vision_model|projection|logit_scale", key) for key in keys):
-        yield "parts of CLIP other than the text encoder: ignored"
 
 
 def read_lora(file: Path) -> LoRA:

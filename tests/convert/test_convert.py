@@ -381,12 +381,9 @@ def test_check_of_a_folder(
     for line in (
         "a model folder",
         f"unet: 686 tensors, {parameters:,} parameters, F16 and F32",
-        "mixed dtypes",
         "its keys from before 2023",
         "keys lack the prefix text_model.",
         "position_ids as F32: ignored",
-        "parts of CLIP other than the text encoder",
-        "no metadata",
         "diffusion_pytorch_model.bin: a pickle",
         "official: float32 3,438,167,540",
         "minidrag can load it",
@@ -422,14 +419,14 @@ def test_check_of_single_files(
 ) -> None:
     code, out = checked(capsys, single)
     assert code == 0 and "a single-file checkpoint" in out and "(EMA): complete and used" in out
-    assert "no tokenizer" not in out and "position_ids as I64" in out and "no schedule buffers" not in out
+    assert "no tokenizer" not in out and "position_ids as I64" in out
     shutil.rmtree(tmp_path / "tokenizer")
     kept = {key: t for key, t in load_file(single).items() if key not in checkpoints.BUFFERS}
     del kept["model_ema.diffusion_modelout0weight"]
     checkpoints.write(single, kept)
     code, out = checked(capsys, single)
     assert code == 0 and "(EMA): incomplete and not used" in out
-    assert "no tokenizer" in out and "no schedule buffers" in out
+    assert "no tokenizer" in out
     vae = checkpoints.write(tmp_path / "vae.safetensors", checkpoints.ldm_vae(tensors["vae"], ""))
     code, out = checked(capsys, vae)
     assert code == 0 and "with vae=" in out and "vae: 248 tensors" in out
