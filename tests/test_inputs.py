@@ -351,17 +351,13 @@ BENCHES = [
     ["dragbench", "bench"],
     ["ablate", "--over", "block"],
     ["speed"],
-    ["tiny"],
     ["networks"],
 ]
 NUMBERS = {
     "--cases": (0, 1, 3),
     "--limit": (1,),
     "--seed": (0, 2, 1, 3),
-    "--scenes": (4,),
-    "--inverted": (4,),
-    "--sampled": (4,),
-    "--runs": (5,),
+    "--runs": (4,),
 }
 
 

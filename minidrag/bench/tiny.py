@@ -1,9 +1,8 @@
 """Check the quality of the small model on held-out scenes.
 
-    python -m minidrag.bench tiny [MODEL] [--out SHEET.png]
+    python -m minidrag.bench tiny [MODEL]
 
-Prints each measurement with its aim, and writes a sheet of samples under their captions. Exits with 0 only if
-all aims are met. Deterministic on one machine.
+Prints each measurement with its aim. Exits with 0 only if all aims are met. Deterministic on one machine.
 """
 
 import argparse
@@ -12,8 +11,6 @@ import importlib.util
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +20,6 @@ from PIL import Image
 from torch import Tensor
 
 from minidrag import images
-from minidrag.app import draw
-from minidrag.bench.harness import MAX_CASES, check_new, count, write_new
 from minidrag.config import EditConfig
 from minidrag.images import psnr
 from minidrag.method.ddim import Denoiser, denoise, guided, invert
@@ -35,7 +30,8 @@ from minidrag.weights.load import load_model
 CONFIG = EditConfig.official()
 GUIDANCE = 5.0
 BATCH = 20
-COLUMNS = 6  # of the sample sheet
+RECONSTRUCTIONS = 200
+INVERSIONS = 60
 
 
 @dataclass(frozen=True)
@@ -44,17 +40,17 @@ class Measurement:
 
     name: str
     value: str
-    aim: str = ""
-    met: bool | None = None  # None without an aim or if not measured
+    aim: str
+    met: bool | None  # None if not measured
 
     def __str__(self) -> str:
-        verdict = {True: "ok", False: "FAILED", None: "not measured" if self.aim else ""}[self.met]
-        return f"{self.name:58} {self.value:>16}   {self.aim:14} {verdict}".rstrip()
+        verdict = {True: "ok", False: "FAILED", None: "not measured"}[self.met]
+        return f"{self.name:58} {self.value:>16}   {self.aim:14} {verdict}"
 
 
-def held_out(count: int, seed: int = 0) -> list[Scene]:
+def held_out(count: int) -> list[Scene]:
     """Draw scenes with negative numbers, which training does not use."""
-    return [random_scene(random.Random(f"{seed} {-1 - i}")) for i in range(count)]
+    return [random_scene(random.Random(f"0 {-1 - i}")) for i in range(count)]
 
 
 def batches(count: int, name: str) -> Iterator[slice]:
@@ -76,25 +72,15 @@ def mean_psnr(ones: list[Image.Image], others: list[Image.Image]) -> float:
 
 
 @torch.no_grad()
-def check_vae(model: Model, scenes: list[Scene]) -> list[Measurement]:
-    """Measure the VAE's reconstruction error and the spread of its latent channels."""
+def check_vae(model: Model, scenes: list[Scene]) -> Measurement:
+    """Measure the VAE's reconstruction error."""
     rendered = [render(scene) for scene in scenes]
-    latents = []
     decoded = []
     for batch in batches(len(scenes), "VAE"):
-        latents.append(encode(model, rendered[batch]))
-        decoded += decode(model, latents[-1])
+        decoded += decode(model, encode(model, rendered[batch]))
     mean = mean_psnr(rendered, decoded)
-    std = torch.cat(latents).float().std(dim=(0, 2, 3))
-    low, high = torch.aminmax(std / std.mean())
     name = f"VAE reconstruction, mean PSNR of {len(scenes)} scenes"
-    ratio = "latent channels, std relative to their mean"
-    even = bool(low >= 1 / 3 and high <= 3)
-    return [
-        Measurement(name, f"{mean:.2f} dB", ">= 32 dB", mean >= 32),
-        Measurement("latent channels, std", " ".join(f"{value:.2f}" for value in std.tolist())),
-        Measurement(ratio, f"{low:.2f} to {high:.2f}", "1/3 to 3", even),
-    ]
+    return Measurement(name, f"{mean:.2f} dB", ">= 32 dB", mean >= 32)
 
 
 @torch.no_grad()
@@ -116,28 +102,12 @@ def check_inversion(model: Model, scenes: list[Scene]) -> Measurement:
 
 
 @torch.no_grad()
-def sample_images(model: Model, captions: list[str], seed: int = 0) -> list[Image.Image]:
-    """Generate an image for each caption from seeded noise."""
-    generator = torch.Generator().manual_seed(seed)
-    generated = []
-    side = model.unet.config.sample_size
-    for batch in batches(len(captions), "sampling"):
-        text = model.encode_text(captions[batch])
-        negative = model.encode_text("").expand_as(text)
-        latent = torch.randn(len(text), 4, side, side, generator=generator).to(text)
-        denoiser = Denoiser(guided(model.unet, negative, GUIDANCE), model.schedule, text, CONFIG.steps)
-        *_, (latent,) = denoise(denoiser, [latent], CONFIG.steps, CONFIG)
-        generated += decode(model, latent)
-    return generated
-
-
-@torch.no_grad()
 def check_parity(model: Model, text: str) -> Measurement:
     """Compare an image with the one that diffusers generates from the same latent and caption."""
     name = "largest difference from diffusers, same latent"
     aim = "<= 1 of 255"
     if importlib.util.find_spec("diffusers") is None:
-        return Measurement(name, "no diffusers", aim)
+        return Measurement(name, "no diffusers", aim, None)
     diffusers: Any = importlib.import_module("diffusers")
     side = model.unet.config.sample_size
     latent = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
@@ -155,39 +125,21 @@ def check_parity(model: Model, text: str) -> Measurement:
     return Measurement(name, f"{difference:.4f}", aim, difference <= 1)
 
 
-def sample_sheet(captions: list[str], generated: list[Image.Image]) -> Image.Image:
-    """Put the samples in a grid, each under its caption, a phrase a line."""
-    labels = [text.replace(" and ", "\nand ").replace(", on", "\non") for text in captions]
-    return draw.grid(generated, COLUMNS, labels, height=192)
-
-
-def check(model: Model, args: argparse.Namespace) -> Iterator[Measurement]:
-    """Yield each measurement as soon as it is made; write the sample sheet."""
-    scenes = held_out(max(args.scenes, args.inverted, args.sampled))
-    yield from check_vae(model, scenes[: args.scenes])
-    yield check_inversion(model, scenes[: args.inverted])
+def check(model: Model) -> Iterator[Measurement]:
+    """Yield each measurement as soon as it is made."""
+    scenes = held_out(RECONSTRUCTIONS)
+    yield check_vae(model, scenes)
+    yield check_inversion(model, scenes[:INVERSIONS])
     yield check_parity(model, caption(scenes[0]))
-    captions = [caption(scene) for scene in scenes[: args.sampled]]
-    sheet = sample_sheet(captions, sample_images(model, captions))
-    yield Measurement("sample sheet", str(write_new(args.out, "samples.png", sheet.save)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="tiny", help="as in demo.py (default: tiny)")
-    parser.add_argument("--out", type=Path, metavar="SHEET.png", help="default: a new one in runs")
-    whole = partial(count, most=MAX_CASES)
-    for name, number, counted in (
-        ("scenes", 200, "VAE reconstructions"),
-        ("inverted", 60, "inversions"),
-        ("sampled", 36, "samples"),
-    ):
-        parser.add_argument(f"--{name}", type=whole, default=number, help=f"{counted} (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
-    check_new(args.out)
     met = True
-    for measurement in check(load_model(args.model), args):
+    for measurement in check(load_model(args.model)):
         print(measurement, flush=True)
-        met = met and bool(measurement.met or not measurement.aim)
+        met = met and bool(measurement.met)
     return int(not met)
