@@ -1,12 +1,14 @@
 """Visualize the UNet's features of two images by PCA, over timesteps and blocks.
 
-    python -m minidrag.bench features [ONE.png OTHER.png] [--steps 10 20 35 50] [--blocks 1 2 3 4]
+    python -m minidrag.bench features [ONE.png OTHER.png] [--steps 10 20 35 50]
 
 Shows the premise of the method: features identify content and move with it. The colors are the first three
-principal components over both images: within a pair, equal colors mean equal features.
+principal components over both images: within a pair, equal colors mean equal features. Writes
+runs/features-1.png, or the next free number.
 """
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +20,7 @@ from torch import Tensor
 from minidrag import images
 from minidrag.app import draw
 from minidrag.app.options import check_prompt
-from minidrag.bench.cases import KINDS, make_case
-from minidrag.bench.harness import check_new, seed, write_new
+from minidrag.bench.cases import make_case
 from minidrag.config import EditConfig
 from minidrag.edit import prepare
 from minidrag.method.ddim import Denoiser, invert
@@ -27,9 +28,11 @@ from minidrag.method.progress import Progress
 from minidrag.model import Model, encode
 from minidrag.points import Pixel
 from minidrag.system import pictures
+from minidrag.system.files import write_whole
 from minidrag.weights.load import load_model
 
 CONFIG = EditConfig.official()
+BLOCKS = (1, 2, 3, 4)  # up blocks, coarsest first
 SIDE = 208  # pixels: longer side of an image on the page
 
 
@@ -48,10 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", default="tiny", help="as in demo.py (default: tiny)")
     add("--prompt", help='prompt of both images (default: the scene\'s caption, "" for images)')
     add("--steps", type=int, nargs="+", default=[10, 20, 35, 50], help="inversion steps, 1 to 50")
-    add("--blocks", type=int, nargs="+", default=[1, 2, 3, 4], help="up blocks, 1 (coarsest) to 4")
-    add("--kind", choices=KINDS, default="object", help=f"of the scene's drag: {', '.join(KINDS)}")
-    add("--seed", type=seed, default=18, help="of the scene (default: %(default)s, which has a long drag)")
-    add("--out", type=Path, metavar="PAGE.png", help="default: a new one in runs")
 
 
 def components(frames: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -113,11 +112,9 @@ def scene_frames(kind: str, seed: int) -> tuple[list[Frame], str]:
 
 def read_frames(args: argparse.Namespace) -> tuple[list[Frame], str]:
     """Load or render both frames and choose the prompt. Raises ValueError for invalid arguments."""
-    for name, values, limit in (("steps", args.steps, CONFIG.steps), ("blocks", args.blocks, 4)):
-        for value in values:
-            if not 1 <= value <= limit:
-                raise ValueError(f"--{name} must be 1 to {limit}, got {value}")
-    check_new(args.out)
+    for step in args.steps:
+        if not 1 <= step <= CONFIG.steps:
+            raise ValueError(f"--steps must be 1 to {CONFIG.steps}, got {step}")
     check_prompt(args.prompt or "")
     if args.images:
         if len(args.images) != 2:
@@ -125,7 +122,7 @@ def read_frames(args: argparse.Namespace) -> tuple[list[Frame], str]:
         frames = [read_frame(path) for path in args.images]
         caption = ""
     else:
-        frames, caption = scene_frames(args.kind, args.seed)
+        frames, caption = scene_frames("object", 18)  # has a long drag
     return frames, caption if args.prompt is None else args.prompt
 
 
@@ -134,10 +131,8 @@ def read_frame(path: Path) -> Frame:
     return Frame(path.name.encode(errors="replace").decode(), image, image)
 
 
-def features_page(
-    model: Model, frames: Sequence[Frame], prompt: str, steps: Sequence[int], blocks: Sequence[int]
-) -> Image.Image:
-    """Draw a row per step: both images with the drag, then a pair of feature maps per block.
+def features_page(model: Model, frames: Sequence[Frame], prompt: str, steps: Sequence[int]) -> Image.Image:
+    """Draw a row per step: both images with the drag, then a pair of feature maps per up block.
 
     Raises ValueError for images or models that cannot be edited.
     """
@@ -151,11 +146,11 @@ def features_page(
     for step in steps:
         cells += [frame.drawn for frame in frames]
         labels += [frame.label for frame in frames]
-        for block in blocks:
+        for block in BLOCKS:
             maps = to_colors([levels[step][block - 1] for levels in features])
             cells += [enlarge_map(colors, frame, height) for colors, frame in zip(maps, frames, strict=True)]
             labels += [label_of(model, step, block)] * len(frames)
-    return draw.grid(cells, len(frames) * (1 + len(blocks)), labels, height)
+    return draw.grid(cells, len(frames) * (1 + len(BLOCKS)), labels, height)
 
 
 def enlarge_map(colors: Image.Image, frame: Frame, height: int) -> Image.Image:
@@ -172,7 +167,10 @@ def label_of(model: Model, step: int, block: int) -> str:
 
 def run(args: argparse.Namespace) -> int:
     frames, prompt = read_frames(args)
-    steps, blocks = (list(dict.fromkeys(values)) for values in (args.steps, args.blocks))
-    page = features_page(load_model(args.model), frames, prompt, steps, blocks)
-    print(f"wrote {write_new(args.out, 'features.png', page.save)}")
+    page = features_page(load_model(args.model), frames, prompt, list(dict.fromkeys(args.steps)))
+    files = (Path("runs") / f"features-{number}.png" for number in itertools.count(1))
+    file = next(file for file in files if not file.exists())
+    file.parent.mkdir(exist_ok=True)
+    write_whole(file, page.save)
+    print(f"wrote {file}")
     return 0

@@ -2,14 +2,12 @@
 
 import argparse
 import hashlib
-import itertools
 import json
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -289,36 +287,6 @@ def open_out(out: Path | None, settings: dict[str, Any], name: str = "scenes") -
     sweep(out)
     write_text(file, text)
     return out
-
-
-def check_new(out: Path | None) -> None:
-    """Raise ValueError unless the file of an image can be written; None: one is chosen at the end."""
-    if out is None:
-        return
-    if out.suffix.lower() != ".png" or out.is_dir():
-        raise ValueError(f"--out must be a .png file, got {out}")
-    if os.path.lexists(out):
-        raise ValueError(f"{out} exists already: give another --out, or delete it")
-
-
-def write_new(out: Path | None, name: str, writer: Callable[[Path], object]) -> Path:
-    """Write a new file, whole or not at all, and return its path; None: runs/STEM-1 or the next free number.
-
-    Raises ValueError if it exists. Processes that write at once get files of different numbers.
-    """
-    stem, suffix = os.path.splitext(name)
-    places = (Path("runs") / f"{stem}-{number}{suffix}" for number in itertools.count(1))
-    for path in places if out is None else [out]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            path.touch(exist_ok=False)  # of two processes, one succeeds
-            try:
-                write_whole(path, writer)
-            except BaseException:
-                path.unlink()
-                raise
-            return path
-    raise ValueError(f"{out} exists already: give another --out, or delete it")
 
 
 def fidelity() -> nn.Module | None:

@@ -201,7 +201,7 @@ def inversion(bench: Bench) -> Finding:
 def features(bench: Bench) -> Finding:
     """3: principal components of the features of a scene before and after its object moved."""
     frames, prompt = scene_frames("object", 18)
-    page = features_page(bench.model, frames, prompt, (10, 20, 35, 50), (1, 2, 3, 4))
+    page = features_page(bench.model, frames, prompt, (10, 20, 35, 50))
     width = 1200
     figure = page.resize((width, round(page.height * width / page.width)), Image.Resampling.LANCZOS)
     return Finding(["Within a pair, equal colors mean equal features."], figure)

@@ -6,9 +6,7 @@ import logging
 import math
 import shutil
 import sys
-import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -377,24 +375,6 @@ def test_a_folder_of_something_else_is_not_written_to(folder: Path, tmp_path: Pa
     ):
         harness.open_out(folder, {"seed": 0})
     assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
-
-
-def test_new_results_of_processes_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    barrier = threading.Barrier(6)
-
-    def write(number: int) -> Path:
-        barrier.wait()
-        return harness.write_new(None, "page.png", lambda path: path.write_text(str(number)))
-
-    with ThreadPoolExecutor(6) as pool:
-        paths = list(pool.map(write, range(6)))
-    assert sorted(path.name for path in paths) == [f"page-{number}.png" for number in range(1, 7)]
-    assert sorted(path.read_text() for path in paths) == list("012345")
-    with pytest.raises(
-        ValueError, match="^runs/page-1.png exists already: give another --out, or delete it$"
-    ):
-        harness.write_new(Path("runs/page-1.png"), "page.png", lambda path: path.write_text("new"))
 
 
 def test_if_is_left_out_if_it_is_not_available(

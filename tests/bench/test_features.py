@@ -141,65 +141,50 @@ def test_scene_frames_are_before_and_after_a_drag() -> None:
 
 def test_the_page_shows_each_pair_in_its_row_and_column(model: Model) -> None:
     frames, prompt = features.scene_frames("object", 18)
-    page = features.features_page(model, frames, prompt, [2, 1], [4, 2])
+    page = np.asarray(features.features_page(model, frames, prompt, [2, 1]))
     text = model.encode_text(prompt)
-    found = [
+    maps = [
         features.inverted_features(model, frame.image, text, [2, 1], Progress(show=False)) for frame in frames
     ]
-    pixels, cell = np.asarray(page), features.SIDE
-    positions: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    cell = features.SIDE
+    corners = {}
     for step in (2, 1):
-        for block in (4, 2):
-            for image in features.to_colors([frame[step][block - 1] for frame in found]):
+        for block in features.BLOCKS:
+            for side, image in enumerate(features.to_colors([frame[step][block - 1] for frame in maps])):
                 expected = np.asarray(image.resize((cell, cell), Image.Resampling.NEAREST))
-                rows, columns = np.nonzero((pixels == expected[0, 0]).all(axis=-1))
-                matches = [
-                    (int(row), int(column))
-                    for row, column in zip(rows, columns, strict=True)
-                    if np.array_equal(pixels[row : row + cell, column : column + cell], expected)
+                (corners[step, block, side],) = [
+                    (row, column)
+                    for row, column in np.argwhere((page == expected[0, 0]).all(axis=-1)).tolist()
+                    if np.array_equal(page[row : row + cell, column : column + cell], expected)
                 ]
-                assert len(matches) == 1
-                positions.setdefault((step, block), []).extend(matches)
-    for (step, block), ((row, before), (same_row, after)) in positions.items():
-        assert row == same_row and before + cell < after
-        assert after < positions[step, 2][0][1] or block == 2  # in the order requested
-        assert row < positions[1, block][0][0] or step == 1
+    for step in (2, 1):
+        rows, columns = zip(
+            *(corners[step, b, side] for b in features.BLOCKS for side in (0, 1)), strict=True
+        )
+        assert len(set(rows)) == 1 and all(np.diff(columns) > cell)
+    assert corners[1, 1, 0][0] > corners[2, 1, 0][0] + cell
 
 
-def test_the_command_is_deterministic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = [tmp_path / "new" / name for name in ("one.png", "two.png")]
-    for file in files:
-        assert main(["features", "--steps", "2", "--out", str(file)]) == 0
-        assert str(file) in capsys.readouterr().out
-    assert files[0].read_bytes() == files[1].read_bytes()
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["one.png", "two.png"]
-    other = tmp_path / "other.png"
-    assert main(["features", "--steps", "2", "--prompt", "a red ball", "--out", str(other)]) == 0
-    assert other.read_bytes() != files[0].read_bytes()
-
-
-def test_images_of_odd_and_different_sizes(tmp_path: Path) -> None:
-    images = [save_image(tmp_path / "a.png", (101, 67)), save_image(tmp_path / "b.png", (70, 133), 1)]
-    out = tmp_path / "page.png"
-    assert main(["features", "--steps", "1", "--blocks", "3", "--out", str(out), *images]) == 0
-    with Image.open(out) as page:
-        assert page.format == "PNG" and page.width > page.height
-    same, other = [images[0], images[0]], tmp_path / "other.png"
-    assert main(["features", *same, "--steps", "1", "--blocks", "1", "--out", str(other)]) == 0
-
-
-def test_no_input_and_no_earlier_page_is_replaced(
+def test_the_command_is_deterministic_and_replaces_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    images = [save_image(tmp_path / "a.png", (80, 64)), save_image(tmp_path / "b.png", (80, 64), 1)]
-    few = ["features", *images, "--steps", "1", "--blocks", "1"]
-    before = (tmp_path / "a.png").read_bytes()
-    assert main([*few, "--out", images[0]]) == 2
-    assert "a.png exists already: give another --out, or delete it" in capsys.readouterr().err
-    assert (tmp_path / "a.png").read_bytes() == before
-    assert main(few) == 0 and main(few) == 0
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["features-1.png", "features-2.png"]
+    pages = [Path("runs") / f"features-{number}.png" for number in (1, 2, 3)]
+    assert main(["features", "--steps", "2"]) == main(["features", "--steps", "2"]) == 0
+    assert str(pages[1]) in capsys.readouterr().out
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+    assert main(["features", "--steps", "2", "--prompt", "a red ball"]) == 0
+    assert pages[2].read_bytes() != pages[0].read_bytes()
+    assert sorted(Path("runs").iterdir()) == pages
+
+
+def test_images_of_odd_and_different_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = [save_image(Path("a.png"), (101, 67)), save_image(Path("b.png"), (70, 133), 1)]
+    assert main(["features", *images, "--steps", "1"]) == 0
+    with Image.open("runs/features-1.png") as page:
+        assert page.format == "PNG" and page.width > page.height
+    assert main(["features", images[0], images[0], "--steps", "1"]) == 0
 
 
 def test_maps_have_the_aspect_ratio_of_their_image() -> None:
@@ -217,25 +202,21 @@ REFUSED = {
     "long and thin": (["{a}", "{strip}"], "longer than 8 to 1"),
     "step 0": (["--steps", "0"], "--steps must be 1 to 50, got 0"),
     "step 51": (["--steps", "35", "51"], "--steps must be 1 to 50, got 51"),
-    "block 5": (["--blocks", "5"], "--blocks must be 1 to 4, got 5"),
-    "block 0": (["--blocks", "3", "0"], "--blocks must be 1 to 4, got 0"),
-    "not a png": (["--out", "{folder}/page.jpg"], "page.jpg"),
-    "a file as folder": (["--steps", "1", "--out", "{text}/page.png"], "text.txt"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_invalid_input_gives_a_one_line_error(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     files = {"folder": str(tmp_path), "a": save_image(tmp_path / "a.png", (80, 64))}
     files["strip"] = save_image(tmp_path / "strip.png", (700, 64))
     (tmp_path / "text.txt").write_text("hello")
     files["text"] = str(tmp_path / "text.txt")
     before = sorted(tmp_path.iterdir())
     arguments, expected = REFUSED[name]
-    out = ["--out", str(tmp_path / "page.png")] if "--out" not in arguments else []
-    assert main(["features", *(argument.format(**files) for argument in arguments), *out]) == 2
+    assert main(["features", *(argument.format(**files) for argument in arguments)]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("minidrag: ") and expected in message
     assert sorted(tmp_path.iterdir()) == before
@@ -245,10 +226,8 @@ def test_a_missing_model_gives_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.undo()
-    out = tmp_path / "page.png"
-    assert main(["features", "--model", str(tmp_path / "none"), "--out", str(out)]) == 2
+    assert main(["features", "--model", str(tmp_path / "none")]) == 2
     assert "does not exist" in capsys.readouterr().err
-    assert not out.exists()
 
 
 def test_default_arguments() -> None:
@@ -257,4 +236,4 @@ def test_default_arguments() -> None:
     args = parser.parse_args([])
     frames, prompt = features.read_frames(args)
     assert len(frames) == 2 and prompt
-    assert EditConfig.official().levels in args.steps and args.blocks == [1, 2, 3, 4]
+    assert EditConfig.official().levels in args.steps
