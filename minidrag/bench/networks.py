@@ -1,27 +1,25 @@
 """Compare the networks' speed and peak memory with diffusers and transformers, with the same weights.
 
 The two sides alternate, so that a change in machine speed affects both, and the median run is reported.
-Weights are random: neither speed nor memory depends on their values.
+Weights are random: neither speed nor memory depends on their values. Memory is that of the tensors alive at
+once.
 """
 
 import argparse
 import importlib
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
-from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from minidrag.bench.memory import MemoryCounter
 from minidrag.networks.clip import CLIPTextEncoder
 from minidrag.networks.unet import UNet
 from minidrag.networks.vae import VAE
@@ -218,61 +216,21 @@ def time_both(
     return {side: statistics.median(samples) for side, samples in seconds.items()}, difference
 
 
-def cuda_memory(workload: Workload, side: str, module: nn.Module, inputs: list[Tensor]) -> float:
-    """Peak MiB of one run, including the weights."""
-    device = next(module.parameters()).device
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    run_once(workload, side, module, inputs)
-    return torch.cuda.max_memory_allocated(device) / 2**20
-
-
-def cpu_memory(index: int, side: str, sizes: Sizes, dtype: torch.dtype, threads: int) -> float:
-    """Peak MiB of this process without its imports. Needs a fresh process, since a peak never falls.
-
-    Both sides import the same libraries first, so that the baseline is equal.
-    """
-    resource: Any = importlib.import_module("resource")  # which Windows lacks
-    torch.set_num_threads(threads)
-    warnings.simplefilter("ignore", FutureWarning)
-    workload = WORKLOADS[index]
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    for network in BUILDERS:
-        create(network, "reference", SMALL)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    module = build(workload.network, side, sizes, "cpu", dtype)
-    run_once(workload, side, module, random_inputs(workload, sizes, "cpu", dtype))
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
-
-
-def measure_cpu_memory(sizes: Sizes, dtype: torch.dtype) -> list[dict[str, float]]:
-    """Peak MiB of each workload by side, each in a fresh process.
-
-    Must run first: a child process inherits the peak of its parent.
-    """
-    peaks = []
-    for index, workload in enumerate(WORKLOADS):
-        peaks.append({})
-        for side in SIDES:
-            print(f"measuring memory: {workload.name}, {side}", file=sys.stderr)
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                job = pool.submit(cpu_memory, index, side, sizes, dtype, torch.get_num_threads())
-                try:
-                    peaks[-1][side] = job.result()
-                except BrokenProcessPool:  # killed by the system, which does that for want of memory
-                    raise MemoryError from None
-    return peaks
+def peak_memory(workload: Workload, side: str, module: nn.Module, inputs: list[Tensor]) -> float:
+    """Peak MiB of the tensors of one run, weights included."""
+    weights = sum(weight.nbytes for weight in module.parameters())
+    with MemoryCounter() as counter:
+        run_once(workload, side, module, inputs)
+    return (weights + counter.peak) / 2**20
 
 
 def measure(args: argparse.Namespace) -> Iterator[Comparison]:
     """Measure all workloads; yield each comparison as soon as it is complete."""
     sizes = SMALL if args.small else Sizes()
     dtype = getattr(torch, args.dtype)
-    on_cuda = torch.device(args.device).type == "cuda"
-    memory = [] if on_cuda else measure_cpu_memory(sizes, dtype)
     modules: dict[str, nn.Module] = {}
     network = ""
-    for index, workload in enumerate(WORKLOADS):
+    for workload in WORKLOADS:
         if workload.network != network:
             network = workload.network
             modules.clear()  # free the last network first
@@ -281,16 +239,14 @@ def measure(args: argparse.Namespace) -> Iterator[Comparison]:
             share_weights(modules["minidrag"], modules["reference"])
         inputs = random_inputs(workload, sizes, args.device, dtype)
         seconds, difference = time_both(workload, modules, inputs, args.runs)
-        if on_cuda:
-            memory.append({side: cuda_memory(workload, side, modules[side], inputs) for side in SIDES})
-        yield Comparison(workload.name, seconds, memory[index], difference)
+        memory = {side: peak_memory(workload, side, modules[side], inputs) for side in SIDES}
+        yield Comparison(workload.name, seconds, memory, difference)
 
 
 def print_table(rows: Iterable[Comparison]) -> None:
-    for number, row in enumerate(rows):
-        if number == 0:  # after the progress messages of the memory measurements
-            print(f"{'':26} {'seconds':^26}   {'peak MiB':^26}   largest")
-            print(f"{'':26}" + 2 * f" {'minidrag':>9} {'reference':>9} {'ratio':>6}  " + " difference")
+    print(f"{'':26} {'seconds':^26}   {'peak MiB':^26}   largest")
+    print(f"{'':26}" + 2 * f" {'minidrag':>9} {'reference':>9} {'ratio':>6}  " + " difference")
+    for row in rows:
         line = f"{row.name:26}"
         for values, form in ((row.seconds, "9.4f"), (row.memory, "9.0f")):
             ours, reference = (values[side] for side in SIDES)

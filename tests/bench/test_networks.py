@@ -20,6 +20,9 @@ def test_both_sides_of_a_workload_return_the_same_output(workload: networks.Work
     seconds, difference = networks.time_both(workload, modules, inputs, runs=1)
     assert difference < 1e-5
     assert set(seconds) == set(networks.SIDES) and min(seconds.values()) > 0
+    ours, reference = (networks.peak_memory(workload, side, modules[side], inputs) for side in networks.SIDES)
+    weights = sum(weight.numel() for weight in modules["minidrag"].parameters()) * 4 / 2**20
+    assert weights < ours < 1.05 * reference
 
 
 def test_missing_reference_libraries_give_a_one_line_error(
