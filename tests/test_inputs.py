@@ -349,7 +349,7 @@ def test_names_of_models(name: str, words: str, capsys: pytest.CaptureFixture[st
 BENCHES = [
     ["scenes"],
     ["dragbench", "bench"],
-    ["ablate", "--over", "block"],
+    ["ablate", "--over", "block", "--values", "3"],
     ["speed"],
     ["networks"],
 ]

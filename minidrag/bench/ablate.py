@@ -1,14 +1,13 @@
 """Edit the same images with several values of one constant, and tabulate the effect.
 
-    python -m minidrag.bench ablate --over lora_steps [--values 0 20 40 80] [--cases 60] [--set block=2]
-    python -m minidrag.bench ablate --over lora_steps --dragbench FOLDER [--limit 20]
+    python -m minidrag.bench ablate --over lora_steps --values 0 20 40 80 [--cases 60] [--set block=2]
+    python -m minidrag.bench ablate --over lora_steps --values 0 80 --dragbench FOLDER [--limit 20]
 
 As in the paper's Figure 7, with the placement on scenes beside MD and IF. Finished cases are kept.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -31,25 +30,6 @@ from minidrag.bench.tables import MEASURES, Results, entry, markdown, means
 from minidrag.config import EditConfig
 from minidrag.system.files import write_json, write_text
 
-VALUES: dict[str, tuple[Any, ...]] = {  # around the default, for a drag in turn
-    "inversion_steps": (4, 8, 12, 14, 16, 20),  # of 20, the noise levels of the paper's 10 to 50 of 50
-    "lora_steps": (0, 20, 40, 80, 120, 200),
-    "block": (1, 2, 3, 4),
-    "mask_weight": (0.0, 0.1, 0.2, 0.5, 1.0),
-    "lora_targets": ("qk", "qkv", "qkvo"),
-    "lora_lr_ratio": (1.0, 4.0, 8.0, 16.0),
-    "drag_lr": (0.01, 0.02, 0.04, 0.08),
-    "drag_steps": (0, 3, 6, 12),
-    "drag_levels": (1, 3, 5, 7, 10),
-    "hold_steps": (0, 2, 3, 6),
-    "motion_loss": ("sum", "mean"),
-    "motion_reference": ("moving", "start"),
-    "motion_step": (1.0, 2.0, 4.0),
-}
-COLUMNS = (
-    *("MD", "IF", "distance", "remaining", "lost", "arrived"),
-    *("PSNR inside", "SSIM inside", "PSNR back", "PSNR reconstruction", "LoRA loss"),
-)
 NO_EDIT = "no edit"
 
 Table = dict[str, dict[str, dict[str, Any] | None]]  # value -> measure -> mean, low, high, count
@@ -58,7 +38,7 @@ Table = dict[str, dict[str, dict[str, Any] | None]]  # value -> measure -> mean,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [field.name for field in fields(EditConfig)]
     parser.add_argument("--over", required=True, choices=names, metavar="FIELD", help=", ".join(names))
-    parser.add_argument("--values", nargs="+", metavar="VALUE", help="default: some for the usual fields")
+    parser.add_argument("--values", required=True, nargs="+", metavar="VALUE", help="values of the field")
     parser.add_argument("--dragbench", type=Path, metavar="FOLDER", help="its images instead of scenes")
     add_common_arguments(parser)
     add_scene_arguments(parser)
@@ -72,7 +52,7 @@ def nothing(case: Case) -> Edited:
 
 def report(field: str, table: Table) -> str:
     """Markdown table with a row for each value."""
-    columns = [name for name in COLUMNS if any(row[name] for row in table.values())]
+    columns = [name for name in MEASURES if any(row[name] for row in table.values())]
     rows = [[value, *(entry(row[name], MEASURES[name]) for name in columns)] for value, row in table.items()]
     return markdown([field, *columns], rows)
 
@@ -87,18 +67,10 @@ def write_tables(field: str, results: dict[str, Results], out: Path) -> str:
     return text
 
 
-def chosen_values(field: str, texts: Sequence[str] | None) -> tuple[Any, ...]:
-    """Values to try: those of the command line, else the usual ones. Raises ValueError if there are none."""
-    values = tuple(map(value_of, texts)) if texts else VALUES.get(field, ())
-    if not values:
-        raise ValueError(f"there are no usual values for {field}: give some with --values")
-    return values
-
-
 def run(args: argparse.Namespace) -> int:
     field = args.over
     base = read_config(args)
-    configs = {str(value): configured(base, {field: value}) for value in chosen_values(field, args.values)}
+    configs = {str(value): configured(base, {field: value}) for value in map(value_of, args.values)}
     if args.dragbench:
         benchmark = dragbench_benchmark(args, args.dragbench)
     else:

@@ -14,15 +14,6 @@ from minidrag.bench.cases import Case, Edited
 from minidrag.config import EditConfig
 
 
-def test_the_usual_values_are_valid() -> None:
-    for field, values in ablate.VALUES.items():
-        for value in values:
-            assert getattr(ablate.configured(EditConfig(), {field: value}), field) == value
-    assert ablate.chosen_values("block", ["1", "3"]) == (1, 3)
-    with pytest.raises(ValueError, match="--values"):
-        ablate.chosen_values("size", None)
-
-
 def test_an_ablation_over_scenes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
