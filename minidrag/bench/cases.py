@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from minidrag.bench.metrics import distances, image_features, image_fidelity, ssim
+from minidrag.bench.metrics import distances, image_features, image_fidelity
 from minidrag.bench.placement import Motion, place
 from minidrag.bench.styles import styled
-from minidrag.config import EditConfig
-from minidrag.images import psnr, resize
-from minidrag.model import Model, decode, encode
+from minidrag.images import psnr
+from minidrag.model import Model
 from minidrag.points import Pixel
 from minidrag.tiny.renderer import SIDE, layer_map, layers
 from minidrag.tiny.scenes import Drag, Scene, caption, drags, random_scene
@@ -178,30 +177,12 @@ def fill(image: np.ndarray, hole: np.ndarray, rounds: int = 300) -> np.ndarray:
     return np.rint(filled).astype(np.uint8)
 
 
-def baselines(case: Case, model: Model | None) -> dict[str, Image.Image]:
-    """Baseline images: no edit and, for scenes, cut and paste.
-
-    With a model, scenes also get the VAE reconstructions of the original and of the true result. The latter
-    is the upper bound of what an edit by this model can reach.
-    """
+def baselines(case: Case) -> dict[str, Image.Image]:
+    """Baseline images: no edit and, for scenes, cut and paste."""
     results = {"no edit": case.before}
     if isinstance(case, SceneCase):
         results["cut and paste"] = pasted(case)
-        if model is not None:
-            for name, image in (("VAE of the original", case.before), ("VAE of the truth", case.truth)):
-                reconstruction = decode(model, encode(model, image, EditConfig())[0])
-                results[name] = resize(reconstruction, image.size)
     return results
-
-
-def measure_back(case: Case, edited: Edited) -> Measures:
-    """Compare the image that was dragged back, if there is one, with the original inside the mask."""
-    if edited.back is None:
-        return {}
-    return {
-        "PSNR back": psnr(edited.back, case.before, case.mask),
-        "SSIM back": ssim(edited.back, case.before, case.mask),
-    }
 
 
 def measure(case: Case, image: Image.Image, raw: Image.Image, learned: Learned) -> Measures:
@@ -219,9 +200,7 @@ def measure(case: Case, image: Image.Image, raw: Image.Image, learned: Learned) 
         "lost": placement.lost,
         "arrived": not placement.lost and placement.remaining <= ARRIVED,
         "PSNR inside": psnr(image, case.truth, case.mask),
-        "SSIM inside": ssim(image, case.truth, case.mask),
         "PSNR outside": psnr(raw, case.truth, ~case.mask),
-        "SSIM outside": ssim(raw, case.truth, ~case.mask),
     }
     return measures | learned(case, image)
 

@@ -33,7 +33,6 @@ from minidrag.bench.cases import (
     baselines,
     dragging_back,
     measure,
-    measure_back,
 )
 from minidrag.bench.metrics import Missing, fidelity_network
 from minidrag.bench.styles import STYLES
@@ -181,8 +180,10 @@ def run_case(
     sweep(folder)
     edited = edit(case)
     began = time.perf_counter()
-    row = measure(case, edited.image, edited.raw, learned) | measure_back(case, edited)
+    row = measure(case, edited.image, edited.raw, learned)
     row |= {"PSNR reconstruction": edited.reconstruction, "LoRA loss": edited.lora_loss}
+    if edited.back:
+        row["PSNR back"] = images.psnr(edited.back, case.before, case.mask)
     rows = {"edit": row} | {name: measure(case, image, image, learned) for name, image in others.items()}
     seconds = edited.seconds | {"measuring": time.perf_counter() - began}
     drawn = draw.draw_drags(case.before, case.handles, case.targets, torch.from_numpy(case.mask))
@@ -198,16 +199,11 @@ def run_case(
 
 
 def run_cases(
-    cases: Sequence[Case],
-    edit: Editor,
-    learned: Learned,
-    out: Path,
-    model: Model | None = None,
-    compare: bool = True,
+    cases: Sequence[Case], edit: Editor, learned: Learned, out: Path, compare: bool = True
 ) -> list[dict[str, Any]]:
     """Run this process's share of the unfinished cases; return the results of all finished ones.
 
-    compare: measure the baselines too. model: for the baselines that need one.
+    compare: measure the baselines too.
     Reports and skips an edit with numbers out of range or without enough memory.
     """
     rank, processes = place_among_processes()
@@ -216,7 +212,7 @@ def run_cases(
         if (folder / "result.json").is_file():
             continue
         try:
-            run_case(case, edit, learned, baselines(case, model) if compare else {}, folder)
+            run_case(case, edit, learned, baselines(case) if compare else {}, folder)
         except (FloatingPointError, RuntimeError, MemoryError) as error:
             if not isinstance(error, FloatingPointError) and not console.is_out_of_memory(error):
                 raise

@@ -25,12 +25,10 @@ from minidrag.points import Pixel
 CHUNK = 64  # channels upsampled at a time: all of them would need gigabytes for a large image
 
 
-def ssim(one: Image.Image, other: Image.Image, region: np.ndarray | None = None) -> float:
+def ssim(one: Image.Image, other: Image.Image) -> float:
     """Structural similarity (Wang et al. 2004), averaged over channels and pixels; 1 for equal images.
 
-        SSIM = (2 m_x m_y + c_1) (2 s_xy + c_2) / ((m_x^2 + m_y^2 + c_1) (s_x^2 + s_y^2 + c_2))
-
-    region: (H, W), bool, the pixels to compare.
+    SSIM = (2 m_x m_y + c_1) (2 s_xy + c_2) / ((m_x^2 + m_y^2 + c_1) (s_x^2 + s_y^2 + c_2))
     """
     x, y = (np.asarray(image, dtype=np.float64) for image in (one, other))
     mean_x = local_mean(x)
@@ -42,7 +40,7 @@ def ssim(one: Image.Image, other: Image.Image, region: np.ndarray | None = None)
     c_2 = (0.03 * 255) ** 2
     similarity = (2 * mean_x * mean_y + c_1) * (2 * covariance + c_2)
     similarity /= (mean_x**2 + mean_y**2 + c_1) * (var_x + var_y + c_2)
-    return float(similarity.mean() if region is None else similarity[region].mean())
+    return float(similarity.mean())
 
 
 def local_mean(values: np.ndarray) -> np.ndarray:

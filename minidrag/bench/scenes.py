@@ -39,7 +39,6 @@ TILE = 192  # pixels: height of its images
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser)
     add_scene_arguments(parser)
-    parser.add_argument("--no-references", action="store_true", help="measure only the edits")
 
 
 def write_report(results: Results, out: Path) -> str:
@@ -75,9 +74,8 @@ def scene_benchmark(args: argparse.Namespace, compare: bool) -> Benchmark:
 
 def run(args: argparse.Namespace) -> int:
     config = read_config(args)
-    compare = not args.no_references
-    benchmark = scene_benchmark(args, compare)
+    benchmark = scene_benchmark(args, compare=True)
     out = open_out(args.out, benchmark.settings(config))
     edit = editor(benchmark.model, config, args.seed, args.back)
-    run_cases(benchmark.cases, edit, benchmark.learned, out, benchmark.model, compare)
+    run_cases(benchmark.cases, edit, benchmark.learned, out)
     return finish(benchmark, [out], lambda results: write_report(results[0], out), out)

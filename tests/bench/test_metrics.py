@@ -62,10 +62,7 @@ def slow_ssim(one: Image.Image, other: Image.Image) -> np.ndarray:
 def test_ssim_against_loops() -> None:
     one, other = noise_image(0), noise_image(1)
     expected = slow_ssim(one, other)
-    region = np.zeros((12, 13), bool)
-    region[3:6, 2:9] = True
     assert metrics.ssim(one, other) == pytest.approx(expected.mean(), abs=1e-12)
-    assert metrics.ssim(one, other, region) == pytest.approx(expected[region].mean(), abs=1e-12)
     assert metrics.ssim(one, other) == pytest.approx(metrics.ssim(other, one))
     assert metrics.ssim(one, one) == pytest.approx(1)
 

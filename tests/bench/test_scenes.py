@@ -153,7 +153,6 @@ def test_measures_of_what_comes_back(tmp_path: Path, moved: int) -> None:
     row, difference = result["rows"]["edit"], (array / 255.0 - np.asarray(case.before) / 255.0)[case.mask]
     exact = 10 * np.log10(1 / max((difference**2).mean(), 1e-10))
     assert row["PSNR back"] == pytest.approx(exact, abs=1e-6)
-    assert (row["SSIM back"] == 1.0) == (moved == 0)
     assert (tmp_path / "cases/object-000/back.png").is_file()
 
 
