@@ -35,12 +35,18 @@ GB = 1e9
 
 
 class MemoryCounter(TorchDispatchMode):
-    """Count the storage of tensors made within a context; alive, peak: bytes now and at most."""
+    """Count the storage of networks and of tensors made within a context.
 
-    def __init__(self) -> None:
+    alive, peak: bytes now and at most.
+    """
+
+    def __init__(self, *networks: nn.Module) -> None:
         super().__init__()
         self.alive = self.peak = 0
         self.sizes: dict[int, int] = {}
+        for network in networks:
+            for weight in network.parameters():
+                self.add(weight.untyped_storage())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **(kwargs or {}))

@@ -218,10 +218,9 @@ def time_both(
 
 def peak_memory(workload: Workload, side: str, module: nn.Module, inputs: list[Tensor]) -> float:
     """Peak MiB of the tensors of one run, weights included."""
-    weights = sum(weight.nbytes for weight in module.parameters())
-    with MemoryCounter() as counter:
+    with MemoryCounter(module) as counter:
         run_once(workload, side, module, inputs)
-    return (weights + counter.peak) / 2**20
+    return counter.peak / 2**20
 
 
 def measure(args: argparse.Namespace) -> Iterator[Comparison]:

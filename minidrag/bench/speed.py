@@ -75,11 +75,10 @@ def cost(model: Model, case: Case, config: EditConfig, pipeline: Any = None) -> 
 def peak(model: Model, case: Case, config: EditConfig, pipeline: Any = None) -> int:
     """Most bytes of tensors at a time in an edit, weights included; two steps need as much as all."""
     few = {name: min(getattr(config, name), 2) for name in ("lora_steps", "drag_steps", "hold_steps")}
-    networks = model.unet, model.vae, model.text_encoder
-    weights = sum(weight.nbytes for network in networks for weight in network.parameters())
-    with memory.MemoryCounter() as counter:
+    source = model if pipeline is None else pipeline
+    with memory.MemoryCounter(source.unet, source.vae, model.text_encoder) as counter:
         cost(model, case, replace(config, **few), pipeline)
-    return weights + counter.peak
+    return counter.peak
 
 
 def report(counters: dict[str, list[EvaluationCounter]], peaks: dict[str, int]) -> str:

@@ -48,9 +48,7 @@ def summarize(results: Results) -> Summary:
             kind: {row: means([result["rows"][row] for result in some]) for row in first["rows"]}
             for kind, some in kinds.items()
         },
-        "rank correlation of MD and distance over the edits": correlation(
-            [result["rows"]["edit"] for result in results]
-        ),
+        "rank correlation of MD and distance over the edits": correlation(edits),
     }
 
 

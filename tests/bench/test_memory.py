@@ -55,6 +55,13 @@ def test_views_and_freed_tensors_do_not_count() -> None:
     assert (counter.peak, counter.alive, len(second)) == (4000, 2000, 500)
 
 
+def test_a_view_of_a_weight_is_not_counted_again() -> None:
+    layer = torch.nn.Linear(100, 100)
+    with torch.no_grad(), MemoryCounter(layer) as counter:
+        layer(torch.zeros(1, 100))
+    assert counter.peak == 4 * (100 * 100 + 100 + 2 * 100)
+
+
 @pytest.mark.slow
 def test_the_command_counts_stable_diffusion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", "--set", "size=64"]) == 0
