@@ -4,11 +4,9 @@ An edit keeps its latents and the paths of its handles. Features, losses of sing
 the edit without one of its parts take about 100 calls of the UNet.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -27,8 +25,6 @@ from minidrag.method.drag import (
     View,
     background_loss,
     motion_loss,
-    rescale,
-    snap,
 )
 from minidrag.method.dragdiffusion import observer
 from minidrag.method.lora import LoRA, lora_attached
@@ -64,8 +60,6 @@ class Replay:
     object_cells: Tensor  # cells of the latent that belong to the first handle's object, (H, W)
     moved: bool  # the warp moved them
     uncontrolled: Image.Image  # the edit without reference keys and values
-    attention: Tensor  # of the first target's query to the original, (H, W) of the latent
-    query: Cell  # its cell of the latent
 
 
 @torch.no_grad()
@@ -83,7 +77,6 @@ def replay(model: Model, edit: Edit, prompt: str) -> Replay:
         denoiser = Denoiser(model.unet, model.schedule, model.encode_text(prompt), edit.config.steps)
         levels = spread(len(edit.path), LEVELS)
         cells, moved = warped(denoiser, edit)
-        query, weights = attention(denoiser, edit)
         return Replay(
             samples=samples,
             noise_losses=losses,
@@ -93,8 +86,6 @@ def replay(model: Model, edit: Edit, prompt: str) -> Replay:
             object_cells=cells,
             moved=moved,
             uncontrolled=decode(model, uncontrolled(denoiser, edit)),
-            attention=weights,
-            query=query,
         )
 
 
@@ -198,44 +189,6 @@ def uncontrolled(denoiser: Denoiser, edit: Edit) -> Tensor:
     last = edit.steps[-1]
     *_, (latent,) = denoise(denoiser, [last.latent], last.level, edit.config)
     return latent
-
-
-def attention(denoiser: Denoiser, edit: Edit) -> tuple[Cell, Tensor]:
-    """Weights with which one query of the edit reads the original's values, in the last self-attention.
-
-    The query is the latent's cell under the first target, in the first denoising step after the drag. Returns
-    it and the weights, the mean over heads, (H, W).
-    """
-    last = edit.steps[-1]
-    _, _, keys_values = denoiser(edit.path[last.level], last.level)
-    reference = keys_values[4 - max(edit.config.control_blocks, 1) :]
-    number = len(reference[-1]) - 1
-    unet: Any = denoiser.unet
-    layer = unet.get_submodule(f"up_blocks.3.attentions.{number}.transformer_blocks.0.attn1")
-    with outputs_of(layer.to_q) as queries:
-        denoiser(last.latent, last.level, reference)
-    height, width = last.latent.shape[2:]
-    (target,) = rescale(edit.task.targets[:1], edit.task.grid, (height, width))
-    cell = snap(Cell(*target), (height, width))
-    query = queries[0][0, int(cell.row) * width + int(cell.column)].unflatten(0, (layer.heads, -1)).float()
-    keys = reference[-1][number][0][0].unflatten(1, (layer.heads, -1)).float()  # (N, C) -> (N, heads, d)
-    scores = torch.einsum("hd,nhd->hn", query, keys) / math.sqrt(query.shape[1])
-    return cell, scores.softmax(dim=1).mean(dim=0).unflatten(0, (height, width)).cpu()
-
-
-@contextmanager
-def outputs_of(layer: torch.nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what a layer returns: the UNet hands out keys and values, but no queries."""
-    outputs: list[Tensor] = []
-
-    def collect(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        outputs.append(output)
-
-    hook = layer.register_forward_hook(collect)
-    try:
-        yield outputs
-    finally:
-        hook.remove()
 
 
 def changes(edit: Edit) -> tuple[list[float], list[float], Tensor]:

@@ -446,19 +446,6 @@ def steps(subject: Subject) -> Section:
     )
 
 
-def query_row(subject: Subject) -> str:
-    """The attention of one query of the edit: its cell, the weights over the original, and the original."""
-    replay = subject.replay
-    size = size_of(replay.attention)
-    at = Pixel(replay.query.column, replay.query.row)
-    edit, original = (images.resize(image, size) for image in (subject.edit.raw, subject.image))
-    return row(
-        figure(edit, "the query's cell", box(at, at, size, "query"), cells=True),
-        figure(heat(replay.attention, 0), "weights over the original", cells=True),
-        figure(original, "the original at that size", cells=True),
-    )
-
-
 def control(subject: Subject) -> Section:
     replay = subject.replay
     outside = None if subject.mask is None else ~subject.mask.cpu().numpy()
@@ -467,9 +454,6 @@ def control(subject: Subject) -> Section:
     where = "As a whole" if outside is None else "Outside the mask"
     names = ((subject.edit.raw, "with the original's keys and values"), (replay.uncontrolled, "without"))
     both = [figure(images.resize(image, subject.size), name) for image, name in names]
-    peak = int(replay.attention.argmax())
-    width = replay.attention.shape[1]
-    share = replay.attention.numel() * float(replay.attention.max())
     return Section(
         "control",
         "Reference-latent-control: ask the original",
@@ -479,11 +463,10 @@ def control(subject: Subject) -> Section:
             excerpt(denoise, "noise, _, keys_values", "edits[i] ="),
             excerpt(Attention.forward, "key, value", "return"),
         ],
-        "A cell at the target asks the original. Where in the original will its answer come from?",
-        row(*both) + query_row(subject),
-        f"The largest weight, {share:.0f} times an even share, lies in row {peak // width}, column "
-        f"{peak % width}. {where} the edit, before any pasting, keeps the original at {near:.1f} dB with "
-        f"the original's keys and values and at {apart:.1f} dB without.",
+        "Denoised without the original, from the same dragged latent, what will differ?",
+        row(*both),
+        f"{where} the edit, before any pasting, keeps the original at {near:.1f} dB with the original's "
+        f"keys and values and at {apart:.1f} dB without.",
         r"\text{Attention}(Q, K^0, V^0) = \softmax(\frac{Q {K^0}^\top}{\sqrt{d}}) V^0",
     )
 

@@ -140,8 +140,6 @@ def test_the_replayed_losses_are_those_of_the_run(untrained: Path, workdir: Path
         least = moment.maps[0][int(at.row), int(at.column)]
         assert moment.index or (at == start and least == 0)
     assert compared >= 4
-    assert values.attention.sum() == pytest.approx(1) and values.attention.min() >= 0
-    assert not any(module._forward_hooks for module in model.unet.modules())
 
 
 @pytest.mark.parametrize(("hold", "drawn"), [(0, []), (1, [(0.8, 0.6)])])
