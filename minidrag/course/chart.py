@@ -53,12 +53,11 @@ def chart(
     size: tuple[int, int] = (430, 230),
     scale: float = 1,
     dots: bool = False,
-    rules: Sequence[float] = (),
 ) -> Image.Image:
     """A chart from zero up, with a legend above.
 
     size: width and height in pixels. scale: of letters, lines, and margins. dots: points without lines, and
-    the line y = x. rules: x at which a thin vertical line stands.
+    the line y = x.
     """
     points = [point for curve in curves for point in curve.points]
     low = min(x for x, _ in points)
@@ -72,7 +71,7 @@ def chart(
     )
     canvas = Image.new("RGB", (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING), WHITE)
     draw = ImageDraw.Draw(canvas)
-    draw_axes(draw, axes, x_label, rules)
+    draw_axes(draw, axes, x_label)
     if dots:
         end = min(axes.high, axes.top)
         draw.line([axes.place(0, 0), axes.place(end, end)], GRAY, round(axes.unit))
@@ -82,7 +81,7 @@ def chart(
     return canvas.resize(size, Image.Resampling.BOX)
 
 
-def draw_axes(draw: ImageDraw.ImageDraw, axes: Axes, x_label: str, rules: Sequence[float]) -> None:
+def draw_axes(draw: ImageDraw.ImageDraw, axes: Axes, x_label: str) -> None:
     """Draw the grid with its numbers and the name of the horizontal axis."""
     font = ImageFont.load_default(LETTERS * axes.unit)
     left, floor = axes.place(axes.low, 0)
@@ -90,8 +89,6 @@ def draw_axes(draw: ImageDraw.ImageDraw, axes: Axes, x_label: str, rules: Sequen
         start = axes.place(axes.low, y)
         draw.line([start, axes.place(axes.high, y)], PALE, round(axes.unit))
         draw.text((start.x - 6 * axes.unit, start.y), f"{y:g}", INK, font, anchor="rm")
-    for x in rules:
-        draw.line([axes.place(x, 0), axes.place(x, axes.top)], PALE, round(axes.unit))
     for x in ticks(axes.low, axes.high, 7):
         draw.text((axes.place(x, 0).x, floor + 12 * axes.unit), f"{x:g}", INK, font, anchor="mm")
     middle = (left + axes.place(axes.high, 0).x) / 2

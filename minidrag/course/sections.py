@@ -279,12 +279,6 @@ def patch_frame(subject: Subject, corners: Sequence[Cell], part: tuple[int, int]
     return box(first, Pixel(high.x + inner, high.y + inner), part, kind)
 
 
-def level_changes(edit: Edit) -> list[float]:
-    """States at which another noise level begins."""
-    pairs = enumerate(zip(edit.steps, edit.steps[1:], strict=False))
-    return [number + 0.5 for number, (one, other) in pairs if one.level != other.level]
-
-
 def supervision(subject: Subject) -> Section:
     moments = subject.replay.moments
     config = subject.config
@@ -310,8 +304,7 @@ def supervision(subject: Subject) -> Section:
             excerpt(supervisor, "return loss +", "return loss +"),
         ],
         "Each update should lower the first term. Will it be zero when the handle has arrived?",
-        row(*(patches(subject, moment) for moment in states))
-        + plot(curves, "state", "loss", level_changes(subject.edit)),
+        row(*(patches(subject, moment) for moment in states)) + plot(curves, "state", "loss"),
         f"Over the drag the pull went from {first:.1f} to {last:.1f}; a handle that has arrived is "
         f"{'held there' if config.hold_steps else 'not pulled any more'}. Whenever a handle advances, the "
         "frame advances too, so the loss can jump up again.",
@@ -392,7 +385,7 @@ def update(subject: Subject) -> Section:
         [excerpt(loop.drag, "loss = supervise", "yield")],
         "The loss looks at a few cells around the handle. Will the latent change only there?",
         row(figure(heat(change, 0), "change of the latent at the end", marks, cells=True))
-        + plot(curves, "state", "mean change", level_changes(edit)),
+        + plot(curves, "state", "mean change"),
         f"{answer} Every feature depends on all of the latent, so a pull at one point reaches everywhere.",
         r"\hat z_t^{k+1} = \hat z_t^k - \eta \cdot "
         r"\frac{\partial L_{\text{ms}}(\hat z_t^k)}{\partial \hat z_t^k}",
@@ -498,7 +491,7 @@ def result(subject: Subject) -> Section:
             figure(final, "edit"),
             figure(final, "edit with the paths", subject.trails(final.size, len(edit.steps) - 1)),
         )
-        + plot(curves, "state", "pixels to the target", level_changes(edit)),
+        + plot(curves, "state", "pixels to the target"),
         f"After {count(len(edit.losses), 'update')} {remain}. Compare the object itself with the target "
         "before you believe it.",
         formula,

@@ -72,9 +72,9 @@ def row(*figures: str) -> str:
     return f'<div class="row">{"".join(figures)}</div>'
 
 
-def plot(curves: Sequence[Curve], x_label: str, y_label: str, rules: Sequence[float] = ()) -> str:
-    """A chart as a figure. rules: x at which a thin vertical line stands."""
-    image = chart(curves, x_label, y_label, (560 * SHARP, 250 * SHARP), SHARP, rules=rules)
+def plot(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
+    """A chart as a figure."""
+    image = chart(curves, x_label, y_label, (560 * SHARP, 250 * SHARP), SHARP)
     title = escape(f"{y_label} over {x_label}: {', '.join(curve.label for curve in curves)}")
     return f'<figure class="plot"><img src="{data_uri(image.quantize(64))}" alt="{title}"></figure>'
 

@@ -21,7 +21,7 @@ def test_ticks_are_round_numbers(low: float, high: float, expected: list[float])
 @pytest.mark.parametrize("dots", [False, True])
 def test_every_curve_has_its_color(dots: bool) -> None:
     curves = [Curve("falls", [(0, 3.0), (10, 1.0)]), Curve("rises", [(0, 1.0), (10, 2.0)])]
-    image = chart(curves, "state", "loss", (860, 460), scale=2, dots=dots, rules=[5])
+    image = chart(curves, "state", "loss", (860, 460), scale=2, dots=dots)
     assert image.size == (860, 460)
     colors = {color for _, color in image.getcolors(1 << 24) or []}
     assert set(COLORS[:2]) <= colors and COLORS[2] not in colors
