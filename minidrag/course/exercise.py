@@ -25,7 +25,6 @@ class Slip(NamedTuple):
     name: str
     hint: str  # a sentence
     function: Function  # makes it
-    variants: tuple[Function, ...] = ()  # other ways to make it
 
 
 @dataclass(frozen=True)
@@ -183,12 +182,11 @@ def likely_slip(exercise: Exercise, seed: int, right: Outputs, outputs: Outputs)
     likely = None
     most = 0
     for slip in exercise.slips:
-        for function in (slip.function, *slip.variants):
-            slipped = exercise.run(function, exercise.inputs(seed))
-            same = matching(slipped, outputs, exercise.tolerance)
-            if same & wrong and len(same) > most:
-                likely = slip
-                most = len(same)
+        slipped = exercise.run(slip.function, exercise.inputs(seed))
+        same = matching(slipped, outputs, exercise.tolerance)
+        if same & wrong and len(same) > most:
+            likely = slip
+            most = len(same)
     return likely
 
 

@@ -55,7 +55,7 @@ def appended(layer: Attention, tokens: Tensor, context: Tensor, pair: KeyValue |
 
 
 def always_swapped(layer: Attention, tokens: Tensor, context: Tensor, pair: KeyValue | None = None) -> Any:
-    """Swapped in the attention, the layer's own too; returned in the right order."""
+    """The layer's own too, and returned in the right order."""
     key, value = pair or own_pair(layer, context)
     return attend(layer, tokens, context, (value, key))[0], (key, value)
 
@@ -84,8 +84,7 @@ KEY_VALUE = Exercise(
         Slip(
             "keys and values swapped",
             "The pair is (key, value), in this order.",
-            lambda layer, tokens, context, pair=None: attend(layer, tokens, context, pair and pair[::-1]),
-            (always_swapped,),
+            always_swapped,
         ),
         Slip(
             "appended to the layer's own",
