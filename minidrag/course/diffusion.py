@@ -137,14 +137,6 @@ def inversion_by(move: Callable[[int, int], tuple[int, int, int]]) -> Function:
     return walk
 
 
-@torch.no_grad()
-def noise_once(denoiser: Denoiser, latent: Tensor, levels: int) -> Iterator[Tensor]:
-    noise, _, _ = denoiser(latent, 1)
-    for level in range(1, levels + 1):
-        latent = denoiser.step(latent, noise, level - 1, level)
-        yield latent
-
-
 def clean_first(denoiser: Denoiser, latent: Tensor, levels: int) -> Iterator[Tensor]:
     yield latent
     yield from invert(denoiser, latent, levels)
@@ -174,11 +166,6 @@ INVERSION = Exercise(
             "one level too few",
             "The last step leads to `levels`: range(1, levels) ends one below it.",
             lambda denoiser, latent, levels: invert(denoiser, latent, levels - 1),
-        ),
-        Slip(
-            "noise predicted just once",
-            "The latent changes at every step, so the UNet has to look again.",
-            noise_once,
         ),
         Slip(
             "clean latent yielded too",
@@ -287,13 +274,6 @@ LORA_LOSS = Exercise(
             "This UNet predicts the noise, so the noise is what to compare with.",
             lambda unet, schedule, latent, time, noise, text: loss_of(
                 unet, schedule.add_noise(latent, noise, time), time, text, latent
-            ),
-        ),
-        Slip(
-            "one timestep for the whole batch",
-            "Every latent of the batch has its own timestep.",
-            lambda unet, schedule, latent, time, noise, text: noise_loss(
-                unet, schedule, latent, time[:1].expand_as(time), noise, text
             ),
         ),
         Slip(

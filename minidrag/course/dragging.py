@@ -273,14 +273,6 @@ def farthest(features: Tensor, handles: Cells, origin: Origin, radius: int) -> l
     return matches
 
 
-def in_window(features: Tensor, handles: Cells, origin: Origin, radius: int) -> list[Cell]:
-    """The position in the window instead of that on the grid."""
-    pairs = zip(handles, track(features, handles, origin, radius), strict=True)
-    return [
-        Cell(to.row - max(at.row - radius, 0), to.column - max(at.column - radius, 0)) for at, to in pairs
-    ]
-
-
 TRACKING = Exercise(
     "tracking",
     track,
@@ -319,11 +311,6 @@ TRACKING = Exercise(
             "largest distance for smallest",
             "The best match has the smallest distance: argmin.",
             farthest,
-        ),
-        Slip(
-            "place in the window",
-            "Add the corner of the window, or a handle always jumps to the upper left of the image.",
-            in_window,
         ),
         Slip(
             "row and column swapped",
@@ -465,13 +452,6 @@ ALTERNATION_STEP = Exercise(
             "handles that stand still go unnoticed",
             "Stop after the third level in a row in which no handle moved.",
             alternate_with("tireless"),
-        ),
-        Slip(
-            "one level alone",
-            "Take config.drag_levels levels.",
-            lambda denoiser, path, task, config: gooddrag(
-                denoiser, path, task, replace(config, drag_levels=1)
-            ),
         ),
     ),
     ("minidrag.edit.gooddrag", "minidrag.method.gooddrag.gooddrag"),

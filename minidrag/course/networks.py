@@ -119,12 +119,10 @@ def embedding_inputs(rng: Generator) -> list[Inputs]:
     return calls
 
 
-def waves(
-    layer: TimestepEmbedding, timestep: Tensor, base: float = 10000, less: int = 0
-) -> tuple[Tensor, Tensor]:
+def waves(layer: TimestepEmbedding, timestep: Tensor, less: int = 0) -> tuple[Tensor, Tensor]:
     """Cosines and sines, each (B, channels / 2)."""
     half = layer.channels // 2
-    exponent = -math.log(base) * torch.arange(half, dtype=torch.float32) / (half - less)
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - less)
     angle = timestep.float()[:, None] * exponent.exp().to(timestep.device)
     return angle.cos(), angle.sin()
 
@@ -157,11 +155,6 @@ TIME_EMBEDDING = Exercise(
             embedding_of(lambda layer, timestep: torch.cat(waves(layer, timestep, less=1), dim=1)),
         ),
         Slip(
-            "base of 1000",
-            "There are 1000 timesteps, but frequencies go down to 1 / 10000.",
-            embedding_of(lambda layer, timestep: torch.cat(waves(layer, timestep, base=1000), dim=1)),
-        ),
-        Slip(
             "no SiLU between the linear layers",
             "Without it the two linear layers are just one.",
             lambda layer, timestep, dtype: layer.linear_2(
@@ -183,9 +176,9 @@ def padding_inputs(rng: Generator) -> list[Inputs]:
     ]
 
 
-def padded(layer: Downsample, hidden: Tensor, *sides: int, mode: str = "constant") -> Tensor:
+def padded(layer: Downsample, hidden: Tensor, *sides: int) -> Tensor:
     """The convolution after padding the VAE's layer on the left, right, top, and bottom."""
-    return layer.conv(hidden if layer.symmetric else F.pad(hidden, sides, mode))
+    return layer.conv(hidden if layer.symmetric else F.pad(hidden, sides))
 
 
 PADDING = Exercise(
@@ -207,11 +200,6 @@ PADDING = Exercise(
             "no padding",
             "Without a column and a row of zeros the convolution leaves out the border.",
             lambda layer, hidden: padded(layer, hidden, 0, 0, 0, 0),
-        ),
-        Slip(
-            "border repeated",
-            "Pad with zeros, as the weights were trained.",
-            lambda layer, hidden: padded(layer, hidden, 0, 1, 0, 1, mode="replicate"),
         ),
         Slip(
             "UNet padded twice",
