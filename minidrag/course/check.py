@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +54,7 @@ def describe(verdict: Verdict) -> str:
     if verdict.slip:
         lines.append(f"   likely slip: {verdict.slip}. {verdict.hint}")
     elif verdict.outputs and not verdict.right and not verdict.problem:
-        hint = "compare with the formula, term by term"
-        if any(isinstance(difference, str) for difference in verdict.outputs.values()):
-            hint = "begin with what the docstring returns"
-        lines.append(f"   this matches no known mistake: {hint}")
+        lines.append("   this matches no known mistake: compare with the formula, term by term")
     return "\n".join(lines)
 
 
@@ -67,15 +63,6 @@ def in_words(difference: float | str, tolerance: float) -> str:
         return difference
     rounding = " (rounding, which is right too)" if difference <= tolerance else ""
     return "exact" if difference <= EXACT else f"largest difference {difference:.2g}{rounding}"
-
-
-def as_json(verdict: Verdict) -> dict[str, Any]:
-    """A verdict for JSON, which has no infinity."""
-    values = asdict(verdict)
-    for name, difference in verdict.outputs.items():
-        if not isinstance(difference, str) and not isfinite(difference):
-            values["outputs"][name] = str(difference)
-    return values
 
 
 def edit(folder: Path, verdicts: list[Verdict]) -> dict[str, Any]:
@@ -110,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     right = sum(verdict.right for verdict in verdicts)
     if args.json:
         values = {"seed": args.seed, "right": right, "of": len(verdicts)}
-        values |= {"exercises": list(map(as_json, verdicts))} | ({"edit": edited} if edited else {})
+        values |= {"exercises": list(map(asdict, verdicts))} | ({"edit": edited} if edited else {})
         json.dump(values, sys.stdout, indent=1, allow_nan=False)
         print()
     else:

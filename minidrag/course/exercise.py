@@ -153,7 +153,7 @@ def difference(right: Sequence[Tensor], values: Sequence[Tensor] | None) -> floa
             return f"shape {tuple(other.shape)}, expected {tuple(one.shape)}"
         if one.dtype != other.dtype:
             return f"{str(other.dtype)[6:]}, expected {str(one.dtype)[6:]}"
-        if not other.isfinite().all():
+        if not (one - other).isfinite().all():  # two huge numbers may differ by infinity
             return "a number is not finite"
     gaps = [(one - other).abs().max().item() for one, other in zip(right, values, strict=True) if one.numel()]
     return max(gaps, default=0.0)

@@ -1,6 +1,5 @@
 """A student's file, judged: right, off by how much, and the likely slip."""
 
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,6 @@ class Verdict:
     slip: str | None = None
     hint: str | None = None
     problem: str | None = None  # a sentence on what kept it from being compared, or what else is wrong
-    seconds: float = 0.0
 
 
 def judge_file(path: Path, number: int, seed: int) -> Verdict:
@@ -35,7 +33,6 @@ def judge_file(path: Path, number: int, seed: int) -> Verdict:
     torch.set_num_threads(1)  # the inputs are small
     exercise = EXERCISES[number - 1]
     verdict = Verdict(number, exercise.name)
-    start = time.perf_counter()
     try:
         with silent() as printed:
             judge(verdict, load(path, exercise.reference.__name__), path, seed)
@@ -45,7 +42,6 @@ def judge_file(path: Path, number: int, seed: int) -> Verdict:
             verdict.problem = verdict.problem or printing
     except Unfit as error:
         verdict.problem = str(error)
-    verdict.seconds = round(time.perf_counter() - start, 3)
     return verdict
 
 
