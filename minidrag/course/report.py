@@ -33,7 +33,6 @@ INTRODUCTION = (
     "DragDiffusion (arXiv 2306.14435) on one image, step by step. Each page has an equation, the lines of "
     "code that computed it, and what they did here. Answer the question before you unfold the figure."
 )
-NUMBERS = ("arrived", "distances", "remaining", "paths", "losses")  # as in run.json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,8 +57,6 @@ def page(subject: Subject) -> str:
     parts = sections(subject)
     links = "".join(f'<a href="#{part.name}">{n}. {part.title}</a>' for n, part in enumerate(parts, 1))
     body = "".join(to_section(part, number) for number, part in enumerate(parts, 1))
-    numbers = {name: getattr(subject.edit, name) for name in NUMBERS}
-    data = json.dumps(numbers).replace("<", "\\u003c")
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     edit = images.resize(subject.edit.image, subject.size)
     hero = figure(subject.original, "before"), figure(edit, "after")
@@ -73,7 +70,6 @@ def page(subject: Subject) -> str:
         f"<header><h1>How this image was dragged</h1><p>{INTRODUCTION}</p>"
         f'<div class="hero">{row(*hero)}</div>{about}<nav>{links}</nav>'
         f"<p><button>Show all figures</button></p></header><main>{body}</main>"
-        f'<script type="application/json" id="numbers">{data}</script>'
         f"<script>{script}</script></body></html>\n"
     )
 
