@@ -191,22 +191,6 @@ def uncontrolled(denoiser: Denoiser, edit: Edit) -> Tensor:
     return latent
 
 
-def changes(edit: Edit) -> tuple[list[float], list[float], Tensor]:
-    """Mean change of the latent at each state, inside the mask and outside, and the last one's map, (H, W).
-
-    Each is against the original at the same level.
-    """
-    inside = []
-    outside = []
-    change = torch.zeros(edit.path[0].shape[2:])
-    for step in edit.steps:
-        change = (step.latent - edit.path[step.level]).abs().mean(dim=1)[0]
-        mask = torch.ones_like(change) if edit.task.mask is None else edit.task.mask.to(change)
-        inside.append(float((change * mask).sum() / mask.sum()))
-        outside.append(float((change * (1 - mask)).sum() / (1 - mask).sum().clamp(min=1)))
-    return inside, outside, change.cpu()
-
-
 def window(handle: Cell, radius: int, grid: Sequence[int]) -> tuple[Cell, Cell]:
     """First and last cell of Omega(h, r) on a grid."""
     low = [max(int(at) - radius, 0) for at in handle]

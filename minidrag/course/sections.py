@@ -12,7 +12,7 @@ from minidrag.app import draw
 from minidrag.config import EditConfig
 from minidrag.course.chart import Curve
 from minidrag.course.excerpt import Excerpt, excerpt
-from minidrag.course.replay import TIMES, Moment, Replay, changes, window
+from minidrag.course.replay import TIMES, Moment, Replay, window
 from minidrag.course.svg import box, dot, drags, figure, heat, line, plot, row, size_of
 from minidrag.edit import Edit, drag_edit
 from minidrag.images import psnr
@@ -133,16 +133,12 @@ def lora(subject: Subject) -> Section:
     names = ("a sample without the LoRA", "the same noise with it")
     samples = [figure(image, name) for image, name in zip(replay.samples, names, strict=True)]
     if any(factors.up.any() for factors in subject.edit.lora.unet.values()):
-        points = [(time, max(gain, 0.0)) for time, gain in zip(TIMES, gains, strict=True)]
-        curve = Curve("loss removed by the LoRA; 0: none, or it rose", points)
-        chart = plot([curve], "timestep t", "percent")
         answer = (
             f"At these {len(TIMES)} noise levels the LoRA lowers the loss on this image by "
             f"{sum(gains) / len(gains):.1f} % on average. A model that knew such images before has little to "
             "learn; on photos others measured hardly any movement without a LoRA."
         )
     else:
-        chart = ""
         answer = "This run has no trained LoRA, so both samples and both losses are the same."
     return Section(
         "lora",
@@ -153,7 +149,7 @@ def lora(subject: Subject) -> Section:
         [excerpt(LoRALayer.forward, "output =", "return"), excerpt(noise_loss, "noisy =", "return")],
         "Both samples below start from the same fresh noise. Which will look more like the image, and how "
         "much?",
-        row(figure(subject.original, "the image"), *samples) + chart,
+        row(figure(subject.original, "the image"), *samples),
         answer,
         r"L_{\text{ft}}(z, \Delta\theta) = \E_{\epsilon, t} \| \epsilon - "
         r"\epsilon_{\theta + \Delta\theta}(\alpha_t z + \sigma_t \epsilon) \|_2^2",
@@ -365,15 +361,14 @@ def tracking(subject: Subject) -> Section:
 
 def update(subject: Subject) -> Section:
     edit = subject.edit
-    inside, outside, change = changes(edit)
-    if edit.task.mask is None:
-        curves = [Curve("change", list(enumerate(inside)))]
-        answer = f"At the end the latent has changed by {inside[-1]:.3f} on average."
-    else:
-        curves = [Curve("inside the mask", list(enumerate(inside)))]
-        curves.append(Curve("outside", list(enumerate(outside))))
+    last = edit.steps[-1]
+    change = (last.latent - edit.path[last.level]).abs().mean(dim=1)[0]  # (H, W)
+    answer = f"At the end the latent has changed by {float(change.mean()):.3f} on average."
+    if (mask := edit.task.mask) is not None:
+        inside = float((change * mask).sum() / mask.sum())
+        outside = float((change * (1 - mask)).sum() / (1 - mask).sum().clamp(min=1))
         answer = (
-            f"At the end the mean change is {inside[-1]:.3f} inside the mask and {outside[-1]:.3f} outside, "
+            f"At the end the mean change is {inside:.3f} inside the mask and {outside:.3f} outside, "
             "where only the mask term holds it."
         )
     marks = subject.drags(size_of(change))
@@ -384,8 +379,7 @@ def update(subject: Subject) -> Section:
         f"Adam takes steps of about {edit.config.drag_lr:g} in every element, however small its gradient.",
         [excerpt(loop.drag, "loss = supervise", "yield")],
         "The loss looks at a few cells around the handle. Will the latent change only there?",
-        row(figure(heat(change, 0), "change of the latent at the end", marks, cells=True))
-        + plot(curves, "state", "mean change"),
+        row(figure(heat(change, 0), "change of the latent at the end", marks, cells=True)),
         f"{answer} Every feature depends on all of the latent, so a pull at one point reaches everywhere.",
         r"\hat z_t^{k+1} = \hat z_t^k - \eta \cdot "
         r"\frac{\partial L_{\text{ms}}(\hat z_t^k)}{\partial \hat z_t^k}",
