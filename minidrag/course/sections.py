@@ -481,8 +481,6 @@ def result(subject: Subject) -> Section:
         [excerpt(drag_edit, "reconstruction =", "return")],
         "Where will the edit differ from what you had in mind?",
         row(
-            figure(subject.original, "original"),
-            figure(final, "edit"),
             figure(final, "edit with the paths", subject.trails(final.size, len(edit.steps) - 1)),
         )
         + plot(curves, "state", "pixels to the target"),
