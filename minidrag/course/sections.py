@@ -13,7 +13,7 @@ from minidrag.config import EditConfig
 from minidrag.course.chart import Curve
 from minidrag.course.excerpt import Excerpt, excerpt
 from minidrag.course.replay import TIMES, Moment, Replay, window
-from minidrag.course.svg import box, dot, drags, figure, heat, line, plot, row, size_of
+from minidrag.course.svg import box, dot, drags, figure, heat, line, plot, row
 from minidrag.edit import Edit, drag_edit
 from minidrag.images import psnr
 from minidrag.method import drag as loop
@@ -24,7 +24,6 @@ from minidrag.method.gooddrag import gooddrag
 from minidrag.method.lora import LoRALayer, noise_loss
 from minidrag.method.warp import warp
 from minidrag.networks.layers import Attention
-from minidrag.points import Pixel, to_pixels
 
 
 @dataclass(frozen=True)
@@ -53,20 +52,17 @@ class Subject:
         """The settings, with radii in cells of this run's grid."""
         return self.edit.config.scaled(self.edit.task.grid)
 
-    def pixels(self, cells: Sequence[Cell], size: tuple[int, int] | None = None) -> list[Pixel]:
-        """Cells of the feature grid as pixels of the image at a size; None: that of the report."""
-        return to_pixels(cells, size or self.size, self.edit.task.grid)
+    @property
+    def drags(self) -> str:
+        """Marks of the handles before the drag, and of their targets."""
+        return drags(self.edit.task.handles, self.edit.task.targets)
 
-    def drags(self, size: tuple[int, int], handles: Sequence[Cell] | None = None) -> str:
-        """Marks of the handles, at first or now, and of their targets on an image of a size."""
-        task = self.edit.task
-        return drags(self.pixels(handles or task.handles, size), self.pixels(task.targets, size), size)
-
-    def trails(self, size: tuple[int, int], index: int) -> str:
-        """Marks of the handles' paths up to a state, and of their targets, on an image of a size."""
+    def trails(self, index: int) -> str:
+        """Marks of the handles' paths up to a state, and of their targets."""
         steps = self.edit.steps[: index + 1]
-        paths = zip(*(self.pixels(step.handles, size) for step in steps), strict=True)
-        return "".join(line(path, size, "trail") for path in paths) + self.drags(size, steps[-1].handles)
+        paths = zip(*(step.handles for step in steps), strict=True)
+        trails = "".join(line(path, "trail") for path in paths)
+        return trails + drags(steps[-1].handles, self.edit.task.targets)
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ def task(subject: Subject) -> Section:
     task = subject.edit.task
     rows, columns = task.grid
     small = images.resize(subject.image, (columns, rows))
-    maps = figure(small, f"{columns} x {rows} cells", subject.drags(small.size), cells=True)
+    maps = figure(small, f"{columns} x {rows} cells", subject.drags, task.grid, cells=True)
     if task.mask is not None:
         height, width = task.mask.shape
         maps += figure(heat(task.mask, 0, 1), f"mask M on the latent, {width} x {height}", cells=True)
@@ -122,7 +118,7 @@ def task(subject: Subject) -> Section:
         f"One cell is {subject.image.width / columns:g} pixels wide, so no handle is placed more finely "
         "than that.",
         r"h = (x + \frac{1}{2}) s - \frac{1}{2}",
-        figure(drawing, subject.prompt or "no prompt", subject.drags(drawing.size)),
+        figure(drawing, subject.prompt or "no prompt", subject.drags, task.grid),
     )
 
 
@@ -185,10 +181,9 @@ def features(subject: Subject) -> Section:
     for colors, name, cells in zip(subject.replay.colors, ("original", "edit"), handles, strict=True):
         maps = []
         for number, image in enumerate(colors, 1):
-            points = subject.pixels(cells, image.size)
-            marks = "".join(dot(point, image.size, "handle") for point in points)
+            marks = "".join(dot(cell, "handle") for cell in cells)
             label = f"block {number}, {name}" + (", tapped" if number == edit.config.block else "")
-            maps.append(figure(image, label, marks, cells=True))
+            maps.append(figure(image, label, marks, edit.task.grid, cells=True))
         rows.append(row(*maps))
     return Section(
         "features",
@@ -208,7 +203,7 @@ def features(subject: Subject) -> Section:
 def warped_start(subject: Subject) -> Section:
     replay = subject.replay
     cells = replay.object_cells
-    small = images.resize(subject.image, size_of(cells))
+    small = images.resize(subject.image, (cells.shape[1], cells.shape[0]))
     pale = Image.blend(small, Image.new("RGB", small.size, images.WHITE), 0.65)
     selected = Image.composite(small, pale, Image.fromarray((cells.cpu().numpy() * 255).astype("uint8")))
     figures = [figure(selected, f"handle 1's object: {count(int(cells.sum()), 'cell')}", cells=True)]
@@ -233,14 +228,12 @@ def warped_start(subject: Subject) -> Section:
     )
 
 
-def around(
-    points: Sequence[Pixel], margin: float, size: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """Left, top, width, and height of a square around points, within an image of `size` if it fits."""
-    spans = [(min(axis) - margin, max(axis) + margin) for axis in zip(*points, strict=True)]
-    side = min(max(high - low for low, high in spans), *size)
+def around(cells: Sequence[Cell], margin: float, grid: Sequence[int]) -> tuple[float, float, float, float]:
+    """Left, top, width, and height of a square around cells, within the grid if it fits."""
+    spans = [(min(axis) - margin, max(axis) + 1 + margin) for axis in zip(*cells, strict=True)]
+    side = min(max(high - low for low, high in spans), *grid)
     corner = [(low + high - side) / 2 for low, high in spans]
-    left, top = (min(max(at, 0), whole - side) for at, whole in zip(corner, size, strict=True))
+    top, left = (min(max(at, 0), whole - side) for at, whole in zip(corner, grid, strict=True))
     return left, top, side, side
 
 
@@ -248,31 +241,18 @@ def patches(subject: Subject, moment: Moment) -> str:
     """The supervised patches at a state, and where the next update pulls them, around the first drag."""
     task = subject.edit.task
     radius = subject.config.motion_radius
-    size = moment.image.size
-    cell = size[0] / task.grid[1]  # pixels
-    (handle,) = subject.pixels(moment.step.handles[:1], size)
-    (target,) = subject.pixels(task.targets[:1], size)
-    view = around([handle, target], (4 * radius + 4) * cell + math.dist(handle, target) / 2, size)
-    part = round(view[2]), round(view[3])
-    frames = []
+    marks = drags(moment.step.handles, task.targets)
     for at, to in zip(moment.step.handles, task.targets, strict=True):
-        corners = window(at, radius, task.grid)
-        frames.append(patch_frame(subject, corners, part, "patch"))
+        low, high = window(at, radius, task.grid)
+        marks += box(low, high, "patch")
         if (offset := loop.pull(at, to, subject.config)) is not None:
             down, right = offset
-            moved = [Cell(row + down, column + right) for row, column in corners]
-            frames.append(patch_frame(subject, moved, part, "ahead"))
-    points = subject.pixels(moment.step.handles, size), subject.pixels(task.targets, size)
+            low, high = (Cell(row + down, column + right) for row, column in (low, high))
+            marks += box(low, high, "ahead")
+    ends = moment.step.handles[0], task.targets[0]
+    view = around(ends, 4 * radius + 4 + math.dist(*ends) / 2, task.grid)
     label = f"state {moment.index}: the patch, and where it is pulled"
-    return figure(moment.image, label, drags(*points, part) + "".join(frames), view=view)
-
-
-def patch_frame(subject: Subject, corners: Sequence[Cell], part: tuple[int, int], kind: str) -> str:
-    """A frame around the cells from a corner to the opposite one. part: size of the visible part."""
-    low, high = subject.pixels(corners)
-    inner = (subject.size[0] / subject.edit.task.grid[1] - 1) / 2  # from the center of a cell's edge pixels
-    first = Pixel(low.x - inner, low.y - inner)
-    return box(first, Pixel(high.x + inner, high.y + inner), part, kind)
+    return figure(moment.image, label, marks, task.grid, view=view)
 
 
 def supervision(subject: Subject) -> Section:
@@ -317,17 +297,15 @@ def tracking_map(subject: Subject, moment: Moment, dark: float) -> str:
     dark: the distance that is darkest.
     """
     edit = subject.edit
-    size = size_of(moment.maps[0])
     before = edit.steps[max(moment.index - 1, 0)].handles[0]
     if moment.index == 1 and subject.replay.moved:
         before = snap(edit.task.targets[0], edit.task.grid)  # where the warp left the handle
-    cells = (*window(before, subject.config.track_radius, edit.task.grid), edit.task.targets[0])
-    low, high, target = (Pixel(column, row) for row, column in cells)
-    start, at = (Pixel(column, row) for row, column in (edit.task.handles[0], moment.step.handles[0]))
-    marks = box(low, high, size, "window") + dot(target, size, "target")
-    marks += box(start, start, size, "origin") + dot(at, size, "handle")
+    start = edit.task.handles[0]
+    marks = box(*window(before, subject.config.track_radius, edit.task.grid), "window")
+    marks += dot(edit.task.targets[0], "target") + box(start, start, "origin")
+    marks += dot(moment.step.handles[0], "handle")
     label = f"state {moment.index}, level {moment.step.level}"
-    return figure(heat(-moment.maps[0], -dark, 0), label, marks, cells=True)
+    return figure(heat(-moment.maps[0], -dark, 0), label, marks, edit.task.grid, cells=True)
 
 
 def darkest(moments: Sequence[Moment]) -> float:
@@ -371,7 +349,6 @@ def update(subject: Subject) -> Section:
             f"At the end the mean change is {inside:.3f} inside the mask and {outside:.3f} outside, "
             "where only the mask term holds it."
         )
-    marks = subject.drags(size_of(change))
     return Section(
         "update",
         "The update: what changes in the latent",
@@ -379,7 +356,11 @@ def update(subject: Subject) -> Section:
         f"Adam takes steps of about {edit.config.drag_lr:g} in every element, however small its gradient.",
         [excerpt(loop.drag, "loss = supervise", "yield")],
         "The loss looks at a few cells around the handle. Will the latent change only there?",
-        row(figure(heat(change, 0), "change of the latent at the end", marks, cells=True)),
+        row(
+            figure(
+                heat(change, 0), "change of the latent at the end", subject.drags, edit.task.grid, cells=True
+            )
+        ),
         f"{answer} Every feature depends on all of the latent, so a pull at one point reaches everywhere.",
         r"\hat z_t^{k+1} = \hat z_t^k - \eta \cdot "
         r"\frac{\partial L_{\text{ms}}(\hat z_t^k)}{\partial \hat z_t^k}",
@@ -395,7 +376,7 @@ def frame(subject: Subject, moment: Moment, dark: float) -> str:
     loss = "no update yet at this level" if moment.step.loss is None else f"loss {moment.step.loss:.1f}"
     note = f"level {moment.step.level}, {loss}, {remaining} pixels to go"
     label = f"state {index} of {len(edit.steps) - 1}, predicted"
-    figures = figure(moment.image, label, subject.trails(moment.image.size, index))
+    figures = figure(moment.image, label, subject.trails(index), edit.task.grid)
     figures += tracking_map(subject, moment, dark)
     return f'<div class="frame">{row(figures)}<p class="note">{note}</p></div>'
 
@@ -481,7 +462,7 @@ def result(subject: Subject) -> Section:
         [excerpt(drag_edit, "reconstruction =", "return")],
         "Where will the edit differ from what you had in mind?",
         row(
-            figure(final, "edit with the paths", subject.trails(final.size, len(edit.steps) - 1)),
+            figure(final, "edit with the paths", subject.trails(len(edit.steps) - 1), edit.task.grid),
         )
         + plot(curves, "state", "pixels to the target"),
         f"After {count(len(edit.losses), 'update')} {remain}. Compare the object itself with the target "

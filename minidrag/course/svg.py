@@ -1,6 +1,6 @@
 """Images with vector marks on them, and charts, for an HTML page.
 
-Points of an image are pixels (x, y); whole numbers are pixel centers, as everywhere.
+Marks are in cells of a grid that covers the image; whole numbers are centers. Their style is in report.css.
 """
 
 import base64
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from minidrag.course.chart import Curve, chart
-from minidrag.points import Pixel
+from minidrag.points import Cell
 
 SMALL = 160  # pixels: up to this shorter side an image is stored without loss
 SHARP = 2  # image pixels per pixel of the page in a chart
@@ -21,12 +21,6 @@ SHARP = 2  # image pixels per pixel of the page in a chart
 HEAT = np.array(
     [(20, 18, 52), (46, 58, 130), (38, 124, 150), (72, 184, 128), (188, 220, 80), (255, 246, 168)]
 )
-
-
-def size_of(values: Tensor) -> tuple[int, int]:
-    """Width and height of a map (rows, columns)."""
-    rows, columns = values.shape
-    return columns, rows
 
 
 def heat(values: Tensor, low: float | None = None, high: float | None = None) -> Image.Image:
@@ -51,17 +45,20 @@ def figure(
     image: Image.Image,
     label: str,
     marks: str = "",
+    grid: Sequence[int] | None = None,
     cells: bool = False,
     view: tuple[float, float, float, float] | None = None,
 ) -> str:
     """An image with marks and a label under it.
 
-    cells: show its pixels as squares. view: left, top, width, and height of the visible part.
+    grid: rows and columns in which marks and view are; None: pixels. view: left, top, width, and height of
+    the visible part. cells: show the pixels as squares.
     """
-    width, height = image.size
-    box = " ".join(f"{value:g}" for value in view or (0, 0, width, height))
+    rows, columns = grid or (image.height, image.width)
+    box = " ".join(f"{value:g}" for value in view or (0, 0, columns, rows))
     style = ' style="image-rendering:pixelated"' if cells else ""
-    body = f'<image href="{data_uri(image)}" width="{width}" height="{height}"{style}/>{marks}'
+    place = f'width="{columns}" height="{rows}" preserveAspectRatio="none"'
+    body = f'<image href="{data_uri(image)}" {place}{style}/>{marks}'
     return (
         f'<figure class="image"><svg viewBox="{box}" role="img" aria-label="{escape(label)}">{body}</svg>'
         f"<figcaption>{escape(label)}</figcaption></figure>"
@@ -79,31 +76,27 @@ def plot(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
     return f'<figure class="plot"><img src="{data_uri(image.quantize(64))}" alt="{title}"></figure>'
 
 
-def dot(point: Pixel, size: tuple[int, int], kind: str) -> str:
-    """A disc of a class, `handle` or `target`, with a white rim."""
-    radius = max(min(size) / 45, 0.4)
-    return f'<circle class="{kind}" cx="{point.x + 0.5:.2f}" cy="{point.y + 0.5:.2f}" r="{radius:.2f}"/>'
+def line(cells: Sequence[Cell], kind: str) -> str:
+    """A line of a class through cells, with a white rim."""
+    path = " ".join(f"{column + 0.5:.2f},{row + 0.5:.2f}" for row, column in cells)
+    return f'<path class="rim {kind}" d="M{path}"/><path class="{kind}" d="M{path}"/>'
 
 
-def line(points: Sequence[Pixel], size: tuple[int, int], kind: str) -> str:
-    """A line of a class through points, with a white rim."""
-    path = " ".join(f"{x + 0.5:.2f},{y + 0.5:.2f}" for x, y in points)
-    width = max(min(size) / 110, 0.2)
-    rim = f'<polyline class="rim" points="{path}" stroke-width="{2 * width:.2f}"/>'
-    return f'{rim}<polyline class="{kind}" points="{path}" stroke-width="{width:.2f}"/>'
+def dot(cell: Cell, kind: str) -> str:
+    """A disc of a class, `handle` or `target`: a line without a length, whose ends are round."""
+    return line([cell, cell], kind)
 
 
-def box(corner: Pixel, other: Pixel, size: tuple[int, int], kind: str) -> str:
-    """A frame of a class around the pixels from a corner to the opposite one."""
-    width = max(min(size) / 130, 0.2)
+def box(corner: Cell, other: Cell, kind: str) -> str:
+    """A frame of a class around the cells from a corner to the opposite one."""
     return (
-        f'<rect class="{kind}" x="{corner.x:.2f}" y="{corner.y:.2f}" width="{other.x - corner.x + 1:.2f}" '
-        f'height="{other.y - corner.y + 1:.2f}" stroke-width="{width:.2f}"/>'
+        f'<rect class="{kind}" x="{corner.column:.2f}" y="{corner.row:.2f}" '
+        f'width="{other.column - corner.column + 1:.2f}" height="{other.row - corner.row + 1:.2f}"/>'
     )
 
 
-def drags(handles: Sequence[Pixel], targets: Sequence[Pixel], size: tuple[int, int]) -> str:
+def drags(handles: Sequence[Cell], targets: Sequence[Cell]) -> str:
     """Handles, targets, and lines between them."""
-    parts = [line(pair, size, "pull") for pair in zip(handles, targets, strict=True)]
-    parts += [dot(target, size, "target") for target in targets]
-    return "".join(parts + [dot(handle, size, "handle") for handle in handles])
+    parts = [line(pair, "pull") for pair in zip(handles, targets, strict=True)]
+    parts += [dot(target, "target") for target in targets]
+    return "".join(parts + [dot(handle, "handle") for handle in handles])

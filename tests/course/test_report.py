@@ -140,7 +140,7 @@ def test_the_replayed_losses_are_those_of_the_run(untrained: Path, workdir: Path
     assert compared >= 4
 
 
-@pytest.mark.parametrize(("hold", "drawn"), [(0, []), (1, [(0.8, 0.6)])])
+@pytest.mark.parametrize(("hold", "drawn"), [(0, []), (1, [(0.4, 0.3)])])
 def test_a_handle_that_has_arrived_is_drawn_as_the_loss_pulls_it(
     hold: int, drawn: list[tuple[float, float]]
 ) -> None:
@@ -157,7 +157,7 @@ def test_a_handle_that_has_arrived_is_drawn_as_the_loss_pulls_it(
         corners[kind].append((float(x), float(y)))
     ((left, top),) = corners["patch"]
     moves = [(round(x - left, 2), round(y - top, 2)) for x, y in corners["ahead"]]
-    assert moves == drawn, "cells are two pixels wide"
+    assert moves == drawn
 
 
 def test_a_report_of_a_finished_run(
