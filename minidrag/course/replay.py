@@ -1,7 +1,7 @@
 """Recompute what an edit does not keep, for its report.
 
-An edit keeps its latents and the paths of its handles. Features, losses of single handles, tracking maps, and
-the edit without one of its parts take about 100 calls of the UNet.
+An edit keeps its latents and the paths of its handles. Features, tracking maps, and the edit
+without one of its parts take about 100 calls of the UNet.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,6 @@ from minidrag.method.drag import (
     Observe,
     Origin,
     Step,
-    View,
-    background_loss,
-    motion_loss,
 )
 from minidrag.method.dragdiffusion import observer
 from minidrag.method.lora import LoRA, lora_attached
@@ -38,14 +35,12 @@ LEVELS = 6  # latents of the inversion in the report, at most
 
 
 class Moment(NamedTuple):
-    """A state of the drag with its features' maps and losses."""
+    """A state of the drag with its tracking map."""
 
     index: int  # of the step
     step: Step
     image: Image.Image  # predicted
-    maps: list[Tensor]  # distance of each cell from each handle's original feature, (R, S)
-    losses: list[float]  # motion supervision of each handle, as an update would compute it
-    background: float  # lambda times the change outside the mask
+    distances: Tensor  # of each cell from the first handle's original feature, (R, S)
 
 
 @dataclass(frozen=True)
@@ -136,10 +131,9 @@ def moments(model: Model, denoiser: Denoiser, edit: Edit) -> Iterator[Moment]:
         step = edit.steps[index]
         if origin.view.level != step.level:
             observe, origin = observe_original(denoiser, edit, step.level)
-        view = observe(step.latent)
-        maps = [distance_map(view.features, origin, handle) for handle in edit.task.handles]
-        losses, background = loss_parts(edit, view, step, origin)
-        yield Moment(index, step, decode(model, step.predicted), maps, losses, background)
+        features = observe(step.latent).features
+        distances = distance_map(features, origin, edit.task.handles[0])
+        yield Moment(index, step, decode(model, step.predicted), distances)
 
 
 def distance_map(features: Tensor, origin: Origin, handle: Cell) -> Tensor:
@@ -147,21 +141,6 @@ def distance_map(features: Tensor, origin: Origin, handle: Cell) -> Tensor:
     row, column = handle
     reference = origin.view.features[:, int(row), int(column)]
     return torch.stack([(rows - reference[:, None]).abs().sum(0) for rows in features.unbind(1)])
-
-
-def loss_parts(edit: Edit, view: View, step: Step, origin: Origin) -> tuple[list[float], float]:
-    """Both terms of equation 3 at a state, the first by handle."""
-    task = edit.task
-    config = edit.config.scaled(task.grid)
-    reference = origin if config.motion_reference == "start" else Origin(step.handles, view)
-    losses = []
-    for handle, target, start in zip(step.handles, task.targets, reference.handles, strict=True):
-        one = reference._replace(handles=[start])
-        losses.append(motion_loss(view.features, [handle], [target], one, config).item())
-    if task.mask is None:
-        return losses, 0.0
-    change = background_loss(view.previous, origin.view.previous, task.mask)
-    return losses, config.mask_weight * change.item()
 
 
 def block_colors(denoiser: Denoiser, edit: Edit) -> list[list[Image.Image]]:

@@ -258,15 +258,12 @@ def patches(subject: Subject, moment: Moment) -> str:
 def supervision(subject: Subject) -> Section:
     moments = subject.replay.moments
     config = subject.config
-    curves = [
-        Curve(f"handle {number + 1}", [(m.index, m.losses[number]) for m in moments])
-        for number in range(len(subject.edit.handles))
-    ]
-    curves.append(
-        Curve("lambda times the change outside the mask", [(m.index, m.background) for m in moments])
-    )
     original = config.motion_reference == "start"
-    first, last = (sum(moment.losses) for moment in (moments[0], moments[-1]))
+    losses = [(i, step.loss) for i, step in enumerate(subject.edit.steps) if step.loss is not None]
+    chart = plot([Curve("both terms", losses)], "update", "loss") if losses else ""
+    trend = "Without an update there is no loss"
+    if losses:
+        trend = f"Over the drag the loss went from {losses[0][1]:.1f} to {losses[-1][1]:.1f}"
     states = (moments[0], moments[len(moments) // 2])
     return Section(
         "supervision",
@@ -280,8 +277,8 @@ def supervision(subject: Subject) -> Section:
             excerpt(supervisor, "return loss +", "return loss +"),
         ],
         "Each update should lower the first term. Will it be zero when the handle has arrived?",
-        row(*(patches(subject, moment) for moment in states)) + plot(curves, "state", "loss"),
-        f"Over the drag the pull went from {first:.1f} to {last:.1f}; a handle that has arrived is "
+        row(*(patches(subject, moment) for moment in states)) + chart,
+        f"{trend}; a handle that has arrived is "
         f"{'held there' if config.hold_steps else 'not pulled any more'}. Whenever a handle advances, the "
         "frame advances too, so the loss can jump up again.",
         r"L_{\text{ms}} = \sum_i \sum_{q \in \Omega(h_i^k, r_1)} \| F_{q + d_i}(\hat z_t^k) - "
@@ -305,19 +302,19 @@ def tracking_map(subject: Subject, moment: Moment, dark: float) -> str:
     marks += dot(edit.task.targets[0], "target") + box(start, start, "origin")
     marks += dot(moment.step.handles[0], "handle")
     label = f"state {moment.index}, level {moment.step.level}"
-    return figure(heat(-moment.maps[0], -dark, 0), label, marks, edit.task.grid, cells=True)
+    return figure(heat(-moment.distances, -dark, 0), label, marks, edit.task.grid, cells=True)
 
 
 def darkest(moments: Sequence[Moment]) -> float:
     """The distance that is darkest in the maps of these states."""
-    return max(float(moment.maps[0].quantile(0.5)) for moment in moments)
+    return max(float(moment.distances.quantile(0.5)) for moment in moments)
 
 
 def tracking(subject: Subject) -> Section:
     moments = subject.replay.moments
     states = [moments[i] for i in sorted({0, len(moments) // 2, len(moments) - 1})]
     side = 2 * subject.config.track_radius + 1
-    last = states[-1].maps[0]
+    last = states[-1].distances
     at = states[-1].step.handles[0]
     whole = float(last[int(at.row), int(at.column)]) <= float(last.min()) + 1e-6
     best = "the best match of the whole map" if whole else "the best match of its window only"

@@ -118,7 +118,7 @@ def test_quoted_lines_are_those_of_the_source(made: Callable[..., str]) -> None:
         assert lines == textwrap.dedent("\n".join(source)).splitlines(), file
 
 
-def test_the_replayed_losses_are_those_of_the_run(untrained: Path, workdir: Path) -> None:
+def test_a_handle_is_nearest_to_itself_before_the_drag(untrained: Path, workdir: Path) -> None:
     image = Image.open("photo.png").convert("RGB")
     mask = torch.zeros(80, 96, dtype=torch.bool)
     mask[20:66, 10:80] = True
@@ -127,17 +127,10 @@ def test_the_replayed_losses_are_those_of_the_run(untrained: Path, workdir: Path
     points = [(30, 40), (60, 50)], [(48, 42), (50, 50)]
     edit = drag_edit(model, image, *points, mask=mask, config=config)
     values = replay(model, edit, "")
-    compared = 0
     for moment in values.moments:
-        following = edit.steps[moment.index + 1 : moment.index + 2]
-        if moment.index and following and following[0].loss is not None:
-            total = sum(moment.losses) + moment.background
-            assert total == pytest.approx(following[0].loss, rel=1e-4)
-            compared += 1
         at, start = moment.step.handles[0], edit.task.handles[0]
-        least = moment.maps[0][int(at.row), int(at.column)]
+        least = moment.distances[int(at.row), int(at.column)]
         assert moment.index or (at == start and least == 0)
-    assert compared >= 4
 
 
 @pytest.mark.parametrize(("hold", "drawn"), [(0, []), (1, [(0.4, 0.3)])])
@@ -151,7 +144,7 @@ def test_a_handle_that_has_arrived_is_drawn_as_the_loss_pulls_it(
     edit: Any = SimpleNamespace(task=task, config=config)
     samples: Any = SimpleNamespace(samples=[image])
     step = Step(torch.zeros(1), task.handles, torch.zeros(1), torch.zeros(1), 7, None)
-    text = patches(Subject(image, None, "", "", edit, samples), Moment(3, step, image, [], [], 0.0))
+    text = patches(Subject(image, None, "", "", edit, samples), Moment(3, step, image, torch.zeros(64, 64)))
     corners: dict[str, list[tuple[float, float]]] = {"patch": [], "ahead": []}
     for kind, x, y in re.findall(r'<rect class="(\w+)" x="([\d.]+)" y="([\d.]+)"', text):
         corners[kind].append((float(x), float(y)))
