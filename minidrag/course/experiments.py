@@ -411,19 +411,20 @@ EXPERIMENTS: dict[str, Callable[[Bench], Finding]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    choices = range(1, len(EXPERIMENTS) + 1)
-    parser.add_argument(
-        "lessons", nargs="*", type=int, choices=choices, metavar="N", help="lessons (default: all)"
-    )
+    parser.add_argument("lessons", nargs="*", type=int, metavar="N", help="lessons (default: all)")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/lessons"), metavar="DIR", help="default: %(default)s"
     )
 
 
 def run(args: argparse.Namespace) -> int:
+    numbers = args.lessons or range(1, len(EXPERIMENTS) + 1)
+    for number in numbers:
+        if not 1 <= number <= len(EXPERIMENTS):
+            raise ValueError(f"there is no lesson {number}: they are 1 to {len(EXPERIMENTS)}")
     bench = Bench()
     args.out.mkdir(parents=True, exist_ok=True)
-    for number in args.lessons or range(1, len(EXPERIMENTS) + 1):
+    for number in numbers:
         began = time.perf_counter()
         name = list(EXPERIMENTS)[number - 1]
         finding = EXPERIMENTS[name](bench)

@@ -194,7 +194,8 @@ def test_long_experiments_run_with_fewer_steps(name: str, monkeypatch: pytest.Mo
 
 def test_a_lesson_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["figures", "10"]) == 2
-    assert "invalid choice: 10" in capsys.readouterr().err
+    assert "there is no lesson 10: they are 1 to 9" in capsys.readouterr().err
+    assert build_parser().parse_args(["figures"]).lessons == [], "and none means all"
 
 
 @pytest.mark.usefixtures("workdir")
