@@ -54,10 +54,6 @@ class Editor:
             return []
         return [in_words(note) for note in advice.before(Session(self.model, options, image, mask))]
 
-    def is_ready(self, options: Options) -> bool:
-        """True if the LoRA of these options is in the cache."""
-        return lora_key(options) in self.ready
-
     def load(self, job: Job) -> Model:
         """Return the model of a job; the previous one stays until the new one is complete."""
         job.enter("model")

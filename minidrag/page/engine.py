@@ -9,7 +9,7 @@ from minidrag.page import plan
 from minidrag.page.editor import Editor, in_words
 from minidrag.page.history import read_json
 from minidrag.page.inputs import Inputs
-from minidrag.page.job import Job
+from minidrag.page.job import Job, lora_key
 from minidrag.page.jobs import Queue
 from minidrag.page.store import Store
 from minidrag.page.validation import PRESETS, Validator
@@ -56,7 +56,7 @@ class Engine:
             report: dict[str, Any] = {"notes": self.editor.check(options), "error": None}
         except ValueError as error:
             report = {"notes": [], "error": in_words(str(error))}
-        report["ready"] = self.editor.is_ready(options)
+        report["ready"] = lora_key(options) in self.editor.ready
         rates = self.rates(options)
         skip = ("LoRA",) if report["ready"] else ()
         report["seconds"] = {name: plan.expected(config, rates) for name, config in PRESETS.items()}

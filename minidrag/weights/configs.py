@@ -7,7 +7,7 @@ Writers return values that diffusers and transformers load.
 """
 
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -161,22 +161,15 @@ def unsupported(file: str, key: str, value: Any, supported: str) -> ValueError:
     return ValueError(f"{file} has {key} = {SHORT.repr(value)}: only {supported} is supported")
 
 
-def block_types(attention: Iterable[bool]) -> dict[str, list[str]]:
-    """Names of the UNet's blocks in diffusers; attention: which levels have transformers, finest first."""
-    prefixes = ["CrossAttn" if has else "" for has in attention]
-    return {
-        "down_block_types": [f"{prefix}DownBlock2D" for prefix in prefixes],
-        "up_block_types": [f"{prefix}UpBlock2D" for prefix in reversed(prefixes)],
-    }
-
-
 def unet_json(config: UNetConfig) -> Json:
     values = asdict(config)
     heads = values.pop("heads")
+    prefixes = ["CrossAttn" if has else "" for has in values.pop("attention")]
     return {
         "_class_name": "UNet2DConditionModel",
         "attention_head_dim": heads[0] if len(set(heads)) == 1 else heads,
-        **block_types(values.pop("attention")),
+        "down_block_types": [f"{prefix}DownBlock2D" for prefix in prefixes],
+        "up_block_types": [f"{prefix}UpBlock2D" for prefix in reversed(prefixes)],
         **values,
     }
 
@@ -200,20 +193,19 @@ def text_encoder_json(config: CLIPConfig) -> Json:
     return labels | tokens | {"projection_dim": config.hidden_size} | asdict(config)
 
 
-def scheduler_json(schedule: Schedule, sampler: str) -> Json:
-    """sampler: the diffusers class to sample with by default, such as DDIMScheduler or PNDMScheduler."""
-    return {
+def model_files(unet: UNetConfig, vae: VAEConfig, text_encoder: CLIPConfig, sampler: str) -> dict[str, Json]:
+    """Every JSON file of a model folder but the tokenizer's, by path.
+
+    sampler: the diffusers class to sample with by default, such as DDIMScheduler or PNDMScheduler.
+    """
+    scheduler = {
         "_class_name": sampler,
         "clip_sample": False,
         "prediction_type": "epsilon",
         "skip_prk_steps": True,
         "timestep_spacing": "leading",
-        **asdict(schedule),
+        **asdict(Schedule()),
     }
-
-
-def model_files(unet: UNetConfig, vae: VAEConfig, text_encoder: CLIPConfig, sampler: str) -> dict[str, Json]:
-    """Every JSON file of a model folder but the tokenizer's, by path; sampler as in `scheduler_json`."""
     index = {
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [None, None],
@@ -227,7 +219,7 @@ def model_files(unet: UNetConfig, vae: VAEConfig, text_encoder: CLIPConfig, samp
     }
     return {
         "model_index.json": index,
-        "scheduler/scheduler_config.json": scheduler_json(Schedule(), sampler),
+        "scheduler/scheduler_config.json": scheduler,
         "text_encoder/config.json": text_encoder_json(text_encoder),
         "unet/config.json": unet_json(unet),
         "vae/config.json": vae_json(vae, unet.sample_size * vae.factor),

@@ -69,7 +69,11 @@ def load_model(
     dtype = dtype or torch.float32
     source = DEFAULT if source is None else TINY if source == "tiny" else source
     names = [name for name in NETWORKS if name != "vae" or vae is None]
-    path = local_path(source) or fetch_model(str(source), names, dtype)
+    path = local_path(source)
+    if path is None:
+        needed = [f"{name}/config.json" for name in names] + VOCABULARY
+        stems = [f"{name}/{STEMS[name]}" for name in names]
+        path = fetch(DEFAULT if source == "sd15" else str(source), needed, stems, infixes(dtype))
     files, scheduler = open_model(path, vae, dtype)
     vocabulary = open_tokenizer(path, tokenizer, files)
     networks: dict[str, Any] = {name: load_weights(file, device, dtype) for name, file in files.items()}
@@ -144,12 +148,6 @@ def local_path(source: str | Path) -> Path | None:
 def infixes(dtype: torch.dtype) -> tuple[str, ...]:
     """Parts of a weight file's name by variant, preferred first."""
     return (".fp16", "") if dtype.itemsize == 2 else ("", ".fp16")
-
-
-def fetch_model(source: str, names: list[str], dtype: torch.dtype) -> Path:
-    needed = [f"{name}/config.json" for name in names] + VOCABULARY
-    stems = [f"{name}/{STEMS[name]}" for name in names]
-    return fetch(DEFAULT if source == "sd15" else source, needed, stems, infixes(dtype))
 
 
 def open_single_file(file: Path, names: list[str]) -> dict[str, NetworkFile]:
