@@ -6,11 +6,6 @@
 
 Points are [x, y] in pixels. The mask has the size of the image and is nonzero (in mask.png: white) in the
 editable region. An empty mask makes the whole image editable.
-
-Cases of Drag100 (GoodDrag) and of SDE-Drag are read too, from a folder above theirs, which is their category:
-
-    Drag100/CASE/original.jpg, mask.png, points.json    {"points": [handle, target, ...]}, without a prompt
-    DragBench/CASE/origin_image.png, mask.png, prompt.json    {"prompt": text, "source": [], "target": []}
 """
 
 import io
@@ -36,9 +31,7 @@ IMAGE = "original_image.png"
 PICKLE = "meta_data.pkl"
 JSON = "drag_instruction.json"
 MASK = "mask.png"
-OTHERS = {"original.jpg": "points.json", "origin_image.png": "prompt.json"}  # image and drags, other layouts
-NAMES = (IMAGE, PICKLE, JSON, *OTHERS, *OTHERS.values())
-SDE_SIDE = 512  # pixels: the points of SDE-Drag are for images of this size
+NAMES = (IMAGE, PICKLE, JSON)
 MASK_TYPES = ("u1", "b1")  # uint8 and bool
 MAX_PICKLE = 20_000_000  # bytes; those of DragBench have 0.3 million
 
@@ -138,41 +131,24 @@ def check_number(value: Any) -> float:
 
 
 def read_instruction(folder: Path, size: tuple[int, int]) -> dict[str, Any]:
-    """Read prompt, points and mask in any layout. size: (width, height) of the image."""
-    file = next((folder / name for name in (JSON, *OTHERS.values()) if lexists(folder / name)), None)
-    if file is None:
+    """Read prompt, points and mask in either form. size: (width, height) of the image."""
+    file = folder / JSON
+    if not lexists(file):
         if not lexists(folder / PICKLE):
             raise ValueError(f"{PICKLE} or {JSON} is missing")
         return read_pickle(folder / PICKLE)
     values = read_json(file)
     if not isinstance(values, dict):
         raise ValueError(f"{file} is not a JSON object")
-    if file.name == "points.json":
-        values = {"prompt": ""} | values
-    if file.name == "prompt.json":
-        values = of_sde_drag(values, size)
     mask = pictures.load_mask(folder / MASK, size)
     return values | {"mask": np.zeros(size[::-1], bool) if mask is None else mask.numpy() > 0}
-
-
-def of_sde_drag(values: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Prompt and points of SDE-Drag, whose handles and targets are apart."""
-    if size != (SDE_SIDE, SDE_SIDE):
-        needed = f"{SDE_SIDE}x{SDE_SIDE} pixels"
-        raise ValueError(f"SDE-Drag's points are for images of {needed}, and this is {size[0]}x{size[1]}")
-    source = values.get("source")
-    target = values.get("target")
-    if not (isinstance(source, list) and isinstance(target, list) and len(source) == len(target)):
-        raise ValueError("source and target must be lists of equally many points")
-    pairs = zip(source, target, strict=True)
-    return {"prompt": values.get("prompt"), "points": [point for pair in pairs for point in pair]}
 
 
 def read_case(folder: Path) -> Case:
     """Read a case. Raises ValueError, naming the case, if it cannot be edited."""
     name = f"{folder.parent.name}/{folder.name}"
     try:
-        image = pictures.load_image(folder / next(filter(lambda one: lexists(folder / one), OTHERS), IMAGE))
+        image = pictures.load_image(folder / IMAGE)
         values = read_instruction(folder, image.size)
         handles, targets = read_points(values.get("points"))
         prompt = values.get("prompt")

@@ -37,7 +37,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from minidrag.bench import __main__ as bench
 from minidrag.bench import cases, dragbench, harness, metrics
-from minidrag.bench.cases import Editor, make_case
+from minidrag.bench.cases import Editor
 from minidrag.bench.instructions import read_case
 from minidrag.config import EditConfig
 from minidrag.weights.load import load_model
@@ -298,45 +298,11 @@ def test_a_folder_with_other_settings_is_refused(
     assert (finished / "settings.json").read_bytes() == before and edit.calls == 0
 
 
-def write_others(root: Path) -> None:
-    """A case of Drag100, of SDE-Drag, and of DragBench-SR."""
-    scene, mask = make_case("object", 0, 0).before, Image.new("L", (128, 128))
-    mask.paste(255, (10, 10, 90, 100))
-    for name in ("Drag100/cat_2", "S/0"):
-        (root / name).mkdir(parents=True)
-    scene.save(root / "Drag100/cat_2/original.jpg")
-    mask.save(root / "Drag100/cat_2/mask.png")
-    points = {"points": PAIRS["animals/a"] + [[60, 60], [60, 68]]}
-    (root / "Drag100/cat_2/points.json").write_text(json.dumps(points))
-    scene.resize((512, 512)).save(root / "S/0/origin_image.png")
-    mask.resize((512, 512)).save(root / "S/0/mask.png")
-    source, target = [[160, 200], [240, 240]], [[172, 216], [240, 272]]
-    (root / "S/0/prompt.json").write_text(json.dumps({"prompt": "a box", "source": source, "target": target}))
-    write_case(root, "sr/art_0", PAIRS["animals/a"])
-
-
-def test_folders_of_other_benchmarks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_case_in_place_of_the_folder_is_recognized(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_others(tmp_path / "all")
-    drag100, sde, sr = (read_case(tmp_path / "all" / name) for name in ("Drag100/cat_2", "S/0", "sr/art_0"))
-    assert drag100.handles == [(40, 50), (60, 60)] and drag100.targets == [(43, 54), (60, 68)]
-    assert (drag100.prompt, sde.prompt) == ("", "a box") and drag100.mask.sum() == 80 * 90
-    assert sde.handles == [(160, 200), (240, 240)] and sde.targets == [(172, 216), (240, 272)]
-    assert [case.kind for case in (drag100, sde, sr)] == ["Drag100", "S", "sr"]
-    assert run(monkeypatch, shift, tmp_path / "all", tmp_path / "out", "--category", "Drag100", "sr") == 0
-    for name, case in (("Drag100", "cat_2"), ("S", "0"), ("sr", "art_0")):
-        capsys.readouterr()
-        assert run(monkeypatch, shift, tmp_path / "all" / name, tmp_path / "other") == 2
-        words = (
-            f"has no cases: expected CATEGORY/CASE/original_image.png, and {case} is a CASE: give the folder"
-        )
-        assert f"{words} above, with --category {name}" in capsys.readouterr().err
-    Image.new("RGB", (256, 256)).save(tmp_path / "all/S/0/origin_image.png")
-    with pytest.raises(
-        ValueError, match="SDE-Drag's points are for images of 512x512 pixels, and this is 256x256"
-    ):
-        read_case(tmp_path / "all/S/0")
+    assert run(monkeypatch, shift, folder / "animals", tmp_path) == 2
+    assert "a is a CASE: give the folder above, with --category animals" in capsys.readouterr().err
 
 
 def test_without_a_network_there_is_one_sentence(
