@@ -1,8 +1,6 @@
 """Lines of the project's own source, quoted with file and line."""
 
 import inspect
-import keyword
-import re
 import textwrap
 from collections.abc import Callable
 from html import escape
@@ -12,7 +10,6 @@ from typing import Any, NamedTuple
 import minidrag
 
 ROOT = Path(minidrag.__file__).parents[1]
-PARTS = re.compile(r"(?P<comment>#.*)|(?P<string>\"[^\"]*\"|'[^']*')|(?P<word>[A-Za-z_]\w*)")
 
 
 class Excerpt(NamedTuple):
@@ -40,18 +37,5 @@ def excerpt(function: Callable[..., Any], first: str, last: str) -> Excerpt:
 
 def to_html(part: Excerpt) -> str:
     """A figure with the lines, without their common indentation, and where they stand."""
-    code = highlight(textwrap.dedent("\n".join(part.lines)))
+    code = escape(textwrap.dedent("\n".join(part.lines)), quote=False)
     return f'<figure class="code"><figcaption>{part.file}:{part.line}</figcaption><pre>{code}</pre></figure>'
-
-
-def highlight(code: str) -> str:
-    """Escape code and mark its comments, strings, and keywords."""
-    parts = []
-    end = 0
-    for match in PARTS.finditer(code):
-        text = escape(match.group(), quote=False)
-        plain = match.lastgroup == "word" and not keyword.iskeyword(text)
-        parts.append(escape(code[end : match.start()], quote=False))
-        parts.append(text if plain else f'<span class="{match.lastgroup}">{text}</span>')
-        end = match.end()
-    return "".join([*parts, escape(code[end:], quote=False)])

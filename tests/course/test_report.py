@@ -19,7 +19,7 @@ from support.command import PHOTO, ROOT, WRITTEN, complaint, demo, raising
 from minidrag.config import EditConfig
 from minidrag.course import report
 from minidrag.course.__main__ import main
-from minidrag.course.excerpt import excerpt, highlight
+from minidrag.course.excerpt import excerpt
 from minidrag.course.mathml import mathml
 from minidrag.course.replay import Moment, replay, spread
 from minidrag.course.sections import Subject, patches
@@ -261,11 +261,6 @@ def test_an_excerpt_fails_where_the_code_has_changed() -> None:
     assert part.file == "minidrag/method/drag.py" and part.lines[0].startswith("    for handle")
     with pytest.raises(ValueError, match="has no lines from 'no such line'"):
         excerpt(track, "no such line", "return")
-
-
-def test_code_is_escaped_and_marked() -> None:
-    wanted = '<span class="word">if</span> a &lt; <span class="string">"&amp;"</span>: '
-    assert highlight('if a < "&": # why') == wanted + '<span class="comment"># why</span>'
 
 
 def test_a_map_is_dark_where_it_is_small() -> None:
