@@ -262,17 +262,6 @@ def track_inputs(rng: Generator) -> list[Inputs]:
     return calls
 
 
-def farthest(features: Tensor, handles: Cells, origin: Origin, radius: int) -> list[Cell]:
-    matches = []
-    for handle, start in zip(handles, origin.handles, strict=True):
-        cells = patch(handle, radius, features)
-        reference = origin.view.features[:, int(start.row), int(start.column)]
-        rows, columns = cells.long().T
-        distances = (features.detach()[:, rows, columns] - reference[:, None]).abs().sum(0)
-        matches.append(Cell(*cells[distances.argmax()].tolist()))
-    return matches
-
-
 TRACKING = Exercise(
     "tracking",
     track,
@@ -306,11 +295,6 @@ TRACKING = Exercise(
             "reference and search in the same image",
             "Take the reference from the original, origin.view.features, and search the present features.",
             lambda features, handles, origin, radius: track(origin.view.features, handles, origin, radius),
-        ),
-        Slip(
-            "largest distance for smallest",
-            "The best match has the smallest distance: argmin.",
-            farthest,
         ),
         Slip(
             "row and column swapped",

@@ -49,7 +49,6 @@ WRITTEN = [  # exercise, a part of the solution, what a student writes in its pl
     ),
     (4, "(sample(features, q + d)", "(sample(features.detach(), q + d)", "no gradient at all"),
     (5, "patch(handle, radius", "patch(handle, 99", "whole image searched"),
-    (5, "argmin", "argmax", "largest distance for smallest"),
     (6, "(1 - mask.to(previous))", "mask.to(previous)", "mask inverted"),
     (6, "sum()", "mean()", "mean for sum"),
     (6, "sum()", "sum().item()", "no gradient"),
