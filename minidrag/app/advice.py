@@ -105,7 +105,7 @@ def moves(edit: Edit) -> list[str]:
 
 
 def about_drag(edit: Edit) -> list[str]:
-    """Whether the handles arrived, and advice if they did not."""
+    """Say whether the handles arrived, and what to try if they did not."""
     config = edit.config
     updates = f"with {len(edit.losses)} updates"
     if all_arrived(edit.steps[0].handles, edit.task.targets, config.tolerance):

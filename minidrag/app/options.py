@@ -315,7 +315,7 @@ def configured(config: EditConfig, values: dict[str, Any]) -> EditConfig:
     for name, value in values.items():
         if name not in kinds:
             near = "".join(f", did you mean {word}?" for word in get_close_matches(name, kinds, 1))
-            raise ValueError(f"unknown setting {name}{near} (demo.py --help lists all settings)")
+            raise ValueError(f"unknown setting {name}{near} (--help lists all settings)")
         kind = int | float if kinds[name] is float else kinds[name]
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
             raise ValueError(f"the setting {name} cannot be {shown(value)}")

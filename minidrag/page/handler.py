@@ -137,7 +137,7 @@ class Handler(Guard):
         if url.path in ANSWERS:
             return self.send_json(ANSWERS[url.path](self.site, query))
         if url.path not in FILES:
-            raise Refused(404, "there is no such page")
+            raise Refused(404, "no such page")
         kind, content = FILES[url.path](self.site, query)
         caching = {"Cache-Control": "private, max-age=86400"} if "v" in query else {}
         self.send(200, kind, content, caching)
@@ -147,7 +147,7 @@ class Handler(Guard):
         self.admit(None)
         path = urlsplit(self.path).path
         if path not in ACTIONS:
-            raise Refused(404, "there is no such page")
+            raise Refused(404, "no such page")
         values = parse_json(self.body(BODY.get(path, MEBIBYTE)), "the request")
         self.close_connection = False
         if not isinstance(values, dict):

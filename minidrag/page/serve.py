@@ -1,6 +1,6 @@
 """Serve the page to this machine's browser, and to nobody else.
 
-    python demo.py --page [PHOTO] [--model MODEL] [--port N] [--no-browser]
+    minidrag page [PHOTO] [--model MODEL] [--port N] [--no-browser]
 
 Nothing here imports PyTorch at the top: the page is there before the model.
 """
@@ -54,13 +54,13 @@ class Server(ThreadingHTTPServer):
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; ValueError, one sentence, for what cannot be."""
-    parser = console.Parser("demo.py --page", "demo.py --page [PHOTO] [options]")
+    parser = console.Parser("minidrag page", "minidrag page [PHOTO] [options]")
     add = parser.add_argument
     add("--page", action="store_true", help="open the page, instead of one edit")
     add("image", nargs="?", metavar="PHOTO", help="an image to begin with (default: the one that ships)")
-    add("--model", help="as for demo.py (default: sd15 for a PHOTO, else tiny; the page can change it)")
+    add("--model", help="as for minidrag (default: sd15 for a PHOTO, else tiny; the page can change it)")
     for name in ("vae", "tokenizer", "device", "dtype"):
-        add(f"--{name}", help="as for demo.py")
+        add(f"--{name}", help="as for minidrag")
     add("--port", type=int, metavar="N", help=f"default: the first free one from {PORTS[0]}")
     add("--no-browser", action="store_true", help="print the address and open nothing")
     add("--host", default=LOCAL, help="address to listen at (default: %(default)s, this machine alone)")

@@ -1,4 +1,4 @@
-"""What all requests share: the options to begin with, the files, the token, and the engine."""
+"""State that all requests share: the options to begin with, the files, the token, and the engine."""
 
 import secrets
 import socket
