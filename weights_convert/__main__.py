@@ -7,7 +7,7 @@ from pathlib import Path
 from minidrag.system import console
 from minidrag.weights import lora_file
 from weights_convert.check import check, read_lora
-from weights_convert.convert import to_folder, to_safetensors
+from weights_convert.convert import to_folder, to_half, to_safetensors
 from weights_convert.files import save, written_whole
 
 EXAMPLES = """examples:
@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   python -m weights_convert folder v1-5-pruned.safetensors sd15 --tokenizer other-model/tokenizer
   python -m weights_convert safetensors model-with-bin-files model
   python -m weights_convert safetensors anything.ckpt anything.safetensors
+  python -m weights_convert half sd15 sd15-half
   python -m weights_convert lora lora.safetensors pytorch_lora_weights.safetensors --to peft
 
 Existing files are never overwritten, and a failed conversion leaves nothing behind.
@@ -45,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     folder.add_argument("--tokenizer", type=Path, metavar="FOLDER", help=tokenizer)
     pickles = ".bin, .ckpt, .pt or .pth file, or model folder"
     command("safetensors", "convert pickles to safetensors without running code", pickles, "file or folder")
+    floats = ".safetensors file or model folder"
+    command("half", "convert float32 weights to float16", floats, "file or folder")
     lora = command("lora", "convert a LoRA file to another key format", "SD 1.x LoRA", ".safetensors file")
     lora.add_argument(
         "--to", choices=list(lora_file.STYLES), required=True, help="peft: written by current diffusers"
@@ -60,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
             print(f"no tokenizer found: put vocab.json and merges.txt into {options.out / 'tokenizer'}")
     elif options.command == "safetensors":
         to_safetensors(options.source, options.out)
+    elif options.command == "half":
+        to_half(options.source, options.out)
     elif options.command == "lora":
         tensors = lora_file.to_keys(read_lora(options.source), options.to)
         with written_whole(options.out) as file:

@@ -1,4 +1,4 @@
-"""The conversions: single file to folder, pickles to safetensors."""
+"""The conversions: single file to folder, pickles to safetensors, float32 to float16."""
 
 import shutil
 from collections.abc import Iterable
@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from minidrag.system.files import write_json
 from minidrag.weights import load as weights
@@ -18,6 +19,7 @@ from weights_convert.files import (
     Tensors,
     load,
     load_checkpoint,
+    read_metadata,
     save,
     written_whole,
 )
@@ -101,13 +103,54 @@ def to_safetensors(source: Path, out: Path) -> None:
         raise ValueError(f"{source} is not a .bin, .ckpt, .pt or .pth file or a folder: nothing to convert")
 
 
-def network_files(source: Path, suffix: str) -> dict[Path, Path]:
+def to_half(source: Path, out: Path) -> None:
+    """Round the weights of a file or a model folder to float16; files in a folder get the infix .fp16."""
+    if not source.is_dir():
+        tensors = halved(load_checkpoint(source), source)
+        with written_whole(out) as file:
+            save(tensors, file, adapter_metadata(source))
+        return
+    files = network_files(source, ".safetensors", infixes=("",))
+    if not files:
+        raise FileNotFoundError(f"{source} has no weights in .safetensors files, or only .fp16 variants")
+    check_known(source, files)
+    with written_whole(out) as folder:
+        copy_small(source, folder)
+        for file, name in files.items():
+            save(halved(load(file), file), folder / name.with_suffix(".fp16.safetensors"))
+
+
+def adapter_metadata(file: Path) -> dict[str, str]:
+    """Return the metadata with a LoRA's alpha; one key, as safetensors writes several in random order."""
+    key = "lora_adapter_metadata"
+    metadata = read_metadata(file)
+    return {key: metadata[key]} if key in metadata else {"format": "pt"}
+
+
+def halved(tensors: Tensors, file: Path) -> Tensors:
+    return {name: half(name, tensor, file) for name, tensor in tensors.items()}
+
+
+def half(name: str, tensor: Tensor, file: Path) -> Tensor:
+    """Round floats to float16; integers do not change, and float position_ids become integers again."""
+    if name.endswith("position_ids"):
+        return tensor.round().to(torch.int64)
+    if not tensor.is_floating_point():
+        return tensor
+    tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # 8 bits have no isfinite
+    rounded = tensor.to(torch.float16)
+    if not torch.equal(rounded.isfinite(), tensor.isfinite()):
+        raise ValueError(f"{name} in {file} has values above 65504, too large for float16: keep float32")
+    return rounded
+
+
+def network_files(source: Path, suffix: str, infixes: tuple[str, ...] = ("", ".fp16")) -> dict[Path, Path]:
     """Map the weight files or indices of the networks in a model folder to the names of the results.
 
     suffix: .safetensors or .bin. Names are relative to the folder.
     """
     result = {}
-    for folder, stem, infix in product(NETWORKS, STEMS, ("", ".fp16")):
+    for folder, stem, infix in product(NETWORKS, STEMS, infixes):
         names = (f"{stem}{infix}{suffix}", f"{stem}{suffix}.index{infix}.json")
         files = [source / folder / name for name in names if (source / folder / name).is_file()]
         for file in files[:1]:

@@ -217,6 +217,45 @@ def test_broken_pickles(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind
     assert sorted(left.name for left in tmp_path.iterdir()) == ["x.bin"]
 
 
+# --- float32 to float16 ---
+
+
+def test_half_of_a_folder(folder: Path, tensors: dict[str, Tensors], tmp_path: Path) -> None:
+    text = tensors["text_encoder"] | {"text_model.embeddings.position_ids": checkpoints.position_ids()}
+    checkpoints.write(folder / checkpoints.FILES["text_encoder"], text)
+    assert convert("half", folder, tmp_path / "out") == 0
+    written = sorted(file.name for file in (tmp_path / "out").rglob("*.safetensors"))
+    assert written == ["diffusion_pytorch_model.fp16.safetensors"] * 2 + ["model.fp16.safetensors"]
+    encoder = load_file(tmp_path / "out/text_encoder/model.fp16.safetensors")
+    assert encoder.pop("text_model.embeddings.position_ids").dtype == torch.int64
+    assert {tensor.dtype for tensor in encoder.values()} == {torch.float16}
+    halves = load_model(tmp_path / "out", device="cpu", dtype=torch.float16)
+    whole = load_model(folder, device="cpu", dtype=torch.float16)
+    assert checkpoints.same(halves.unet.state_dict(), whole.unet.state_dict())
+
+
+def test_half_of_a_single_file_repairs_position_ids(
+    tensors: dict[str, Tensors], clean: Path, tmp_path: Path
+) -> None:
+    checkpoint = checkpoints.emaonly(tensors)
+    name = "cond_stage_model.transformer.text_model.embeddings.position_ids"
+    checkpoint[name] = checkpoint[name].float()
+    checkpoint[name][0, 76] = 75.99
+    file = checkpoints.write(tmp_path / "model.safetensors", checkpoint)
+    assert convert("half", file, tmp_path / "half.safetensors") == 0
+    written = load_file(tmp_path / "half.safetensors")
+    assert torch.equal(written.pop(name), checkpoints.position_ids())
+    assert written.pop("model_ema.num_updates").dtype == torch.int64
+    assert {tensor.dtype for tensor in written.values()} == {torch.float16}
+    load_model(tmp_path / "half.safetensors", tokenizer=clean, device="cpu")
+
+
+def test_half_refuses_values_beyond_float16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = checkpoints.write(tmp_path / "x.safetensors", {"a": torch.ones(2), "big": torch.tensor([7e4])})
+    assert "big" in refused(capsys, "half", file, tmp_path / "out.safetensors")
+    assert "no weights" in refused(capsys, "half", tmp_path, tmp_path / "out")
+
+
 # --- LoRA ---
 
 
@@ -268,11 +307,11 @@ def test_what_a_killed_conversion_left_is_swept(single: Path, tmp_path: Path) ->
     left = tmp_path / f"{PART}{process.pid}-x"
     left.mkdir()
     (left / "out").write_text("half of it")
-    assert convert("folder", single, tmp_path / "out") == 0
+    assert convert("half", single, tmp_path / "out") == 0
     assert not left.exists() and not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("command", ["safetensors", "folder"])
+@pytest.mark.parametrize("command", ["half", "folder"])
 def test_what_appears_meanwhile_is_not_replaced(
     single: Path,
     tmp_path: Path,
@@ -287,9 +326,7 @@ def test_what_appears_meanwhile_is_not_replaced(
         out.write_text("of another process")
 
     monkeypatch.setattr(convert_module, "save", write_both)
-    torch.save(load_file(single), tmp_path / "model.ckpt")
-    source = single if command == "folder" else tmp_path / "model.ckpt"
-    assert "already exists" in refused(capsys, command, source, out)
+    assert "already exists" in refused(capsys, command, single, out)
     assert out.read_text() == "of another process" and not list(tmp_path.glob(".*"))
 
 
@@ -300,7 +337,7 @@ def test_sources_of_the_wrong_kind(folder: Path, tmp_path: Path, capsys: pytest.
     assert "weights_convert safetensors" in refused(capsys, "folder", tmp_path / "x.ckpt", out)
     assert "give that file" in refused(capsys, "safetensors", tmp_path, out)
     assert "nothing to convert" in refused(capsys, "safetensors", folder / "unet/config.json", out)
-    assert "there is no file" in refused(capsys, "safetensors", tmp_path / "nothing.ckpt", out)
+    assert "there is no file" in refused(capsys, "half", tmp_path / "nothing.safetensors", out)
     assert not out.exists()
 
 
@@ -308,17 +345,17 @@ def test_targets_that_exist_or_have_no_folder(
     single: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = single.read_bytes()
-    assert "already exists" in refused(capsys, "folder", single, single)
+    assert "already exists" in refused(capsys, "half", single, single)
     assert "already exists" in refused(capsys, "folder", single, folder)
     assert single.read_bytes() == before
-    assert "is not a folder" in refused(capsys, "folder", single, tmp_path / "no/such/place")
-    assert "is not a folder" in refused(capsys, "safetensors", folder, single / "below a file")
+    assert "is not a folder" in refused(capsys, "half", single, tmp_path / "no/such/place.safetensors")
+    assert "is not a folder" in refused(capsys, "half", folder, single / "below a file")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, which nobody can write to")
 def test_unwritable_target(single: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for command, source in (("folder", single), ("safetensors", folder)):
-        assert "cannot write /proc/out" in refused(capsys, command, source, "/proc/out")
+    for source in (single, folder):
+        assert "cannot write /proc/out" in refused(capsys, "half", source, "/proc/out")
 
 
 @pytest.fixture
@@ -330,9 +367,10 @@ def disk_full() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("command", ["folder", "safetensors", "lora"])
+@pytest.mark.parametrize("command", ["folder", "half of a file", "half of a folder", "safetensors", "lora"])
 def test_disk_full(
     single: Path,
+    folder: Path,
     tmp_path: Path,
     command: str,
     capsys: pytest.CaptureFixture[str],
@@ -342,12 +380,14 @@ def test_disk_full(
     torch.save(load_file(single), tmp_path / "model.ckpt")
     source, *more = {
         "folder": [single],
+        "half of a file": [single],
+        "half of a folder": [folder],
         "safetensors": [tmp_path / "model.ckpt"],
         "lora": [lora, "--to", "peft"],
     }[command]
     before = sorted(tmp_path.iterdir())
     request.getfixturevalue("disk_full")
-    message = refused(capsys, command, source, tmp_path / "out", *more)
+    message = refused(capsys, command.split()[0], source, tmp_path / "out", *more)
     assert f"cannot write {tmp_path / 'out'}" in message
     assert sorted(tmp_path.iterdir()) == before
 
@@ -605,7 +645,7 @@ def test_help_from_a_process() -> None:
     assert all(command in done.stdout for command in COMMANDS)
 
 
-COMMANDS = {"check": 1, "folder": 2, "safetensors": 2, "lora": 2}  # number of paths
+COMMANDS = {"check": 1, "folder": 2, "safetensors": 2, "half": 2, "lora": 2}  # number of paths
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -158,7 +158,7 @@ def test_every_file_given_by_name(
     for name, call in calls.items():
         assert "given" in refusal(call), name
     assert "given" in command(capsys, "check", file)
-    for arguments in (["folder"], ["safetensors"], ["lora", "--to", "peft"]):
+    for arguments in (["folder"], ["safetensors"], ["half"], ["lora", "--to", "peft"]):
         assert "given" in command(capsys, arguments[0], file, out, *arguments[1:])
         assert not out.exists() and sorted(tmp_path.iterdir()) == [file, tmp_path / "model"]
 
@@ -172,8 +172,9 @@ def test_every_weight_file_of_a_folder_to_convert(
     for file in (name, str(pickled).replace("encoder/model", "encoder/pytorch_model")):
         (model / name).unlink(missing_ok=True)
         damage(model / file, kind)
-        command(capsys, "safetensors", model, tmp_path / "out")
-        assert not (tmp_path / "out").exists()
+        for arguments in (["safetensors"], ["half"]):
+            command(capsys, *arguments, model, tmp_path / "out")
+            assert not (tmp_path / "out").exists()
         if (model / file).is_dir():
             (model / file).rmdir()
         else:
@@ -183,8 +184,9 @@ def test_every_weight_file_of_a_folder_to_convert(
 def test_untouched_files_pass_everywhere(model: Path, tmp_path: Path) -> None:
     """The refusals above are of the damage, not of the model."""
     assert main(["check", str(model)]) == 0
-    assert main(["safetensors", str(model), str(tmp_path / "out")]) == 0
-    assert load_model(tmp_path / "out", device="cpu", dtype=torch.float16)
+    for arguments in (["safetensors"], ["half"]):
+        assert main([*arguments, str(model), str(tmp_path / arguments[0])]) == 0
+        assert load_model(tmp_path / arguments[0], device="cpu", dtype=torch.float16)
     state = load_file(model / WEIGHTS[0])
     torch.save(state, tmp_path / "x.bin")
     assert main(["safetensors", str(tmp_path / "x.bin"), str(tmp_path / "x.safetensors")]) == 0

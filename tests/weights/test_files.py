@@ -70,10 +70,18 @@ def test_shards_of_the_fp16_variant(folder: Path) -> None:
     assert load_model(folder, device="cpu", dtype=torch.float16).dtype == torch.float16
 
 
-def test_shards_are_converted_as_a_whole(folder: Path, expected: Tensors, tmp_path: Path) -> None:
-    shard(folder)
-    assert main(["safetensors", str(folder), str(tmp_path / "out")]) == 0
-    assert checkpoints.same(checkpoints.outputs(load_model(tmp_path / "out", device="cpu")), expected)
+@pytest.mark.parametrize("command", ["safetensors", "half"])
+def test_shards_are_converted_as_a_whole(
+    folder: Path, expected: Tensors, command: str, tmp_path: Path
+) -> None:
+    index = shard(folder)[0]
+    assert main([command, str(folder), str(tmp_path / "out")]) == 0
+    found = checkpoints.outputs(load_model(tmp_path / "out", device="cpu"))
+    tolerance = 0 if command == "safetensors" else 0.05
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=tolerance, rtol=tolerance)
+    assert main(["half", str(index), str(tmp_path / "unet.safetensors")]) == 0
+    assert len(read_header(tmp_path / "unet.safetensors").shapes) == 686
 
 
 def test_pickled_shards_are_converted_as_a_whole(folder: Path, expected: Tensors, tmp_path: Path) -> None:
@@ -98,10 +106,11 @@ def refusals(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     yield str(caught.value)
     assert main(["check", str(folder)]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == f"minidrag cannot load it: {caught.value}"
-    assert main(["safetensors", str(folder), str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
-    yield error
+    for command in ("safetensors", "half"):
+        assert main([command, str(folder), str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+        yield error
 
 
 def test_a_missing_shard_and_a_missing_tensor_are_named(
@@ -160,6 +169,7 @@ def test_one_of_several_shards_is_no_model(folder: Path, tmp_path: Path) -> None
         with pytest.raises(ValueError, match="is one of 3 shards: give their folder"):
             load_model(one if vae is None else folder, vae=vae, device="cpu")
     assert main(["check", str(one)]) == 1
+    assert main(["half", str(one), str(tmp_path / "out")]) == 2
     index.unlink()
     with pytest.raises(FileNotFoundError, match=r"safetensors\.index\.json is missing"):
         load_model(folder, device="cpu")
