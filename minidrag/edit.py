@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minidrag import images
 from minidrag.config import EditConfig
+from minidrag.detail import carry_detail
 from minidrag.method.ddim import Denoiser, denoise, guided, invert
 from minidrag.method.drag import Step, all_arrived
 from minidrag.method.dragdiffusion import Method, Task, dragdiffusion
@@ -18,6 +18,7 @@ from minidrag.method.lora import LoRA, Moments, extract, initialize, lora_attach
 from minidrag.method.progress import Progress
 from minidrag.model import Model, decode, encode, only_unet_on_device, working_size
 from minidrag.points import Pixel, check_instruction, to_pixels, to_task
+from minidrag.window import Window, choose_window
 
 
 def drag_edit(
@@ -32,21 +33,26 @@ def drag_edit(
     seed: int = 0,
     lora: LoRA | None = None,
     clean: Tensor | None = None,
+    window: Window | None = None,
     progress: Progress | None = None,
 ) -> "Edit":
     """Drag the content under each handle point to its target point and keep the rest (section 3).
 
     image: RGB. handles, targets: (x, y) in its pixels. mask: (height, width), bool, True in the editable
-    region; None: everything. prompt: describes the image. lora: None trains one. clean: the image's latent,
-    from `encode` or `generate`; None encodes the image.
+    region; None: everything. prompt: describes the image. window: the part to edit; None chooses it, the
+    whole image if `clean` is given. lora: of the window's image; None trains one. clean: the window's latent,
+    from `encode` or `generate`; None encodes it.
     Raises ValueError for input that cannot be edited, FloatingPointError for numbers out of range. Leaves the
     model as it was.
     """
     progress = progress or Progress()
     instruction = [Pixel(*handle) for handle in handles], [Pixel(*target) for target in targets]
-    task = prepare(model, image.size, *instruction, mask, config)
+    if clean is not None and window is None:
+        window = Window(0, 0, *image.size)
+    window, task = prepare(model, image.size, *instruction, mask, config, window)
+    original = window.crop(image)
     if lora is None or clean is None:
-        moments = encode(model, image, config)
+        moments = encode(model, original, config)
         lora = lora or train_lora(model, moments, prompt, config, seed, progress)
         clean = moments[0] if clean is None else clean
     with lora_attached(model.unet, model.text_encoder, lora):
@@ -58,11 +64,13 @@ def drag_edit(
             steps = list(progress("drag", dragging, config.most_updates))
             last = steps[-1]
             denoising = denoise(denoiser, [path[last.level], last.latent], last.level, config)
-            *_, (original, edited) = progress("denoising", denoising, last.level)
-    reconstruction = images.resize(decode(model, original), image.size)
-    raw = images.resize(decode(model, edited), image.size)
-    final = images.paste(raw, image, mask) if mask is not None and config.keep_background else raw
-    return Edit(final, raw, reconstruction, *instruction, task, config, path, steps, lora)
+            *_, latents = progress("denoising", denoising, last.level)
+    reconstruction, raw = (decode(model, latent) for latent in latents)
+    points = map(window.enter, instruction)
+    edited = carry_detail(original, reconstruction, raw, *points) if config.detail else raw
+    final = window.paste(edited, image, mask if config.keep_background else None)
+    raw, reconstruction = (window.insert(part, image) for part in (raw, reconstruction))
+    return Edit(final, raw, reconstruction, *instruction, window, task, config, path, steps, lora)
 
 
 def prepare(
@@ -72,19 +80,27 @@ def prepare(
     targets: Sequence[Pixel],
     mask: Tensor | None,
     config: EditConfig,
-) -> Task:
-    """Check all that can be checked before a network runs; return the drag on the feature grid.
+    window: Window | None = None,
+) -> tuple[Window, Task]:
+    """Check all that can be checked before a network runs; return the window and the drag on its grid.
 
-    Raises ValueError, one sentence, for an instruction, settings, or a model that cannot be used.
+    window: the part to edit; None chooses it. Raises ValueError, one sentence, for an instruction, settings,
+    or a model that cannot be used.
     """
     check_instruction(size, handles, targets, mask)
     check_model(model)
     model.schedule.check_steps(config.steps)
-    task = to_task(handles, targets, mask, size, working_size(model, size, config), model.vae.config.factor)
+    if window is None:
+        short = min(working_size(model, size, config))
+        window = choose_window(size, handles, targets, mask, short, config)
+    points = window.enter(handles), window.enter(targets)
+    part = None if mask is None else window.crop_mask(mask)
+    working = working_size(model, window.size, config)
+    task = to_task(*points, part, window.size, working, model.vae.config.factor)
     if task.mask is None:
-        return task
+        return window, task
     dtype = torch.promote_types(model.dtype, torch.float32)
-    return task._replace(mask=task.mask.to(model.device, dtype))
+    return window, task._replace(mask=task.mask.to(model.device, dtype))
 
 
 def check_model(model: Model) -> None:
@@ -106,10 +122,11 @@ class Edit:
     """Result of a drag; points are in pixels of the original."""
 
     image: Image.Image  # the edit, with the original's background if config.keep_background
-    raw: Image.Image  # the edit as decoded
-    reconstruction: Image.Image  # the original, inverted and denoised without a drag
+    raw: Image.Image  # the original, and in the window the edit as decoded
+    reconstruction: Image.Image  # likewise, inverted and denoised without a drag
     handles: list[Pixel]
     targets: list[Pixel]
+    window: Window  # the part of the original that is edited; task, path, and steps are of it
     task: Task
     config: EditConfig
     path: list[Tensor]  # latents of the inversion by level, the clean one first
@@ -124,7 +141,8 @@ class Edit:
     @property
     def paths(self) -> list[list[Pixel]]:
         """Path of each handle: before the first update and after each."""
-        moments = [to_pixels(step.handles, self.image.size, self.task.grid) for step in self.steps]
+        size, grid = self.window.size, self.task.grid
+        moments = [self.window.leave(to_pixels(step.handles, size, grid)) for step in self.steps]
         return [list(path) for path in zip(*moments, strict=True)]
 
     @property

@@ -59,12 +59,13 @@ def psnr(one: Image.Image, other: Image.Image, region: np.ndarray | None = None)
     return MAX_PSNR if error == 0 else min(MAX_PSNR, float(10 * np.log10(255**2 / error)))
 
 
-def paste(edited: Image.Image, original: Image.Image, mask: Tensor) -> Image.Image:
+def paste(edited: Image.Image, original: Image.Image, mask: Tensor, seam: float) -> Image.Image:
     """Put the original's pixels back outside the mask, with a soft seam on the inside.
 
-    edited, original: the same size. mask: (H, W), bool, True in the editable region.
+    edited, original: the same size. mask: (H, W), bool, True in the editable region. seam: standard deviation
+    of its blur in pixels.
     """
     hard = Image.fromarray(mask.cpu().numpy()).convert("L")
-    blurred = hard.filter(ImageFilter.GaussianBlur(max(1, min(hard.size) // 128)))
+    blurred = hard.filter(ImageFilter.GaussianBlur(seam))
     soft = blurred.point([max(0, 2 * level - 255) for level in range(256)])  # 0 at the edge, 255 well inside
     return Image.composite(edited, original, ImageChops.multiply(soft, hard))

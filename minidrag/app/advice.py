@@ -32,6 +32,10 @@ def before(session: Session) -> list[str]:
         cautions.append("the tiny model knows only its rendered scenes: use --model sd15 for photos")
     if session.image.info.get("transparent"):
         cautions.append("transparent parts of the image count as white, and the results have no transparency")
+    if session.window.size != session.image.size:
+        width, height = session.window.size
+        scale = f"{width / session.size[0]:.2g} of its pixels to one of the model's"
+        cautions.append(f"edited in a window of {width}x{height} pixels around mask and points, {scale}")
     if session.mask is None:
         why = "the mask is empty" if options.mask else "there is no mask"
         cautions.append(f"{why}, so everything may change: paint what may change white in --mask")
@@ -44,7 +48,7 @@ def before(session: Session) -> list[str]:
 
 def autoencoded(session: Session) -> float:
     """PSNR of the image after the model's autoencoder, in dB."""
-    return psnr(resize(session.image, session.size), decode(session.model, session.latent))
+    return psnr(resize(session.part, session.size), decode(session.model, session.latent))
 
 
 def about_prompt(session: Session) -> list[str]:
@@ -61,10 +65,11 @@ def about_prompt(session: Session) -> list[str]:
 
 
 def fidelity(edit: Edit, image: Image.Image) -> float:
-    """PSNR of the reconstruction against the original in dB, at the working size."""
+    """PSNR of the reconstruction against the original in dB, in the window at the working size."""
     rows, columns = edit.task.grid
     size = 2 * columns, 2 * rows
-    return psnr(resize(image, size), resize(edit.reconstruction, size))
+    one, other = (resize(edit.window.crop(each), size) for each in (image, edit.reconstruction))
+    return psnr(one, other)
 
 
 def about_fidelity(session: Session, edit: Edit) -> list[str]:

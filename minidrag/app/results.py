@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -17,6 +17,7 @@ from minidrag.app.session import Session
 from minidrag.edit import Edit
 from minidrag.method.drag import rescale
 from minidrag.model import decode
+from minidrag.points import Pixel
 from minidrag.system.files import part_of, sweep, write_json, write_whole
 from minidrag.weights import lora_file
 
@@ -124,7 +125,8 @@ def write(folder: Path, session: Session, edit: Edit, stopped: str = "") -> dict
 def record(path: Path, session: Session, edit: Edit, stopped: str = "") -> None:
     """Write everything needed to repeat a run, and its result in numbers."""
     result: dict[str, Any] = {"stopped": stopped} if stopped else {}
-    result |= {name: getattr(edit, name) for name in ("arrived", "distances", "remaining", "paths", "losses")}
+    names = "window", "arrived", "distances", "remaining", "paths", "losses"
+    result |= {name: getattr(edit, name) for name in names}
     if edit.path:  # not of a partial edit
         result["reconstruction_psnr"] = advice.fidelity(edit, session.image)
     result["seconds"] = session.progress.seconds
@@ -138,21 +140,21 @@ def write_lora(path: Path, session: Session, edit: Edit) -> None:
 
 
 def compare(session: Session, edit: Edit) -> Image.Image:
-    """The original with the drags, the reconstruction, and the edit, at the working size."""
+    """The original with the drags, the reconstruction, and the edit: their windows at the working size."""
     original, caption = draw_original(session)
-    others = [images.resize(image, session.size) for image in (edit.reconstruction, edit.image)]
+    others = [shrink(session, image) for image in (edit.reconstruction, edit.image)]
     return draw.side_by_side([original, *others], [caption, "reconstruction, without the drag", "edit"])
 
 
 def draw_original(session: Session) -> tuple[Image.Image, str]:
-    """The original with the drags at the working size, and its caption."""
-    options = session.options
-    sizes = session.image.size, session.size
-    drags = rescale(options.handles, *sizes), rescale(options.targets, *sizes)
+    """The window of the original at the working size, with the drags, and its caption."""
+    drags = (place(session, points) for points in (session.options.handles, session.options.targets))
     caption = "original: handle (red), target (blue)"
-    if session.mask is not None:
+    mask = session.mask
+    if mask is not None:
+        mask = session.window.crop_mask(mask)
         caption += "; the dark part is kept"
-    return draw.draw_drags(images.resize(session.image, session.size), *drags, session.mask), caption
+    return draw.draw_drags(shrink(session, session.image), *drags, mask), caption
 
 
 def animate(path: Path, session: Session, edit: Edit) -> None:
@@ -163,16 +165,25 @@ def animate(path: Path, session: Session, edit: Edit) -> None:
     drawn = (draw_step(session, edit, index) for index in indices)
     frames = [draw.side_by_side([original], [caption])]
     frames += session.progress("animation", drawn, len(indices))
-    frames.append(draw.side_by_side([images.resize(edit.image, session.size)], ["edit"]))
+    frames.append(draw.side_by_side([shrink(session, edit.image)], ["edit"]))
     draw.save_gif(frames, path)
 
 
 def draw_step(session: Session, edit: Edit, index: int) -> Image.Image:
     """Frame of the animation: the image predicted at a step of the drag, with the handles' trails."""
-    sizes = session.image.size, session.size
-    trails = [rescale(path[: index + 1], *sizes) for path in edit.paths]
-    targets = rescale(session.options.targets, *sizes)
+    trails = [place(session, path[: index + 1]) for path in edit.paths]
+    targets = place(session, session.options.targets)
     predicted = images.resize(decode(session.model, edit.steps[index].predicted), session.size)
     marked = draw.draw_drags(predicted, [trail[-1] for trail in trails], targets, trails=trails)
     updates = sum(step.loss is not None for step in edit.steps[: index + 1])
     return draw.side_by_side([marked], [f"predicted after {updates} of {len(edit.losses)} updates"])
+
+
+def shrink(session: Session, image: Image.Image) -> Image.Image:
+    """The window of an image at the working size."""
+    return images.resize(session.window.crop(image), session.size)
+
+
+def place(session: Session, points: Sequence[Pixel]) -> list[tuple[float, float]]:
+    """Map points of the image to its window at the working size."""
+    return rescale(session.window.enter(points), session.window.size, session.size)

@@ -7,7 +7,6 @@ from functools import cached_property
 from PIL import Image
 from torch import Tensor
 
-from minidrag import images
 from minidrag.app import lora_cache
 from minidrag.app.options import Options, open_input
 from minidrag.edit import Edit, drag_edit, generate, prepare, train_lora
@@ -16,6 +15,7 @@ from minidrag.method.lora import LoRA, Moments
 from minidrag.method.progress import Progress
 from minidrag.model import Model, decode, encode
 from minidrag.weights import lora_file
+from minidrag.window import Window
 
 Generated = tuple[Image.Image, Tensor]  # an image and its latent
 
@@ -51,31 +51,39 @@ class Session:
     def __post_init__(self) -> None:
         options = self.options
         drags = options.handles, options.targets
-        self.task = prepare(self.model, self.image.size, *drags, self.mask, options.config)
+        window = None if self.generated is None else Window(0, 0, *self.image.size)
+        self.window, self.task = prepare(
+            self.model, self.image.size, *drags, self.mask, options.config, window
+        )
         if self.lora is None and options.lora:
             self.lora = lora_file.read(options.lora, self.model.unet, self.model.text_encoder)
             self.origin = f"read from {options.lora}"
 
+    @cached_property
+    def part(self) -> Image.Image:
+        """The image in its window."""
+        return self.window.crop(self.image)
+
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) at which the model works."""
+        """(width, height) at which the model works on the window."""
         rows, columns = self.task.grid
         return 2 * columns, 2 * rows
 
     @cached_property
     def moments(self) -> Moments:
-        """Mean and standard deviation of the image's latent, which is encoded once."""
-        return encode(self.model, self.image, self.options.config)
+        """Mean and standard deviation of the window's latent, which is encoded once."""
+        return encode(self.model, self.part, self.options.config)
 
     @property
     def latent(self) -> Tensor:
         return self.moments[0] if self.generated is None else self.generated
 
     def find_lora(self) -> LoRA:
-        """Return the LoRA of the options, or the cached one of the image, or train it."""
+        """Return the LoRA of the options, or the cached one of the window, or train it."""
         if self.lora is None:
             options = self.options
-            key = self.model, self.image, options.prompt, options.config, options.seed
+            key = self.model, self.part, options.prompt, options.config, options.seed
             self.lora, self.origin = lora_cache.find_lora(*key, self.train_lora)
         return self.lora
 
@@ -97,17 +105,18 @@ class Session:
             config=self.options.config,
             lora=self.find_lora(),
             clean=self.latent,
+            window=self.window,
             progress=self.progress,
         )
 
     def partial_edit(self, steps: Sequence[Step]) -> Edit:
         """The edit that a stopped drag leaves: the image that its last step predicts; no reconstruction."""
-        options = self.options
-        raw = images.resize(decode(self.model, steps[-1].predicted), self.image.size)
-        edited = raw
-        if self.mask is not None and options.config.keep_background:
-            edited = images.paste(raw, self.image, self.mask)
-        drags = options.handles, options.targets
+        config = self.options.config
+        predicted = decode(self.model, steps[-1].predicted)
+        raw = self.window.insert(predicted, self.image)
+        edited = self.window.paste(predicted, self.image, self.mask if config.keep_background else None)
+        drags = self.options.handles, self.options.targets
+        states = [], list(steps)
         return Edit(
-            edited, raw, self.image, *drags, self.task, options.config, [], list(steps), self.find_lora()
+            edited, raw, self.image, *drags, self.window, self.task, config, *states, self.find_lora()
         )

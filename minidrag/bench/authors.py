@@ -42,7 +42,8 @@ def edit(model: Model, pipeline: Any, case: Case, config: EditConfig, progress: 
     vae = pipeline.vae
     schedule = model.schedule
     text = model.encode_text(case.prompt)
-    task = prepare(model, case.before.size, case.handles, case.targets, torch.from_numpy(case.mask), config)
+    mask = torch.from_numpy(case.mask)
+    _, task = prepare(model, case.before.size, case.handles, case.targets, mask, config)
     resized = images.resize(case.before, working_size(model, case.before.size, config))
     pixels = images.to_tensor(resized).to(model.device, model.dtype)
     list(progress("LoRA", train(unet, vae, schedule, pixels, text, config), config.lora_steps))

@@ -144,8 +144,9 @@ def editor(model: Model, config: EditConfig, seed: int, back: bool = False) -> E
     def edit(case: Case) -> Edited:
         progress = Progress(show=False)
         result = open_case(model, case, config, seed, progress).edit()
-        autoencoded = images.resize(decode(model, result.path[0]), case.before.size)
-        reconstruction = images.psnr(result.reconstruction, autoencoded)
+        window = result.window
+        autoencoded = images.resize(decode(model, result.path[0]), window.size)
+        reconstruction = images.psnr(window.crop(result.reconstruction), autoencoded)
         loss = lora_loss(model, result.lora, result.path[0], case.prompt)
         return Edited(result.image, result.raw, progress.seconds, None, reconstruction, loss)
 

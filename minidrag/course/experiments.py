@@ -99,7 +99,7 @@ class Bench:
     def task(self) -> Task:
         """The drag that ships, on the feature grid."""
         points = self.options.handles, self.options.targets
-        return prepare(self.model, self.image.size, *points, self.mask, EditConfig())
+        return prepare(self.model, self.image.size, *points, self.mask, EditConfig())[1]
 
     @cached_property
     def drawing(self) -> Image.Image:

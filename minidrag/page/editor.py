@@ -20,6 +20,7 @@ from minidrag.points import to_pixels
 from minidrag.system import console
 
 PREVIEW_EVERY = 0.25  # seconds
+MAX_PREVIEW = 1024  # pixels, the longer side of a preview
 
 
 class Editor:
@@ -95,8 +96,7 @@ class Editor:
         config = job.options.config
         job.notes = [in_words(note) for note in advice.before(session)]
         self.find_lora(session)
-        preview = LatentPreview(session.model, session.image, config)
-        watch(job, preview, session.image.size, session.task.grid)
+        watch(job, LatentPreview(session.model, session.part, config), session)
         try:
             edit = session.edit()
         except Stopped:
@@ -118,16 +118,19 @@ def stop_message(job: Job) -> str:
     return job.message
 
 
-def watch(job: Job, preview: LatentPreview, size: tuple[int, int], grid: tuple[int, int]) -> None:
-    """Note the handles of each step of a job, in pixels of an image of `size`, and now and then a preview."""
+def watch(job: Job, preview: LatentPreview, session: Session) -> None:
+    """Note the handles of each step of a job, in pixels of the image, and now and then a preview."""
     job.paths = [[] for _ in job.options.drags]
+    window = session.window
 
     def on_step(step: Step) -> None:
-        for path, handle in zip(job.paths, to_pixels(step.handles, size, grid), strict=True):
+        handles = window.leave(to_pixels(step.handles, window.size, session.task.grid))
+        for path, handle in zip(job.paths, handles, strict=True):
             path.append(handle)
         now = time.perf_counter()
         if job.preview is None or now - job.preview_time >= PREVIEW_EVERY:
-            job.preview = preview.preview(step.predicted)
+            job.preview = window.insert(preview.preview(step.predicted), session.image)
+            job.preview.thumbnail((MAX_PREVIEW, MAX_PREVIEW))
             job.preview_time = now
             job.previews += 1
 

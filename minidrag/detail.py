@@ -1,0 +1,122 @@
+"""Detail of the original in an edit that was made at the working size.
+
+An edit that is enlarged is a blur, even where nothing changed, and the autoencoder loses detail at any size.
+But most of an edit is the original, still or moved along with an object, so the original's pixels can take
+its place.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, pad
+
+from minidrag import images
+from minidrag.method.drag import sample
+from minidrag.points import Pixel
+
+TOLERANCE = 10  # levels of 255 by which an edit may differ from what explains it
+# Levels more for each level of difference between neighboring pixels: an edge that is off by half a pixel
+# differs most.
+EDGE_TOLERANCE = 2
+AREA = 5  # pixels at the working size, the side of a square that is explained as a whole
+STILL = 0.9  # of its misfit: where nothing moved is the likelier explanation
+STEPS = (1, 0.5, 0.25, 0.125)  # pixels at the working size, of the search for the exact shift
+NEVER = 1e6  # misfit of content from beyond the border
+
+
+def carry_detail(
+    original: Image.Image,
+    reconstruction: Image.Image,
+    edit: Image.Image,
+    handles: Sequence[Pixel],
+    targets: Sequence[Pixel],
+) -> Image.Image:
+    """Bring an edit to the original's size, by the original's own pixels where they explain it.
+
+    reconstruction, edit: at the working size. handles, targets: in pixels of the original.
+    Where neither the still nor the moved original explains the edit, it is enlarged.
+    """
+    scale = torch.tensor(original.size[::-1]) / torch.tensor(edit.size[::-1])  # of rows and columns
+    moves = torch.tensor(targets).flip(1) - torch.tensor(handles).flip(
+        1
+    )  # (N, 2), right and down to down and right
+    shifts, weights = explain(levels(edit), levels(reconstruction), moves / scale)
+    enlarged = np.asarray(images.resize(edit, original.size))
+    result = enlarged.astype(np.float32)
+    for shift, weight in zip(shifts, weights, strict=True):
+        right, down = (shift.flip(0) * scale).tolist()
+        affine = 1, 0, -right, 0, 1, -down
+        moved = original.transform(original.size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+        difference = np.asarray(moved).astype(np.float32) - enlarged
+        share = Image.fromarray(weight.numpy()).resize(original.size, Image.Resampling.BILINEAR)
+        difference *= np.asarray(share)[..., None]
+        result += difference
+    return Image.fromarray(result.round().clip(0, 255).astype(np.uint8))
+
+
+def explain(edit: Tensor, original: Tensor, moves: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Explain an edit, (3, H, W), by the original as it was and moved; both at the working size.
+
+    moves: (N, 2), pixels down and right. Returns shifts, each (2,), none first, and the weight of each at
+    every pixel, (N, H, W): 0 to 1, of one shift at most.
+    """
+    source = torch.cat([original, gradient(original)])  # (3, H, W) -> (6, H, W)
+    shifts = [torch.zeros(2)]
+    for move in moves:
+        if all((move - shift).abs().max() >= 1 for shift in shifts):
+            shifts.append(move)
+    costs = torch.stack([cost(edit, source, shift) for shift in shifts])
+    costs[0] *= STILL
+    for index, won in enumerate(costs.argmin(0)[None] == torch.arange(len(shifts))[:, None, None]):
+        if index and won.any():
+            shifts[index] = refine(edit, source, shifts[index], won.nonzero())
+            costs[index] = cost(edit, source, shifts[index])
+    best, label = costs.min(0)
+    weight = (1 - best).clamp(min=0).sqrt()
+    return shifts, torch.where(label == torch.arange(len(shifts))[:, None, None], weight, 0)
+
+
+def cost(edit: Tensor, source: Tensor, shift: Tensor) -> Tensor:
+    """Mean misfit around every pixel of an edit (3, H, W): (H, W)."""
+    shape = edit.shape[1:]
+    cells = torch.cartesian_prod(*map(torch.arange, shape))
+    return avg_pool2d(
+        misfit(edit, source, shift, cells).view(1, *shape), AREA, 1, AREA // 2, count_include_pad=False
+    )[0]
+
+
+def misfit(edit: Tensor, source: Tensor, shift: Tensor, cells: Tensor) -> Tensor:
+    """Difference of an edit at pixels (P, 2), row and column, from the shifted original, in tolerances: (P,).
+
+    source: (6, H, W), the original's levels and their gradient.
+    """
+    at = cells - shift
+    moved, slope = sample(source, at).split(3)
+    row, column = cells.T
+    differences = (edit[:, row, column] - moved).abs() / (TOLERANCE + EDGE_TOLERANCE * slope)
+    beyond = (at < 0) | (at > torch.tensor(edit.shape[1:]) - 1)
+    return differences.mean(0) + NEVER * beyond.any(1)
+
+
+def refine(edit: Tensor, source: Tensor, shift: Tensor, cells: Tensor) -> Tensor:
+    """Search near a shift for the one that explains the edit best at some pixels, (P, 2)."""
+    around = torch.cartesian_prod(torch.arange(-1.0, 2), torch.arange(-1.0, 2))
+    for step in STEPS:
+        shift = min(shift + step * around, key=lambda near: misfit(edit, source, near, cells).mean().item())
+    return shift
+
+
+def gradient(image: Tensor) -> Tensor:
+    """Central differences of an image (C, H, W), the larger of both axes."""
+    wide = pad(image[None], (1, 1, 1, 1), "replicate")[0]
+    across = wide[:, 1:-1, 2:] - wide[:, 1:-1, :-2]
+    along = wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1]
+    return torch.maximum(across.abs(), along.abs()) / 2
+
+
+def levels(image: Image.Image) -> Tensor:
+    """RGB image to (3, H, W), 0 to 255."""
+    return torch.from_numpy(np.array(image)).float().permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
