@@ -23,7 +23,7 @@ TOLERANCE = 10  # levels of 255 by which an edit may differ from what explains i
 EDGE_TOLERANCE = 2
 AREA = 5  # pixels at the working size, the side of a square that is explained as a whole
 STILL = 0.9  # of its misfit: where nothing moved is the likelier explanation
-STEPS = (1, 0.5, 0.25, 0.125)  # pixels at the working size, of the search for the exact shift
+STEPS = (1, 0.5, 0.25, 0.125)  # pixels at the working size, of the search for the shift that the edit made
 NEVER = 1e6  # misfit of content from beyond the border
 
 
@@ -60,8 +60,9 @@ def carry_detail(
 def explain(edit: Tensor, original: Tensor, moves: Tensor) -> tuple[list[Tensor], Tensor]:
     """Explain an edit, (3, H, W), by the original as it was and moved; both at the working size.
 
-    moves: (N, 2), pixels down and right. Returns shifts, each (2,), none first, and the weight of each at
-    every pixel, (N, H, W): 0 to 1, of one shift at most.
+    moves: (N, 2), pixels down and right. What arrived up to two pixels from its target counts as moved, so
+    that it comes to lie on the very target. Returns the distinct moves, each (2,), none first, and the weight
+    of each at every pixel, (M, H, W): 0 to 1, of one move at most.
     """
     source = torch.cat([original, gradient(original)])  # (3, H, W) -> (6, H, W)
     shifts = [torch.zeros(2)]
@@ -72,8 +73,7 @@ def explain(edit: Tensor, original: Tensor, moves: Tensor) -> tuple[list[Tensor]
     costs[0] *= STILL
     for index, won in enumerate(costs.argmin(0)[None] == torch.arange(len(shifts))[:, None, None]):
         if index and won.any():
-            shifts[index] = refine(edit, source, shifts[index], won.nonzero())
-            costs[index] = cost(edit, source, shifts[index])
+            costs[index] = cost(edit, source, refine(edit, source, shifts[index], won.nonzero()))
     best, label = costs.min(0)
     weight = (1 - best).clamp(min=0).sqrt()
     return shifts, torch.where(label == torch.arange(len(shifts))[:, None, None], weight, 0)

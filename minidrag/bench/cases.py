@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from minidrag.bench.metrics import distances, image_features, image_fidelity
+from minidrag.bench.metrics import detail, distances, image_features, image_fidelity, sharpness
 from minidrag.bench.placement import Motion, place
 from minidrag.bench.styles import styled
 from minidrag.images import psnr
@@ -19,6 +19,7 @@ from minidrag.model import Model
 from minidrag.points import Pixel
 from minidrag.tiny.renderer import SIDE, layer_map, layers
 from minidrag.tiny.scenes import Drag, Scene, caption, drags, random_scene
+from minidrag.window import Window
 
 KINDS = {  # kind of case -> prefixes of the drags' names
     "object": ("move",),
@@ -68,6 +69,7 @@ class SceneCase(Case):
     drag: Drag
     truth: Image.Image
     style: str = "plain"
+    tile: Window = Window(0, 0, SIDE, SIDE)  # where the scene is in the image
 
     @property
     def drags(self) -> str:
@@ -178,9 +180,9 @@ def fill(image: np.ndarray, hole: np.ndarray, rounds: int = 300) -> np.ndarray:
 
 
 def baselines(case: Case) -> dict[str, Image.Image]:
-    """Baseline images: no edit and, for scenes, cut and paste."""
+    """Baseline images: no edit and, for scenes that are not in a large image, cut and paste."""
     results = {"no edit": case.before}
-    if isinstance(case, SceneCase):
+    if isinstance(case, SceneCase) and case.before.size == (SIDE, SIDE):
         results["cut and paste"] = pasted(case)
     return results
 
@@ -193,7 +195,8 @@ def measure(case: Case, image: Image.Image, raw: Image.Image, learned: Learned) 
     """
     if not isinstance(case, SceneCase):
         return learned(case, raw)
-    placement = place(image, case.scene, case.drag, partial(styled, case.style))
+    tile = resize(case.tile.crop(image), (SIDE, SIDE))
+    placement = place(tile, case.scene, case.drag, partial(styled, case.style))
     measures: Measures = {
         "distance": None if placement.lost else placement.distance,
         "remaining": None if placement.lost else placement.remaining,
@@ -202,6 +205,9 @@ def measure(case: Case, image: Image.Image, raw: Image.Image, learned: Learned) 
         "PSNR inside": psnr(image, case.truth, case.mask),
         "PSNR outside": psnr(raw, case.truth, ~case.mask),
     }
+    if image.size != (SIDE, SIDE):
+        measures["sharpness"] = sharpness(image, case.truth, case.mask)
+        measures["detail"] = detail(image, case.truth, case.mask, (SIDE, SIDE))
     return measures | learned(case, image)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from minidrag.config import EditConfig
-from minidrag.images import to_tensor
+from minidrag.images import resize, to_tensor
 from minidrag.model import Model, encode
 from minidrag.points import Pixel
 
@@ -54,6 +54,27 @@ def local_mean(values: np.ndarray) -> np.ndarray:
         parts = [padded.take(range(i, i + length), axis) * weight for i, weight in enumerate(weights)]
         values = np.sum(parts, axis=0)
     return values
+
+
+def sharpness(image: Image.Image, truth: Image.Image, region: np.ndarray) -> float:
+    """Variance of the Laplacian in a region, (H, W), bool, over the truth's."""
+    return float(laplacian(image)[region].var() / laplacian(truth)[region].var())
+
+
+def laplacian(image: Image.Image) -> np.ndarray:
+    """Sum of the differences from the four neighbors, mean over the channels: (H, W)."""
+    gray = np.pad(np.asarray(image, dtype=np.float32).mean(axis=-1), 1, "edge")
+    neighbors = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:]
+    return neighbors - 4 * gray[1:-1, 1:-1]
+
+
+def detail(image: Image.Image, truth: Image.Image, region: np.ndarray, size: tuple[int, int]) -> float:
+    """Correlation with the truth in a region, (H, W), bool, of what is finer than an image of `size`."""
+    one, other = (
+        (np.asarray(each, dtype=np.float32) - np.asarray(resize(resize(each, size), each.size)))[region]
+        for each in (image, truth)
+    )
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
 
 @torch.no_grad()

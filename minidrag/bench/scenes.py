@@ -1,11 +1,12 @@
 """Edit scenes whose true result is known, and measure how close the edits come.
 
-    python -m minidrag.bench scenes [--cases 60] [--kinds object light ...] [--set lora_steps=40]
+    python -m minidrag.bench scenes [--cases 60] [--kinds object light ...] [--set lora_steps=40] [--sheet]
 
 Finished cases are kept: the same command resumes a stopped run and makes the same table.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from minidrag.bench.harness import (
     settings_of,
     write_tables,
 )
+from minidrag.bench.large import LARGE
 from minidrag.bench.tables import Results
 from minidrag.config import EditConfig
 from minidrag.system import pictures
@@ -39,6 +41,10 @@ TILE = 192  # pixels: height of its images
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser)
     add_scene_arguments(parser)
+    large = parser.add_mutually_exclusive_group()
+    add = partial(large.add_argument, dest="large", action="store_const", default="")
+    add("--sheet", const="sheet", help="scenes in the middle of a sheet of nine")
+    add("--texture", const="texture", help="scenes of 1024x1024 pixels with fine texture")
 
 
 def write_report(results: Results, out: Path) -> str:
@@ -60,21 +66,24 @@ def sheet(results: Results, out: Path) -> Image.Image:
     return draw.grid(tiles, 3 * ACROSS, labels, TILE)
 
 
-def scene_benchmark(args: argparse.Namespace, compare: bool) -> Benchmark:
-    """Draw the cases and load the models. compare: baselines are measured too."""
+def scene_benchmark(args: argparse.Namespace, compare: bool, large: str = "") -> Benchmark:
+    """Draw the cases and load the models. compare: baselines are measured too. large: key of LARGE."""
     model = load(args)
     network = fidelity()
 
     def settings(config: EditConfig) -> dict[str, Any]:
-        return settings_of(model, config, args.seed, compare, network, args.back) | {"style": args.style}
+        measured = settings_of(model, config, args.seed, compare, network, args.back)
+        return measured | {"style": args.style} | ({"large": large} if large else {})
 
     cases = make_cases(args.cases, args.kinds, args.seed, args.style)
+    if large:
+        cases = [LARGE[large](case) for case in cases]
     return Benchmark(model, cases, learned_measures(model, network), settings)
 
 
 def run(args: argparse.Namespace) -> int:
     config = read_config(args)
-    benchmark = scene_benchmark(args, compare=True)
+    benchmark = scene_benchmark(args, True, args.large)
     out = open_out(args.out, benchmark.settings(config))
     edit = editor(benchmark.model, config, args.seed, args.back)
     run_cases(benchmark.cases, edit, benchmark.learned, out)

@@ -14,6 +14,8 @@ MEASURES = {  # name -> decimals
     "arrived": 2,
     "PSNR inside": 1,
     "PSNR outside": 1,
+    "sharpness": 2,
+    "detail": 2,
     "MD": 1,
     "IF": 3,
     "PSNR back": 1,
@@ -24,11 +26,12 @@ EXPLAINED = """\
 distance: from the measured position of the dragged part to its target, in pixels of 128. remaining: fraction
 of the drag that is left, 0 at the target, 1 if nothing moved. lost: fraction of cases in which the part was
 not found; distance and remaining are over the others. arrived: fraction of all cases with remaining at most
-0.3. inside, outside: the mask, compared with the true result. MD and IF as defined in the paper, MD with the
-features of this model, in pixels of 128, over all pairs of points. back: the result dragged back, compared
-with the original inside the mask. reconstruction: the original inverted and denoised without a drag, compared
-with what the autoencoder makes of it. LoRA loss: equation 2 with the LoRA over equation 2 without it, on
-the same noise. In brackets: 95 % confidence interval."""
+0.3. inside, outside: the mask, compared with the true result. sharpness: variance of the Laplacian inside the
+mask over that of the true result. detail: correlation with it of what is finer than the working size. MD and
+IF as defined in the paper, MD with the features of this model, in pixels of 128, over all pairs of points.
+back: the result dragged back, compared with the original inside the mask. reconstruction: the original
+inverted and denoised without a drag, compared with what the autoencoder makes of it. LoRA loss: equation 2
+with the LoRA over equation 2 without it, on the same noise. In brackets: 95 % confidence interval."""
 
 Results = Sequence[dict[str, Any]]  # per case: {"kind": ..., "rows": {row: {measure: value or None}}, ...}
 Summary = dict[str, Any]

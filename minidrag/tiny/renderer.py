@@ -133,13 +133,18 @@ def layers(scene: Scene) -> list[tuple[Part, Callable[[Array], None]]]:
 
 def render(scene: Scene, size: int = SIDE) -> Image.Image:
     """Render a scene as an RGB image of size x size pixels. Deterministic to the byte."""
-    depth = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size * scene.horizon)
-    sky = zip(*PALETTES[scene.time].sky, strict=True)
-    bands = [np.interp(depth, (0, 0.55, 1), channel) for channel in sky]
-    canvas = np.repeat(np.stack(bands, axis=-1).astype(np.float32)[:, None], size, axis=1)
+    canvas = sky(scene, size)
     for _, draw in layers(scene):
         draw(canvas)
     return Image.fromarray(np.clip(canvas + np.float32(0.5), 0, 255).astype(np.uint8))
+
+
+def sky(scene: Scene, size: int) -> Array:
+    """Sky of a scene: (size, size, 3)."""
+    depth = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size * scene.horizon)
+    channels = zip(*PALETTES[scene.time].sky, strict=True)
+    bands = [np.interp(depth, (0, 0.55, 1), channel) for channel in channels]
+    return np.repeat(np.stack(bands, axis=-1).astype(np.float32)[:, None], size, axis=1)
 
 
 def layer_map(scene: Scene) -> Array:
