@@ -69,7 +69,7 @@ def write_tables(field: str, results: dict[str, Results], out: Path) -> str:
 
 def run(args: argparse.Namespace) -> int:
     field = args.over
-    base = read_config(args)
+    base = whole_image(read_config(args)) if args.dragbench else read_config(args)
     configs = {str(value): configured(base, {field: value}) for value in map(value_of, args.values)}
     if args.dragbench:
         benchmark = dragbench_benchmark(args, args.dragbench)

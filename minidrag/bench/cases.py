@@ -87,6 +87,7 @@ class Edited:
     # PSNR of the original, inverted and denoised without a drag, by what the autoencoder makes of it.
     reconstruction: float | None = None
     lora_loss: float | None = None  # as `harness.lora_loss`
+    enlarged: Image.Image | None = None  # the edit without the original's detail
 
 
 Editor = Callable[[Case], Edited]

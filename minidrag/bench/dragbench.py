@@ -8,6 +8,7 @@ and share nothing but the folder of results.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,13 @@ def dragbench_benchmark(args: argparse.Namespace, folder: Path) -> Benchmark:
     return Benchmark(model, cases, learned_measures(metric, network, own_size=True), settings, broken)
 
 
+def whole_image(config: EditConfig) -> EditConfig:
+    """The config of the protocol: methods see the whole image, and what they return is measured."""
+    return replace(config, window=False, detail=False)
+
+
 def run(args: argparse.Namespace) -> int:
-    config = read_config(args)
+    config = whole_image(read_config(args))
     benchmark = dragbench_benchmark(args, args.folder)
     out = open_out(args.out, benchmark.settings(config), "dragbench")
     run_cases(benchmark.cases, editor(benchmark.model, config, args.seed, args.back), benchmark.learned, out)

@@ -148,7 +148,9 @@ def editor(model: Model, config: EditConfig, seed: int, back: bool = False) -> E
         autoencoded = images.resize(decode(model, result.path[0]), window.size)
         reconstruction = images.psnr(window.crop(result.reconstruction), autoencoded)
         loss = lora_loss(model, result.lora, result.path[0], case.prompt)
-        return Edited(result.image, result.raw, progress.seconds, None, reconstruction, loss)
+        mask = torch.from_numpy(case.mask)
+        enlarged = window.paste(window.crop(result.raw), case.before, mask) if config.detail else None
+        return Edited(result.image, result.raw, progress.seconds, None, reconstruction, loss, enlarged)
 
     return dragging_back(edit) if back else edit
 
@@ -180,6 +182,8 @@ def run_case(
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     edited = edit(case)
+    if edited.enlarged:
+        others = others | {"edit without detail": edited.enlarged}
     began = time.perf_counter()
     row = measure(case, edited.image, edited.raw, learned)
     row |= {"PSNR reconstruction": edited.reconstruction, "LoRA loss": edited.lora_loss}
