@@ -14,7 +14,7 @@ from typing import Any
 
 from minidrag.app.options import configured
 from minidrag.bench.cases import Case, Edited
-from minidrag.bench.dragbench import add_folder_arguments, dragbench_benchmark
+from minidrag.bench.dragbench import add_folder_arguments, dragbench_benchmark, whole_image
 from minidrag.bench.harness import (
     add_common_arguments,
     add_scene_arguments,
