@@ -39,22 +39,26 @@ def carry_detail(
     reconstruction, edit: at the working size. handles, targets: in pixels of the original.
     Where neither the still nor the moved original explains the edit, it is enlarged.
     """
-    scale = torch.tensor(original.size[::-1]) / torch.tensor(edit.size[::-1])  # of rows and columns
-    moves = torch.tensor(targets).flip(1) - torch.tensor(handles).flip(
-        1
-    )  # (N, 2), right and down to down and right
-    shifts, weights = explain(levels(edit), levels(reconstruction), moves / scale)
+    scale = torch.tensor(original.size) / torch.tensor(edit.size)
+    moves = (torch.tensor(targets) - torch.tensor(handles)) / scale  # (N, 2), right and down
+    moves, weights = explain(levels(edit), levels(reconstruction), moves.flip(1))
     enlarged = np.asarray(images.resize(edit, original.size))
     result = enlarged.astype(np.float32)
-    for shift, weight in zip(shifts, weights, strict=True):
-        right, down = (shift.flip(0) * scale).tolist()
-        affine = 1, 0, -right, 0, 1, -down
-        moved = original.transform(original.size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+    for move, weight in zip(moves, weights, strict=True):
+        moved = shift(original, *(move.flip(0) * scale).tolist())
         difference = np.asarray(moved).astype(np.float32) - enlarged
         share = Image.fromarray(weight.numpy()).resize(original.size, Image.Resampling.BILINEAR)
         difference *= np.asarray(share)[..., None]
         result += difference
     return Image.fromarray(result.round().clip(0, 255).astype(np.uint8))
+
+
+def shift(image: Image.Image, right: float, down: float) -> Image.Image:
+    """Shift an image by pixels and fractions of them; black comes in."""
+    if right == down == 0:
+        return image
+    affine = 1, 0, -right, 0, 1, -down
+    return image.transform(image.size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
 
 
 def explain(edit: Tensor, original: Tensor, moves: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -65,48 +69,47 @@ def explain(edit: Tensor, original: Tensor, moves: Tensor) -> tuple[list[Tensor]
     of each at every pixel, (M, H, W): 0 to 1, of one move at most.
     """
     source = torch.cat([original, gradient(original)])  # (3, H, W) -> (6, H, W)
-    shifts = [torch.zeros(2)]
+    distinct = [torch.zeros(2)]
     for move in moves:
-        if all((move - shift).abs().max() >= 1 for shift in shifts):
-            shifts.append(move)
-    costs = torch.stack([cost(edit, source, shift) for shift in shifts])
+        if all((move - other).abs().max() >= 1 for other in distinct):
+            distinct.append(move)
+    costs = torch.stack([cost(edit, source, move) for move in distinct])
     costs[0] *= STILL
-    for index, won in enumerate(costs.argmin(0)[None] == torch.arange(len(shifts))[:, None, None]):
-        if index and won.any():
-            costs[index] = cost(edit, source, refine(edit, source, shifts[index], won.nonzero()))
-    best, label = costs.min(0)
-    weight = (1 - best).clamp(min=0).sqrt()
-    return shifts, torch.where(label == torch.arange(len(shifts))[:, None, None], weight, 0)
+    numbers = torch.arange(len(distinct))[:, None, None]
+    for index, best in enumerate(costs.argmin(0) == numbers):
+        if index and best.any():
+            costs[index] = cost(edit, source, refine(edit, source, distinct[index], best.nonzero()))
+    lowest, label = costs.min(0)
+    return distinct, torch.where(label == numbers, (1 - lowest).clamp(min=0).sqrt(), 0)
 
 
-def cost(edit: Tensor, source: Tensor, shift: Tensor) -> Tensor:
-    """Mean misfit around every pixel of an edit (3, H, W): (H, W)."""
+def cost(edit: Tensor, source: Tensor, move: Tensor) -> Tensor:
+    """Mean misfit around every pixel of an edit, (3, H, W): (H, W)."""
     shape = edit.shape[1:]
-    cells = torch.cartesian_prod(*map(torch.arange, shape))
-    return avg_pool2d(
-        misfit(edit, source, shift, cells).view(1, *shape), AREA, 1, AREA // 2, count_include_pad=False
-    )[0]
+    pixels = torch.cartesian_prod(*map(torch.arange, shape))
+    misfits = misfit(edit, source, move, pixels).view(1, *shape)
+    return avg_pool2d(misfits, AREA, 1, AREA // 2, count_include_pad=False)[0]
 
 
-def misfit(edit: Tensor, source: Tensor, shift: Tensor, cells: Tensor) -> Tensor:
-    """Difference of an edit at pixels (P, 2), row and column, from the shifted original, in tolerances: (P,).
+def misfit(edit: Tensor, source: Tensor, move: Tensor, pixels: Tensor) -> Tensor:
+    """Difference of an edit at pixels (P, 2), row and column, from the moved original, in tolerances: (P,).
 
     source: (6, H, W), the original's levels and their gradient.
     """
-    at = cells - shift
-    moved, slope = sample(source, at).split(3)
-    row, column = cells.T
+    origins = pixels - move
+    moved, slope = sample(source, origins).split(3)
+    row, column = pixels.T
     differences = (edit[:, row, column] - moved).abs() / (TOLERANCE + EDGE_TOLERANCE * slope)
-    beyond = (at < 0) | (at > torch.tensor(edit.shape[1:]) - 1)
+    beyond = (origins < 0) | (origins > torch.tensor(edit.shape[1:]) - 1)
     return differences.mean(0) + NEVER * beyond.any(1)
 
 
-def refine(edit: Tensor, source: Tensor, shift: Tensor, cells: Tensor) -> Tensor:
-    """Search near a shift for the one that explains the edit best at some pixels, (P, 2)."""
+def refine(edit: Tensor, source: Tensor, move: Tensor, pixels: Tensor) -> Tensor:
+    """Search near a move for the one that the edit made at some pixels, (P, 2)."""
     around = torch.cartesian_prod(torch.arange(-1.0, 2), torch.arange(-1.0, 2))
     for step in STEPS:
-        shift = min(shift + step * around, key=lambda near: misfit(edit, source, near, cells).mean().item())
-    return shift
+        move = min(move + step * around, key=lambda near: misfit(edit, source, near, pixels).mean().item())
+    return move
 
 
 def gradient(image: Tensor) -> Tensor:
