@@ -148,7 +148,8 @@ def compare(session: Session, edit: Edit) -> Image.Image:
 
 def draw_original(session: Session) -> tuple[Image.Image, str]:
     """The window of the original at the working size, with the drags, and its caption."""
-    drags = (place(session, points) for points in (session.options.handles, session.options.targets))
+    options = session.options
+    drags = place(session, options.handles), place(session, options.targets)
     caption = "original: handle (red), target (blue)"
     mask = session.mask
     if mask is not None:
@@ -184,6 +185,7 @@ def shrink(session: Session, image: Image.Image) -> Image.Image:
     return images.resize(session.window.crop(image), session.size)
 
 
-def place(session: Session, points: Sequence[Pixel]) -> list[tuple[float, float]]:
+def place(session: Session, points: Sequence[Pixel]) -> list[Pixel]:
     """Map points of the image to its window at the working size."""
-    return rescale(session.window.enter(points), session.window.size, session.size)
+    placed = rescale(session.window.enter(points), session.window.size, session.size)
+    return [Pixel(*point) for point in placed]
