@@ -23,7 +23,7 @@ TOLERANCE = 10  # levels of 255 by which an edit may differ from what explains i
 EDGE_TOLERANCE = 2
 AREA = 5  # pixels at the working size, the side of a square that is explained as a whole
 STILL = 0.9  # of its misfit: where nothing moved is the likelier explanation
-STEPS = (1, 0.5, 0.25, 0.125)  # pixels at the working size, of the search for the shift that the edit made
+STEPS = (0.5, 0.25, 0.125)  # pixels at the working size, of the search for the shift that the edit made
 NEVER = 1e6  # misfit of content from beyond the border
 
 
@@ -64,8 +64,8 @@ def shift(image: Image.Image, right: float, down: float) -> Image.Image:
 def explain(edit: Tensor, original: Tensor, moves: Tensor) -> tuple[list[Tensor], Tensor]:
     """Explain an edit, (3, H, W), by the original as it was and moved; both at the working size.
 
-    moves: (N, 2), pixels down and right. What arrived up to two pixels from its target counts as moved, so
-    that it comes to lie on the very target. Returns the distinct moves, each (2,), none first, and the weight
+    moves: (N, 2), pixels down and right. What arrived up to a pixel from its target counts as moved, so that
+    it comes to lie on the very target. Returns the distinct moves, each (2,), none first, and the weight
     of each at every pixel, (M, H, W): 0 to 1, of one move at most.
     """
     source = torch.cat([original, gradient(original)])  # (3, H, W) -> (6, H, W)
@@ -80,7 +80,7 @@ def explain(edit: Tensor, original: Tensor, moves: Tensor) -> tuple[list[Tensor]
         if index and best.any():
             costs[index] = cost(edit, source, refine(edit, source, distinct[index], best.nonzero()))
     lowest, label = costs.min(0)
-    return distinct, torch.where(label == numbers, (1 - lowest).clamp(min=0).sqrt(), 0)
+    return distinct, torch.where(label == numbers, (2 - 2 * lowest).clamp(0, 1), 0)
 
 
 def cost(edit: Tensor, source: Tensor, move: Tensor) -> Tensor:

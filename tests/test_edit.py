@@ -212,6 +212,51 @@ def test_a_mask_that_reaches_the_border_of_the_picture_has_no_seam_there(model: 
     assert (edited[:, :66] == raw[:, :66]).all()
 
 
+WINDOW = replace(QUICK, window=True)
+SMALL: dict[str, Any] = {"mask": box(SIZE, 30, 20, 62, 52), "handles": [(40, 36)], "targets": [(50, 40)]}
+
+
+def test_an_edit_happens_in_a_window(model: Model) -> None:
+    seen = Recorder()
+    made = run(model, WINDOW, progress=seen, **SMALL)
+    assert made.window == (18, 8, 56, 56) and made.task.grid == (16, 16)
+    part = made.window.crop(picture())
+    alone = drag_edit(
+        model,
+        part,
+        *(made.window.enter(points) for points in (made.handles, made.targets)),
+        mask=made.window.crop_mask(SMALL["mask"]),
+        prompt="a red ball on the left, on grass, by day",
+        config=QUICK,
+    )
+    assert torch.equal(dragged(made), dragged(alone)) and made.losses == alone.losses
+    for image, expected in (
+        (made.image, alone.image),
+        (made.raw, alone.raw),
+        (made.reconstruction, alone.reconstruction),
+    ):
+        assert image.size == SIZE and made.window.crop(image).tobytes() == expected.tobytes()
+        assert made.window.insert(part, image).tobytes() == picture().tobytes()
+    assert made.paths == [made.window.leave(path) for path in alone.paths]
+    assert made.distances == alone.distances and np.allclose(made.remaining, alone.remaining)
+
+
+def test_a_latent_is_of_the_whole_image_unless_a_window_is_given(model: Model) -> None:
+    window = run(model, WINDOW, **SMALL).window
+    whole, part = (encode(model, image, WINDOW)[0] for image in (picture(), window.crop(picture())))
+    assert run(model, WINDOW, clean=whole, **SMALL).window == (0, 0, *SIZE)
+    made = run(model, WINDOW, clean=part, window=window, **SMALL)
+    assert made.window == window and made.image.tobytes() == run(model, WINDOW, **SMALL).image.tobytes()
+
+
+@pytest.mark.parametrize("mask", [SMALL["mask"], None])
+def test_a_drag_of_length_zero_returns_the_original(trained: Model, mask: Tensor | None) -> None:
+    config = replace(EditConfig.fast(), steps=6, drag_levels=3)
+    made = run(trained, config, mask=mask, handles=[(40, 36)], targets=[(40, 36)])
+    apart = np.abs(np.asarray(made.image, int) - np.asarray(picture(), int))
+    assert apart.max() <= 2
+
+
 def test_without_a_mask_or_unless_wanted_the_picture_is_the_raw_one(model: Model) -> None:
     free, bare = run(model), run(model, replace(QUICK, keep_background=False), mask=box(SIZE, 24, 16, 72, 60))
     for made in (free, bare):
@@ -425,6 +470,8 @@ PAPER = {
     "control_blocks": 3,
     "size": None,
     "keep_background": False,
+    "window": False,
+    "detail": False,
     "checkpointing": False,
 }
 OFFICIAL = PAPER | {"motion_loss": "mean", "lora_targets": "qkvo", "control_blocks": 2}

@@ -98,7 +98,7 @@ def test_paste_keeps_every_pixel_outside_the_mask() -> None:
     mask = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
     mask[10:60, 20:80] = True
     mask[40, 40] = False  # which the blur would fill
-    pasted = np.asarray(paste(edited, original, mask))
+    pasted = np.asarray(paste(edited, original, mask, 1))
     outside = (~mask).numpy()
     assert np.array_equal(pasted[outside], np.asarray(original)[outside])
     assert np.array_equal(pasted[14:36, 24:76], np.asarray(edited)[14:36, 24:76])
@@ -108,6 +108,6 @@ def test_the_seam_of_a_paste_is_soft_on_the_inside() -> None:
     mask = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
     mask[:, 20:] = True
     black, white = Image.new("RGB", (WIDTH, HEIGHT)), Image.new("RGB", (WIDTH, HEIGHT), (255, 255, 255))
-    opacity = np.asarray(paste(white, black, mask))[36, :, 0] / 255
+    opacity = np.asarray(paste(white, black, mask, 1))[36, :, 0] / 255
     assert (opacity[:20] == 0).all() and (opacity[24:] == 1).all()
     assert 0.25 < opacity[20] < 0.5 < opacity[21] < 1, "a Gaussian of 1 pixel, stretched to 0 at the edge"

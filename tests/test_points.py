@@ -219,14 +219,25 @@ def test_preparing_a_drag(model: Model) -> None:
     mask[:40, :48] = True
     config = EditConfig(size=64)
     assert working_size(model, (96, 80), config) == (76, 64)
-    task = prepare(model, (96, 80), [Pixel(3.1, 9.2)], [Pixel(50, 60)], mask, config)
-    assert task.grid == (32, 38)
+    window, task = prepare(model, (96, 80), [Pixel(3.1, 9.2)], [Pixel(50, 60)], mask, config)
+    assert window == (0, 0, 96, 80) and task.grid == (32, 38)
     assert task.handles == [Cell(3, 1)]  # of (3.38, 0.925)
     assert len(task.targets) == 1
     assert task.targets[0] == pytest.approx((60.5 * 0.4 - 0.5, 50.5 * 38 / 96 - 0.5))
     assert task.mask is not None and task.mask.shape == (16, 19) and task.mask.dtype == torch.float32
     assert task.mask[:8, :9].eq(1).all() and task.mask[8:].eq(0).all() and task.mask[:, 10:].eq(0).all()
-    assert prepare(model, (96, 80), [Pixel(3, 9)], [Pixel(50, 60)], None, config).mask is None
+    assert prepare(model, (96, 80), [Pixel(3, 9)], [Pixel(50, 60)], None, config)[1].mask is None
+
+
+def test_preparing_a_drag_in_a_window(model: Model) -> None:
+    """A mask of 32x32 in an image of 400x300 is edited in 82x82: the grid has 32 cells for them."""
+    mask = torch.zeros(300, 400, dtype=torch.bool)
+    mask[100:132, 200:232] = True
+    window, task = prepare(model, (400, 300), [Pixel(216, 116)], [Pixel(220, 116)], mask, EditConfig(size=64))
+    assert window == (175, 75, 82, 82) and task.grid == (32, 32)
+    assert task.handles == [Cell(16, 16)]  # of (41.5 * 32 / 82 - 0.5,) * 2
+    assert task.targets[0] == pytest.approx((41.5 * 32 / 82 - 0.5, 45.5 * 32 / 82 - 0.5))
+    assert task.mask is not None and task.mask.sum() == 36 and task.mask[5:11, 5:11].eq(1).all()
 
 
 def test_working_size_is_the_models_own_by_default(model: Model) -> None:
