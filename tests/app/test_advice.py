@@ -28,6 +28,7 @@ from minidrag.points import Pixel
 from minidrag.system import pictures
 from minidrag.tiny.scenes import random_scene
 from minidrag.weights.load import load_model
+from minidrag.window import Window
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -139,7 +140,7 @@ def test_a_reconstruction_far_from_the_original_is_said_with_its_psnr(level: int
 
 def edit_with(**values: Any) -> Edit:
     """An edit of which only its result is known."""
-    return cast(Edit, SimpleNamespace(**{"config": ONE_UPDATE} | values))
+    return cast(Edit, SimpleNamespace(**{"config": ONE_UPDATE, "window": WINDOW} | values))
 
 
 def lines_after(edit: Edit) -> list[str]:
@@ -147,6 +148,7 @@ def lines_after(edit: Edit) -> list[str]:
 
 
 OPTIONS = Options(Path("photo.png"), [])
+WINDOW = Window(0, 0, 96, 80)
 ONE_UPDATE = EditConfig(drag_levels=1, drag_steps=1)
 LAST = SimpleNamespace(level=14, handles=[Cell(0, 0)])  # one level of 14 steps is all there is
 FAR = SimpleNamespace(targets=[Cell(0, 9)])
