@@ -14,7 +14,7 @@ from torch import nn
 from minidrag.bench.metrics import detail, distances, image_features, image_fidelity, sharpness
 from minidrag.bench.placement import Motion, place
 from minidrag.bench.styles import styled
-from minidrag.images import psnr
+from minidrag.images import psnr, resize
 from minidrag.model import Model
 from minidrag.points import Pixel
 from minidrag.tiny.renderer import SIDE, layer_map, layers
