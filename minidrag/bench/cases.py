@@ -181,7 +181,7 @@ def fill(image: np.ndarray, hole: np.ndarray, rounds: int = 300) -> np.ndarray:
 
 
 def baselines(case: Case) -> dict[str, Image.Image]:
-    """Baseline images: no edit and, for scenes that are not in a large image, cut and paste."""
+    """Baseline images: no edit and, for scenes that are the whole image, cut and paste."""
     results = {"no edit": case.before}
     if isinstance(case, SceneCase) and case.before.size == (SIDE, SIDE):
         results["cut and paste"] = pasted(case)

@@ -83,7 +83,7 @@ def scene_benchmark(args: argparse.Namespace, compare: bool, large: str = "") ->
 
 def run(args: argparse.Namespace) -> int:
     config = read_config(args)
-    benchmark = scene_benchmark(args, True, args.large)
+    benchmark = scene_benchmark(args, compare=True, large=args.large)
     out = open_out(args.out, benchmark.settings(config))
     edit = editor(benchmark.model, config, args.seed, args.back)
     run_cases(benchmark.cases, edit, benchmark.learned, out)

@@ -9,6 +9,7 @@ The file opens without a network and prints as slides.
 import argparse
 import json
 import time
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,10 @@ def write(folder: Path, session: Session, edit: Edit) -> Path:
         raise ValueError(f"{file} is not a report: move it away")
     options = session.options
     values = replay(session.model, edit, options.prompt)
-    subject = Subject(session.image, session.mask, options.prompt, options.model, edit, values)
+    mask = None if session.mask is None else edit.window.crop_mask(session.mask)
+    results = {name: edit.window.crop(getattr(edit, name)) for name in ("image", "raw", "reconstruction")}
+    inside = replace(edit, **results)  # of the window, which is all that the method sees
+    subject = Subject(session.part, mask, options.prompt, options.model, inside, values)
     write_text(file, page(subject))
     return file
 
