@@ -84,6 +84,7 @@ BILINEAR = Exercise(
     (
         "minidrag.method.drag.sample",
         "minidrag.method.warp.sample",
+        "minidrag.detail.sample",
     ),
 )
 

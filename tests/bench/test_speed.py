@@ -50,7 +50,7 @@ def test_the_authors_program_does_the_same_work_to_the_same_end(tmp_path: Path) 
     counter = speed.EvaluationCounter((pipeline := authors.load_pipeline(model)).unet)
     pair = authors.edit(model, pipeline, case, config, counter)
     assert counter.evaluations == {"LoRA": 0, "inversion": 4, "drag": 4 + 3, "denoising": 2 * 4}
-    given = {"mask": torch.from_numpy(case.mask).float(), "prompt": case.prompt, "config": config}
+    given = {"mask": torch.from_numpy(case.mask), "prompt": case.prompt, "config": config}
     expected = drag_edit(model, case.before, case.handles, case.targets, **given)
     for latent, image in zip(pair, (expected.reconstruction, expected.raw), strict=True):
         difference = np.asarray(decode(model, latent[None]), int) - np.asarray(image, int)
