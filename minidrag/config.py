@@ -108,7 +108,7 @@ class EditConfig:
         None, "shorter side to work at, in pixels (default: what the model was trained on)", least=8
     )
     keep_background: bool = setting(True, "keep the original's pixels in the unmasked region", paper=False)
-    window: bool = setting(True, "edit a window around mask and points, not the whole image", paper=False)
+    window: bool = setting(False, "edit a window around mask and points, not the whole image")
     detail: bool = setting(True, "carry the original's detail into the edit", paper=False)
     checkpointing: bool = setting(False, "recompute activations: less memory, more time")
 

@@ -233,7 +233,8 @@ def test_preparing_a_drag_in_a_window(model: Model) -> None:
     """A mask of 32x32 in an image of 400x300 is edited in 82x82: the grid has 32 cells for them."""
     mask = torch.zeros(300, 400, dtype=torch.bool)
     mask[100:132, 200:232] = True
-    window, task = prepare(model, (400, 300), [Pixel(216, 116)], [Pixel(220, 116)], mask, EditConfig(size=64))
+    config = EditConfig(size=64, window=True)
+    window, task = prepare(model, (400, 300), [Pixel(216, 116)], [Pixel(220, 116)], mask, config)
     assert window == (175, 75, 82, 82) and task.grid == (32, 32)
     assert task.handles == [Cell(16, 16)]  # of (41.5 * 32 / 82 - 0.5,) * 2
     assert task.targets[0] == pytest.approx((41.5 * 32 / 82 - 0.5, 45.5 * 32 / 82 - 0.5))

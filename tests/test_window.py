@@ -14,7 +14,7 @@ from minidrag.images import working_size
 from minidrag.points import Pixel
 from minidrag.window import LARGEST, Window, choose_window
 
-CONFIG = EditConfig()
+CONFIG = EditConfig(window=True)
 Instruction = tuple[tuple[int, int], list[Pixel], list[Pixel], Tensor | None]
 
 
