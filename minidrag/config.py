@@ -109,7 +109,7 @@ class EditConfig:
     )
     keep_background: bool = setting(True, "keep the original's pixels in the unmasked region", paper=False)
     window: bool = setting(False, "edit a window around mask and points, not the whole image")
-    detail: bool = setting(True, "carry the original's detail into the edit", paper=False)
+    detail: bool = setting(False, "carry the original's pixels into the edit: sharper, with some ghosts")
     checkpointing: bool = setting(False, "recompute activations: less memory, more time")
 
     def __post_init__(self) -> None:

@@ -85,4 +85,4 @@ def test_what_nearly_arrived_is_put_on_its_target(off: tuple[float, float]) -> N
 
 
 def test_the_paper_has_no_detail() -> None:
-    assert not EditConfig.paper().detail and not EditConfig.official().detail and EditConfig().detail
+    assert not EditConfig.paper().detail and not EditConfig.official().detail

@@ -253,7 +253,7 @@ def test_a_latent_is_of_the_whole_image_unless_a_window_is_given(model: Model) -
 def test_a_drag_of_length_zero_returns_the_original(trained: Model, masked: bool) -> None:
     scene, drag = moving(0)
     mask = torch.from_numpy(np.array(drag.mask)) > 127 if masked else None
-    config = replace(EditConfig.fast(), drag_levels=2)
+    config = replace(EditConfig.fast(), drag_levels=2, detail=True)
     made = drag_edit(trained, render(scene), drag.handles, drag.handles, mask=mask, config=config)
     assert np.abs(np.asarray(made.image, int) - np.asarray(render(scene), int)).max() <= 2
 
