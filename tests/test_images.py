@@ -4,28 +4,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.images import HEIGHT, WIDTH, color_image, max_difference
 from torch.nn.functional import interpolate
 
 from minidrag.images import paste, resize, to_image, to_tensor, working_size
 
-WIDTH, HEIGHT = 100, 72
-
-
-def color_image() -> Image.Image:
-    """A smooth image without any symmetry."""
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    pixels = np.stack([2 * x + 20, 3 * y + 10, 200 - x - y // 2], axis=-1)
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
 
 def gray_image() -> Image.Image:
     return color_image().convert("L")
-
-
-def max_difference(one: Image.Image, other: Image.Image) -> int:
-    """Largest difference between two RGB images of the same size, in levels of 255."""
-    assert one.mode == other.mode == "RGB" and one.size == other.size
-    return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
 
 
 @pytest.mark.parametrize(
