@@ -16,10 +16,13 @@ from minidrag import images
 from minidrag.config import EditConfig
 from minidrag.points import Pixel
 
-MARGIN = 0.75  # of the longer side of what is edited: surroundings, both sides together
+MARGIN = 0.6  # of the longer side of what is edited: least surroundings, both sides together
 NEAR = 0.125  # of the longer side of the image: least surroundings, both sides together
 LARGEST = 0.64  # of the image's area: a larger window is the whole image, as its surroundings are worth more
 ENLARGE = 2  # working pixels per image pixel, at most
+# A window snaps, so that it stays, and its LoRA with it, while points and mask move a little.
+SIZES = 4  # of windows in an octave
+PLACES = 8  # for a window along its own side
 SEAM = 1 / 128  # of the window's shorter side: standard deviation of the seam's blur
 
 
@@ -81,6 +84,7 @@ def choose_window(
     """Choose the part of an image of `size` (width, height) to edit: mask and points with surroundings.
 
     It is a square, so that both axes have one scale; where the image is narrower, it ends at the borders.
+    Its size and place are rounded, so that most small changes of mask and points leave it as it is.
     working: shorter side in pixels at which the model works. The window is at least half of it, and without
     a mask, which would tell how large the object is, at least all of it.
     """
@@ -90,8 +94,9 @@ def choose_window(
     across, down = bounds(size, handles, targets, mask, working)
     longer = max(high - low for low, high in (across, down))
     grown = longer + max(MARGIN * longer, NEAR * max(size))
-    side = math.ceil(max(grown, working if mask is None else working / ENLARGE))
-    width, height = fit(side, size)
+    least = max(grown, working if mask is None else working / ENLARGE)
+    octaves = math.ceil(SIZES * math.log2(least / working)) / SIZES
+    width, height = fit(math.ceil(working * 2**octaves), size)
     if width * height > LARGEST * math.prod(size):
         return whole
     return Window(center(across, width, size[0]), center(down, height, size[1]), width, height)
@@ -123,9 +128,11 @@ def bounds(
 
 
 def center(span: Span, extent: int, full: int) -> int:
-    """First pixel of an extent that has a span in its middle, shifted into an image of `full` pixels."""
+    """First pixel of an extent around a span, shifted into an image of `full` pixels."""
     low, high = span
-    return min(max(round((low + high - extent) / 2), 0), full - extent)
+    step = extent / PLACES
+    snapped = step * round((low + high - extent) / 2 / step)
+    return min(max(round(snapped), 0), full - extent)
 
 
 def fit(side: int, size: tuple[int, int]) -> tuple[int, int]:
