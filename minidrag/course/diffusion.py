@@ -1,20 +1,12 @@
 """Exercises on noise: the DDIM step, inversion, the LoRA layer, and its loss."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
-
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from minidrag.course.exercise import Exercise, Function, Inputs, Slip, normal, whole
+from minidrag.course.exercise import Exercise, Inputs, Slip, normal, whole
 from minidrag.method.ddim import Denoiser, NoisePredictor, Schedule, invert
 from minidrag.method.lora import Factors, LoRALayer, noise_loss
 from minidrag.networks.unet import KeysValues, UNetOutput
-
-# Bound here, so that a slip still has the project's own while another function is in its place.
-step = Schedule.step
-lora_forward = LoRALayer.forward
 
 
 def toy_unet(rng: Generator) -> NoisePredictor:
@@ -52,59 +44,35 @@ def step_inputs(rng: Generator) -> list[Inputs]:
     ]
 
 
-def unrooted(schedule: Schedule, latent: Tensor, noise: Tensor, start: int, end: int) -> Tensor:
-    a_start = schedule.alpha(start)
-    a_end = schedule.alpha(end)
-    return a_end * (latent - (1 - a_start) * noise) / a_start + (1 - a_end) * noise
-
-
-def noise_added(schedule: Schedule, latent: Tensor, noise: Tensor, start: int, end: int) -> Tensor:
-    a_start = schedule.alpha(start)
-    a_end = schedule.alpha(end)
-    clean = (latent + (1 - a_start).sqrt() * noise) / a_start.sqrt()
-    return a_end.sqrt() * clean + (1 - a_end).sqrt() * noise
-
-
-def noise_left_out(schedule: Schedule, latent: Tensor, noise: Tensor, start: int, end: int) -> Tensor:
-    return step(schedule, latent, noise, start, end) - (1 - schedule.alpha(end)).sqrt() * noise
-
-
-class Unclamped(Schedule):
-    """A schedule that takes a negative timestep for an index from the end of the table."""
-
-    def alpha(self, timestep: int) -> Tensor:
-        return self.alphas_cumprod[timestep]
-
-
 DDIM_STEP = Exercise(
     "ddim_step",
-    step,
+    Schedule.step,
     step_inputs,
     (
         Slip(
             "start and end swapped",
             "The level that the latent has is `start`, the one to reach is `end`.",
-            lambda schedule, latent, noise, start, end: step(schedule, latent, noise, end, start),
+            {"start: int, end: int": "end: int, start: int"},
         ),
         Slip(
             "square roots left out",
             "alpha-bar is a variance: amplitudes are its square root.",
-            unrooted,
+            {".sqrt()": ""},
         ),
         Slip(
             "noise added where it is taken away",
             "The clean latent is what remains after subtracting the noise.",
-            noise_added,
+            {"latent.to(exact) - ": "latent.to(exact) + "},
         ),
         Slip(
             "no noise put back",
             "The clean latent is only halfway: mix it with noise again, at the level `end`.",
-            noise_left_out,
+            {" + (1 - a_end).sqrt() * eps": ""},
         ),
         Slip(
             "a negative timestep used as an index",
             "Python counts a negative index from the end of the table; schedule.alpha(t) does not.",
-            lambda schedule, *rest: step(Unclamped(**asdict(schedule)), *rest),
+            {"self.alpha(end)": "self.alphas_cumprod[end]"},
         ),
     ),
     ("minidrag.method.ddim.Schedule.step",),
@@ -119,29 +87,6 @@ def inversion_inputs(rng: Generator) -> list[Inputs]:
     ]
 
 
-def inversion_by(move: Callable[[int, int], tuple[int, int, int]]) -> Function:
-    """An inversion by wrong moves.
-
-    move: from the number of a step, from 1, and of levels to the level at which the UNet is called, and the
-    levels from which and to which the step leads.
-    """
-
-    @torch.no_grad()
-    def walk(denoiser: Denoiser, latent: Tensor, levels: int) -> Iterator[Tensor]:
-        for number in range(1, levels + 1):
-            level, start, end = move(number, levels)
-            noise, _, _ = denoiser(latent, level)
-            latent = denoiser.step(latent, noise, start, end)
-            yield latent
-
-    return walk
-
-
-def clean_first(denoiser: Denoiser, latent: Tensor, levels: int) -> Iterator[Tensor]:
-    yield latent
-    yield from invert(denoiser, latent, levels)
-
-
 INVERSION = Exercise(
     "inversion",
     invert,
@@ -150,27 +95,27 @@ INVERSION = Exercise(
         Slip(
             "levels from the top down",
             "Denoising begins at the noisiest level; inversion begins at the clean end.",
-            inversion_by(lambda i, levels: (levels + 1 - i, levels - i, levels + 1 - i)),
+            {"range(1, levels + 1)": "range(levels, 0, -1)"},
         ),
         Slip(
             "steps lead down",
             "Inversion goes from the lower level to the higher one, and makes the latent noisier.",
-            inversion_by(lambda i, levels: (i, i, i - 1)),
+            {"level - 1, level)": "level, level - 1)"},
         ),
         Slip(
             "UNet called at the level below",
             "Call the UNet at the level that the step leads to, as in the denoising step that it undoes.",
-            inversion_by(lambda i, levels: (i - 1, i - 1, i)),
+            {"denoiser(latent, level)": "denoiser(latent, level - 1)"},
         ),
         Slip(
             "one level too few",
             "The last step leads to `levels`: range(1, levels) ends one below it.",
-            lambda denoiser, latent, levels: invert(denoiser, latent, levels - 1),
+            {"range(1, levels + 1)": "range(1, levels)"},
         ),
         Slip(
             "clean latent yielded too",
             "Yield the latent after each step: the first one is already noisier than the clean one.",
-            clean_first,
+            {"    for level": "    yield latent\n    for level"},
         ),
     ),
     ("minidrag.edit.invert", "minidrag.method.ddim.invert"),
@@ -192,39 +137,35 @@ def lora_forward_inputs(rng: Generator) -> list[Inputs]:
     return calls
 
 
-def added(layer: LoRALayer, x: Tensor, scale: float) -> Tensor:
-    return layer.base(x) + scale * F.linear(F.linear(x, layer.down), layer.up)
-
-
 LORA_FORWARD = Exercise(
     "lora_forward",
-    lora_forward,
+    LoRALayer.forward,
     lora_forward_inputs,
     (
         Slip(
             "scale left out",
             "The addition is multiplied by alpha / rank.",
-            lambda layer, x: added(layer, x, 1.0),
+            {"self.scale * self.up": "self.up"},
         ),
         Slip(
             "scaled by alpha alone",
             "Divide alpha by the rank, so that a larger rank does not make a larger addition.",
-            lambda layer, x: added(layer, x, layer.alpha),
+            {"self.scale * self.up": "self.alpha * self.up"},
         ),
         Slip(
             "base layer left out",
             "The LoRA is added to what the layer gave before.",
-            lambda layer, x: added(layer, x, layer.scale) - layer.base(x),
+            {"output + change": "change"},
         ),
         Slip(
             "up and down swapped",
             "x goes through `down` first, to rank numbers, and through `up` back.",
-            lambda layer, x: layer.base(x) + layer.scale * F.linear(F.linear(x, layer.up.T), layer.down.T),
+            {"F.linear(F.linear(x, self.down), up)": "F.linear(F.linear(x, up.T), self.down.T)"},
         ),
         Slip(
             "no gradient to the factors",
             "Training needs the gradients of `down` and `up`: leave out detach and no_grad.",
-            lambda layer, x: layer.base(x) + layer.scale * F.linear(x, (layer.up @ layer.down).detach()),
+            {"F.linear(F.linear(x, self.down), up)": "F.linear(x, (up @ self.down).detach())"},
         ),
     ),
     ("minidrag.method.lora.LoRALayer.forward",),
@@ -245,13 +186,6 @@ def noise_loss_inputs(rng: Generator) -> list[Inputs]:
     ]
 
 
-def loss_of(
-    unet: NoisePredictor, noisy: Tensor, timestep: Tensor, text: Tensor, aim: Tensor, power: int = 2
-) -> Tensor:
-    predicted, _, _ = unet(noisy.to(text.dtype), timestep, text.expand(len(noisy), -1, -1))
-    return (predicted - aim).abs().pow(power).mean()
-
-
 LORA_LOSS = Exercise(
     "lora_loss",
     noise_loss,
@@ -260,33 +194,27 @@ LORA_LOSS = Exercise(
         Slip(
             "no noise added",
             "The UNet gets the noisy latent, not the clean one.",
-            lambda unet, schedule, latent, time, noise, text: loss_of(unet, latent, time, text, noise),
+            {"schedule.add_noise(latent, noise, timestep)": "latent"},
         ),
         Slip(
             "latent and noise swapped in the mix",
             "sqrt(a) belongs to the latent and sqrt(1 - a) to the noise.",
-            lambda unet, schedule, latent, time, noise, text: loss_of(
-                unet, schedule.add_noise(noise, latent, time), time, text, noise
-            ),
+            {"add_noise(latent, noise": "add_noise(noise, latent"},
         ),
         Slip(
             "compared with the latent",
             "This UNet predicts the noise, so the noise is what to compare with.",
-            lambda unet, schedule, latent, time, noise, text: loss_of(
-                unet, schedule.add_noise(latent, noise, time), time, text, latent
-            ),
+            {".to(noise.dtype), noise)": ".to(noise.dtype), latent)"},
         ),
         Slip(
             "sum for mean",
             "Take the mean over everything, or the learning rate would depend on the size of the image.",
-            lambda *inputs: noise_loss(*inputs) * inputs[4].numel(),
+            {".to(noise.dtype), noise)": '.to(noise.dtype), noise, reduction="sum")'},
         ),
         Slip(
             "absolute value for square",
             "The loss is the mean of the squared differences.",
-            lambda unet, schedule, latent, time, noise, text: loss_of(
-                unet, schedule.add_noise(latent, noise, time), time, text, noise, power=1
-            ),
+            {"mse_loss": "l1_loss"},
         ),
     ),
     ("minidrag.method.lora.noise_loss",),

@@ -1,33 +1,25 @@
 """Exercises on the drag: sampling, the two losses, tracking, and the alternation with denoising."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import pad
 
 from minidrag.config import EditConfig
 from minidrag.course.diffusion import toy_denoiser
-from minidrag.course.exercise import Exercise, Function, Inputs, Slip, normal, whole
-from minidrag.method import drag as loop
-from minidrag.method.ddim import Denoiser, invert
+from minidrag.course.exercise import Exercise, Inputs, Slip, normal, whole
+from minidrag.method.ddim import invert
 from minidrag.method.drag import (
     Cell,
-    Cells,
     Origin,
-    Step,
     View,
     background_loss,
     motion_loss,
-    patch,
-    pull,
     sample,
     track,
 )
-from minidrag.method.dragdiffusion import Task, observer, supervisor
-from minidrag.method.gooddrag import PATIENCE, gooddrag
+from minidrag.method.dragdiffusion import Task
+from minidrag.method.gooddrag import gooddrag
 
 
 def sample_inputs(rng: Generator) -> list[Inputs]:
@@ -39,12 +31,6 @@ def sample_inputs(rng: Generator) -> list[Inputs]:
     return [{"features": features, "points": points} for points in (inside, around, corners)]
 
 
-def exchanged(features: Tensor, points: Tensor) -> Tensor:
-    """Bilinear sampling with each weight on the wrong neighbor."""
-    points = torch.minimum(points.clamp(min=0), points.new_tensor(features.shape[1:]) - 1)
-    return sample(features, 2 * points.floor() + 1 - points)
-
-
 BILINEAR = Exercise(
     "bilinear",
     sample,
@@ -53,32 +39,35 @@ BILINEAR = Exercise(
         Slip(
             "row and column swapped",
             "A point is (row, column): the first number goes down, the second to the right.",
-            lambda features, points: sample(features, points.flip(1)),
+            {"points.clamp(min=0)": "points.flip(1).clamp(min=0)"},
         ),
         Slip(
             "zero beyond the border",
             "A point beyond the border gets the features of the nearest point on the border.",
-            lambda features, points: sample(pad(features, (1, 1, 1, 1)), points + 1),
+            {
+                "(features: Tensor, points: Tensor) -> Tensor:": "(features, points):\n"
+                "    features = F.pad(features, (1, 1, 1, 1))\n    points = points + 1",
+            },
         ),
         Slip(
             "weights exchanged",
             "The nearer a neighbor, the larger its weight: the lower row has `down`, the upper row 1 - down.",
-            exchanged,
+            {"(points - corner)": "(corner + 1 - points)"},
         ),
         Slip(
             "nearest cell",
             "Mix the four cells around the point; rounding would make the loss jump.",
-            lambda features, points: sample(features, points.round()),
+            {"(points - corner)": "(points - corner).round()"},
         ),
         Slip(
             "half a cell off",
             "Whole numbers are cell centers here, so nothing is to be added or subtracted.",
-            lambda features, points: sample(features, points - 0.5),
+            {"points.clamp(min=0)": "(points - 0.5).clamp(min=0)"},
         ),
         Slip(
             "no gradient",
             "The loss needs the gradient of the features: leave out detach, no_grad, and item.",
-            lambda features, points: sample(features.detach(), points),
+            {"    last =": "    features = features.detach()\n    last ="},
         ),
     ),
     (
@@ -135,44 +124,6 @@ def motion_inputs(rng: Generator) -> list[Inputs]:
     return calls
 
 
-def difference(
-    ahead: Tensor, handles: Cells, targets: Cells, reference: Origin, config: EditConfig
-) -> Tensor:
-    """Motion supervision without any stop-gradient. ahead: features one step ahead."""
-    total = ahead.sum() * 0
-    for handle, target, start in zip(handles, targets, reference.handles, strict=True):
-        if (offset := pull(handle, target, config)) is None:
-            continue
-        cells = patch(handle, config.motion_radius, ahead)
-        before = cells + (cells.new_tensor(start) - cells.new_tensor(handle))
-        gap = (
-            sample(ahead, cells + cells.new_tensor(offset)) - sample(reference.view.features, before)
-        ).abs()
-        area = (2 * config.motion_radius + 1) ** 2
-        total = total + (gap.sum() if config.motion_loss == "sum" else gap.mean() * area)
-    return total
-
-
-def with_targets(move: Function) -> Function:
-    """Motion supervision with a target made of each handle and target."""
-    return lambda features, handles, targets, *rest: motion_loss(
-        features, handles, [move(*pair) for pair in zip(handles, targets, strict=True)], *rest
-    )
-
-
-def with_settings(**settings: Any) -> Function:
-    """Motion supervision with other settings."""
-    return lambda features, handles, targets, reference, config: motion_loss(
-        features, handles, targets, reference, replace(config, **settings)
-    )
-
-
-def without_area(*inputs: Any) -> Tensor:
-    config = inputs[-1]
-    area = (2 * config.motion_radius + 1) ** 2 if config.motion_loss == "mean" else 1
-    return motion_loss(*inputs) / area
-
-
 MOTION_LOSS = Exercise(
     "motion_loss",
     motion_loss,
@@ -181,54 +132,52 @@ MOTION_LOSS = Exercise(
         Slip(
             "no stop-gradient",
             "Detach F_q, or the patch at the handle is pulled back as hard as the one ahead is pulled on.",
-            difference,
+            {"features.detach()": "features"},
         ),
         Slip(
             "stop-gradient on the wrong patch",
             "The patch ahead is to change, so its gradient has to flow; F_q at the handle is fixed.",
-            lambda features, *rest: difference(features.detach(), *rest),
+            {"features.detach()": "features", "sample(features": "sample(features.detach()"},
         ),
         Slip(
             "no gradient at all",
             "Detach F_q alone: the features one step ahead need their gradient.",
-            lambda features, *rest: motion_loss(features.detach(), *rest),
+            {"sample(features": "sample(features.detach()"},
         ),
         Slip(
             "handle and target swapped",
             "d_i points from the handle to the target, g_i - h_i.",
-            with_targets(lambda at, to: Cell(2 * at.row - to.row, 2 * at.column - to.column)),
+            {"pull(handle, target": "pull(target, handle"},
         ),
         Slip(
             "row and column swapped in d_i",
             "Cells and features both have the row first.",
-            with_targets(lambda at, to: Cell(at.row + to.column - at.column, at.column + to.row - at.row)),
+            {"new_tensor(offset)": "new_tensor(offset[::-1])"},
         ),
         Slip(
             "d_i not of its length",
             "Divide g_i - h_i by its length: the patch moves by config.motion_step, not all the way at once.",
-            with_settings(motion_step=1e6),
+            {"new_tensor(offset)": "new_tensor(target) - cells.new_tensor(handle)"},
         ),
         Slip(
             "sum for mean",
             'With config.motion_loss "mean", take the mean over channels and cells, times the area.',
-            with_settings(motion_loss="sum"),
+            {"difference.mean() * area": "difference.sum()"},
         ),
         Slip(
             "mean without the area",
             "The mean is multiplied by the number of cells in a whole patch, (2 r_1 + 1)^2.",
-            without_area,
+            {"difference.mean() * area": "difference.mean()"},
         ),
         Slip(
             "handles that have arrived still pull",
             "Leave out a handle that is nearer to its target than the tolerance.",
-            with_settings(tolerance=0.0),
+            {"target, config)": "target, EditConfig(motion_step=config.motion_step, tolerance=0.0))"},
         ),
         Slip(
             "original read at the present handle",
             "The handle's content is at reference.handles[i] in the reference.",
-            lambda features, handles, targets, reference, config: motion_loss(
-                features, handles, targets, reference._replace(handles=handles), config
-            ),
+            {"(cells.new_tensor(start) - cells.new_tensor(handle))": "0"},
         ),
     ),
     ("minidrag.method.dragdiffusion.motion_loss", "minidrag.method.drag.motion_loss"),
@@ -271,36 +220,35 @@ TRACKING = Exercise(
         Slip(
             "compared with the present features",
             "Look for the feature that the handle had at first: what is there now matches itself best.",
-            lambda features, handles, origin, radius: track(
-                features, handles, Origin(handles, view_of(features.detach())), radius
-            ),
+            {
+                "origin.view.features": "features.detach()",
+                "int(row), int(column)": "int(handle.row), int(handle.column)",
+            },
         ),
         Slip(
             "reference follows the handle",
             "F_{h_i^0}(z_t) is read at origin.handles[i], the first place, however far the handle went.",
-            lambda features, handles, origin, radius: track(
-                features, handles, origin._replace(handles=handles), radius
-            ),
+            {"int(row), int(column)": "int(handle.row), int(handle.column)"},
         ),
         Slip(
             "window around the first place",
             "The window goes with the handle: it is around h_i^k.",
-            lambda features, handles, origin, radius: track(features, origin.handles, origin, radius),
+            {"patch(handle": "patch(Cell(row, column)"},
         ),
         Slip(
             "whole image searched",
             "Only cells at most `radius` rows and columns away: farther off there may be a twin.",
-            lambda features, handles, origin, radius: track(features, handles, origin, 1000),
+            {"radius, features)": "1000, features)"},
         ),
         Slip(
             "reference and search in the same image",
             "Take the reference from the original, origin.view.features, and search the present features.",
-            lambda features, handles, origin, radius: track(origin.view.features, handles, origin, radius),
+            {"sample(features.detach()": "sample(origin.view.features"},
         ),
         Slip(
             "row and column swapped",
             "A Cell is (row, column).",
-            lambda *inputs: [Cell(to.column, to.row) for to in track(*inputs)],
+            {"tolist()": "tolist()[::-1]"},
         ),
     ),
     ("minidrag.method.drag.track",),
@@ -329,27 +277,27 @@ BACKGROUND_LOSS = Exercise(
         Slip(
             "mask inverted",
             "The mask is 1 where the image may change: 1 - M is what has to stay.",
-            lambda previous, original, mask: background_loss(previous, original, 1 - mask),
+            {"1 - mask.to(previous)": "mask.to(previous)"},
         ),
         Slip(
             "mean for sum",
             "|| ||_1 is the sum of the absolute values.",
-            lambda previous, original, mask: background_loss(previous, original, mask) / previous.numel(),
+            {"sum()": "mean()"},
         ),
         Slip(
             "square for absolute value",
             "|| ||_1 is the sum of the absolute values, not of the squares.",
-            lambda previous, original, mask: ((previous - original).square() * (1 - mask.to(previous))).sum(),
+            {"abs()": "square()"},
         ),
         Slip(
             "no absolute value",
             "Without it, changes of opposite sign cancel.",
-            lambda previous, original, mask: ((previous - original) * (1 - mask.to(previous))).sum(),
+            {".abs()": ""},
         ),
         Slip(
             "no gradient",
             "z_{t-1} is to be held back, so its gradient has to flow: leave out detach, no_grad, and item.",
-            lambda previous, original, mask: background_loss(previous.detach(), original, mask),
+            {"(previous - original)": "(previous.detach() - original)"},
         ),
     ),
     ("minidrag.method.dragdiffusion.background_loss", "minidrag.method.drag.background_loss"),
@@ -378,31 +326,6 @@ def alternation_inputs(rng: Generator) -> list[Inputs]:
     return calls
 
 
-def alternate_with(slip: str) -> Function:
-    """The alternation, with a slip."""
-
-    def alternate(denoiser: Denoiser, path: list[Tensor], task: Task, config: EditConfig) -> Iterator[Step]:
-        top = len(path) - 1
-        latent = path[top]
-        handles = task.handles
-        supervise = supervisor(task, config)
-        idle = 0
-        for level in range(top, max(top - config.drag_levels, 0), -1):
-            observe = observer(denoiser, level, task, config)
-            with torch.no_grad():
-                origin = Origin(handles if slip == "moved origin" else task.handles, observe(path[level]))
-            last = yield from loop.drag(latent, handles, task.targets, observe, supervise, config, origin)
-            moved = last.handles != handles
-            moved = moved or loop.all_arrived(last.handles, task.targets, config.tolerance)
-            idle = 0 if moved else idle + 1
-            if idle == PATIENCE and slip != "tireless":
-                return
-            latent = last.latent if slip == "not lowered" else last.previous
-            handles = task.handles if slip == "forgotten" else last.handles
-
-    return alternate
-
-
 ALTERNATION_STEP = Exercise(
     "alternation",
     gooddrag,
@@ -411,32 +334,32 @@ ALTERNATION_STEP = Exercise(
         Slip(
             "no step down",
             "The next level begins with last.previous, the latent one DDIM step down, not with last.latent.",
-            alternate_with("not lowered"),
+            {"last.previous": "last.latent"},
         ),
         Slip(
             "original at the wrong level",
             "At every level compare with the original at that level, path[level].",
-            lambda denoiser, path, *rest: gooddrag(denoiser, path[-1:] * len(path), *rest),
+            {"path[level]": "path[top]"},
         ),
         Slip(
             "one level too low",
             "path[0] is the clean latent, so the last level is len(path) - 1.",
-            lambda denoiser, path, *rest: gooddrag(denoiser, path[:-1], *rest),
+            {"len(path) - 1": "len(path) - 2"},
         ),
         Slip(
             "handles start anew at every level",
             "The next level goes on from last.handles.",
-            alternate_with("forgotten"),
+            {"handles = last.handles": "handles = task.handles"},
         ),
         Slip(
             "original's handles move along",
             "In the original the handles are at task.handles, whatever the level.",
-            alternate_with("moved origin"),
+            {"Origin(task.handles": "Origin(handles"},
         ),
         Slip(
             "handles that stand still go unnoticed",
             "Stop after the third level in a row in which no handle moved.",
-            alternate_with("tireless"),
+            {"idle == PATIENCE": "False"},
         ),
     ),
     ("minidrag.edit.gooddrag", "minidrag.method.gooddrag.gooddrag"),

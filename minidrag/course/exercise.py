@@ -1,15 +1,18 @@
 """An exercise, and how the outputs of a function differ from the right ones.
 
-The right function is the project's own, so an exercise knows just random inputs for it and its wrong
-versions. A student's function is compared with all of them on the same inputs.
+The right function is the project's own, so an exercise knows just random inputs for it and the mistakes
+that change its source. A student's function is compared with all of them on the same inputs.
 """
 
+import inspect
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 Function = Callable[..., Any]
@@ -24,7 +27,7 @@ class Slip(NamedTuple):
 
     name: str
     hint: str  # a sentence
-    function: Function  # makes it
+    changes: dict[str, str]  # pieces of the right function's source, and what a student writes instead
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,18 @@ class Exercise:
 
     def inputs(self, seed: int) -> list[Inputs]:
         return self.make_inputs(Generator().manual_seed(seed))
+
+    def with_slip(self, slip: Slip) -> Function:
+        """The project's function with a slip. Raises ValueError if its source does not have those pieces."""
+        bare = inspect.unwrap(self.reference)
+        source = textwrap.dedent(inspect.getsource(bare))
+        for right, wrong in slip.changes.items():
+            if right not in source:
+                raise ValueError(f"exercise {self.name}: the source has no {right!r}")
+            source = source.replace(right, wrong)
+        names = {"torch": torch, "F": F} | bare.__globals__
+        exec(source, names)
+        return names[bare.__name__]
 
     def run(self, function: Function, calls: list[Inputs]) -> Outputs:
         """Make all calls; raises Unfit for a result of the wrong kind, and what the function raises."""
@@ -182,7 +197,7 @@ def likely_slip(exercise: Exercise, seed: int, right: Outputs, outputs: Outputs)
     likely = None
     most = 0
     for slip in exercise.slips:
-        slipped = exercise.run(slip.function, exercise.inputs(seed))
+        slipped = exercise.run(exercise.with_slip(slip), exercise.inputs(seed))
         same = matching(slipped, outputs, exercise.tolerance)
         if same & wrong and len(same) > most:
             likely = slip

@@ -1,21 +1,13 @@
 """Exercises on the networks: attention with reference keys and values, the timestep, padding."""
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator
 
-from minidrag.course.exercise import Exercise, Function, Inputs, Slip, normal, whole
-from minidrag.networks.layers import Attention, Downsample, KeyValue, attention
+from minidrag.course.exercise import Exercise, Inputs, Slip, normal, whole
+from minidrag.networks.layers import Attention, Downsample
 from minidrag.networks.unet import TimestepEmbedding
-
-# Bound here, so that a slip still has the project's own while another function is in its place.
-attend = Attention.forward
-embed = TimestepEmbedding.forward
-downsample = Downsample.forward
 
 
 def filled(layer: Any, rng: Generator) -> Any:
@@ -39,70 +31,45 @@ def attention_inputs(rng: Generator) -> list[Inputs]:
     return calls
 
 
-def own_pair(layer: Attention, context: Tensor) -> KeyValue:
-    return layer.to_k(context), layer.to_v(context)
-
-
-def keys_alone(layer: Attention, tokens: Tensor, context: Tensor, pair: KeyValue | None = None) -> Any:
-    return attend(layer, tokens, context, pair and (pair[0], layer.to_v(context)))
-
-
-def appended(layer: Attention, tokens: Tensor, context: Tensor, pair: KeyValue | None = None) -> Any:
-    if pair is not None:
-        key, value = own_pair(layer, context)
-        pair = torch.cat([key, pair[0]], 1), torch.cat([value, pair[1]], 1)
-    return attend(layer, tokens, context, pair)
-
-
-def always_swapped(layer: Attention, tokens: Tensor, context: Tensor, pair: KeyValue | None = None) -> Any:
-    """The layer's own too, and returned in the right order."""
-    key, value = pair or own_pair(layer, context)
-    return attend(layer, tokens, context, (value, key))[0], (key, value)
-
-
-def wide_scale(layer: Attention, tokens: Tensor, context: Tensor, pair: KeyValue | None = None) -> Any:
-    key, value = pair or own_pair(layer, context)
-    query = layer.to_q(tokens) / math.sqrt(layer.heads)  # 1 / sqrt(C) instead of 1 / sqrt(C / heads)
-    return layer.to_out(attention(query, key, value, layer.heads)), (key, value)
-
-
 KEY_VALUE = Exercise(
     "key_value",
-    attend,
+    Attention.forward,
     attention_inputs,
     (
         Slip(
             "reference keys and values ignored",
             "If there is a `key_value`, attend to it and not to the layer's own.",
-            lambda layer, tokens, context, pair=None: attend(layer, tokens, context),
+            {"key_value or ": ""},
         ),
         Slip(
             "keys replaced, values not",
             "Take both from `key_value`: keys say where to look, values what is seen there.",
-            keys_alone,
+            {"    return": "    value = self.to_v(context)\n    return"},
         ),
         Slip(
             "keys and values swapped",
             "The pair is (key, value), in this order.",
-            always_swapped,
+            {"key, value, self.heads": "value, key, self.heads"},
         ),
         Slip(
             "appended to the layer's own",
             "`key_value` replaces the layer's own; with both, the edit would attend to itself too.",
-            appended,
+            {
+                "    return": "    if key_value:\n"
+                "        key = torch.cat([self.to_k(context), key], dim=1)\n"
+                "        value = torch.cat([self.to_v(context), value], dim=1)\n"
+                "    return",
+            },
         ),
         Slip(
             "own keys and values returned",
             "Return the pair that was used.",
-            lambda layer, tokens, context, pair=None: (
-                attend(layer, tokens, context, pair)[0],
-                own_pair(layer, context),
-            ),
+            {"self.heads)), (key, value)": "self.heads)), (self.to_k(context), self.to_v(context))"},
         ),
         Slip(
             "scaled by all channels",
             "d in softmax(Q K^T / sqrt(d)) is the width of one head, C / heads.",
-            wide_scale,
+            {"self.to_q(tokens)": "self.to_q(tokens) / self.heads**0.5"},
         ),
     ),
     ("minidrag.networks.layers.Attention.forward",),
@@ -119,47 +86,30 @@ def embedding_inputs(rng: Generator) -> list[Inputs]:
     return calls
 
 
-def waves(layer: TimestepEmbedding, timestep: Tensor, less: int = 0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each (B, channels / 2)."""
-    half = layer.channels // 2
-    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - less)
-    angle = timestep.float()[:, None] * exponent.exp().to(timestep.device)
-    return angle.cos(), angle.sin()
-
-
-def embedding_of(join: Callable[[TimestepEmbedding, Tensor], Tensor]) -> Function:
-    """An embedding with other waves, (B, channels)."""
-    return lambda layer, timestep, dtype: layer.linear_2(
-        F.silu(layer.linear_1(join(layer, timestep).to(dtype)))
-    )
-
-
 TIME_EMBEDDING = Exercise(
     "time_embedding",
-    embed,
+    TimestepEmbedding.forward,
     embedding_inputs,
     (
         Slip(
             "sine before cosine",
             "Stable Diffusion has the cosines first, unlike the original transformer.",
-            embedding_of(lambda layer, timestep: torch.cat(waves(layer, timestep)[::-1], dim=1)),
+            {"angle.cos(), angle.sin()": "angle.sin(), angle.cos()"},
         ),
         Slip(
             "cosines and sines interleaved",
             "First all cosines, then all sines.",
-            embedding_of(lambda layer, timestep: torch.stack(waves(layer, timestep), dim=2).flatten(1)),
+            {"torch.cat(": "torch.stack(", "dim=1)": "dim=2).flatten(1)"},
         ),
         Slip(
             "one frequency too few",
             "Divide the index by half, not by half - 1: the lowest frequency is not quite 1 / 10000.",
-            embedding_of(lambda layer, timestep: torch.cat(waves(layer, timestep, less=1), dim=1)),
+            {"/ half": "/ (half - 1)"},
         ),
         Slip(
             "no SiLU between the linear layers",
             "Without it the two linear layers are just one.",
-            lambda layer, timestep, dtype: layer.linear_2(
-                layer.linear_1(torch.cat(waves(layer, timestep), dim=1).to(dtype))
-            ),
+            {"silu": ""},
         ),
     ),
     ("minidrag.networks.unet.TimestepEmbedding.forward",),
@@ -176,35 +126,30 @@ def padding_inputs(rng: Generator) -> list[Inputs]:
     ]
 
 
-def padded(layer: Downsample, hidden: Tensor, *sides: int) -> Tensor:
-    """The convolution after padding the VAE's layer on the left, right, top, and bottom."""
-    return layer.conv(hidden if layer.symmetric else F.pad(hidden, sides))
-
-
 PADDING = Exercise(
     "padding",
-    downsample,
+    Downsample.forward,
     padding_inputs,
     (
         Slip(
             "symmetric padding",
             "The VAE pads on the right and the bottom only; on all sides shifts the image by half a pixel.",
-            lambda layer, hidden: padded(layer, hidden, 1, 1, 1, 1),
+            {"(0, 1, 0, 1)": "(1, 1, 1, 1)"},
         ),
         Slip(
             "padding on the left and the top",
             "F.pad wants left, right, top, bottom: (0, 1, 0, 1).",
-            lambda layer, hidden: padded(layer, hidden, 1, 0, 1, 0),
+            {"(0, 1, 0, 1)": "(1, 0, 1, 0)"},
         ),
         Slip(
             "no padding",
             "Without a column and a row of zeros the convolution leaves out the border.",
-            lambda layer, hidden: padded(layer, hidden, 0, 0, 0, 0),
+            {"F.pad(hidden, (0, 1, 0, 1))": "hidden"},
         ),
         Slip(
             "UNet padded twice",
             "With layer.symmetric the convolution pads by itself.",
-            lambda layer, hidden: layer.conv(F.pad(hidden, (0, 1, 0, 1))),
+            {"hidden if self.symmetric else ": ""},
         ),
     ),
     ("minidrag.networks.layers.Downsample.forward",),

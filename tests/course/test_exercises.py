@@ -11,7 +11,7 @@ from course.solutions import SOLUTIONS
 
 from minidrag.course import real
 from minidrag.course.catalog import EXERCISES, STUBS, check_numbers, file_name
-from minidrag.course.exercise import Exercise, Unfit, compare, likely_slip, near
+from minidrag.course.exercise import Exercise, Slip, Unfit, compare, likely_slip, near
 from minidrag.course.sandbox import load
 
 SEEDS = range(20)
@@ -125,7 +125,7 @@ def test_the_solution_and_the_slips_are_told_apart(number: int, exercise: Exerci
         assert near(compare(right, exercise.run(solution, exercise.inputs(seed))), exercise.tolerance), seed
         known = {"right": right}
         for slip in exercise.slips:
-            slipped = exercise.run(slip.function, exercise.inputs(seed))
+            slipped = exercise.run(exercise.with_slip(slip), exercise.inputs(seed))
             # A hundred times the tolerance: two right solutions may be at its opposite ends.
             far = 100 * exercise.tolerance
             same = [other for other, outputs in known.items() if near(compare(outputs, slipped), far)]
@@ -136,7 +136,7 @@ def test_the_solution_and_the_slips_are_told_apart(number: int, exercise: Exerci
 def test_every_slip_is_named(exercise: Exercise) -> None:
     right = exercise.run(exercise.reference, exercise.inputs(3))
     for slip in exercise.slips:
-        named = likely_slip(exercise, 3, right, exercise.run(slip.function, exercise.inputs(3)))
+        named = likely_slip(exercise, 3, right, exercise.run(exercise.with_slip(slip), exercise.inputs(3)))
         assert named and named.name == slip.name
     assert likely_slip(exercise, 3, right, right) is None
 
@@ -202,3 +202,8 @@ def test_a_function_is_put_wherever_the_project_has_it(exercise: Exercise) -> No
     with real.in_place(exercise, max):
         assert all(pkgutil.resolve_name(place) is max for place in exercise.places)
     assert all(pkgutil.resolve_name(place) is exercise.reference for place in exercise.places)
+
+
+def test_a_slip_fails_where_the_source_has_changed() -> None:
+    with pytest.raises(ValueError, match="the source has no 'no such piece'"):
+        EXERCISES[0].with_slip(Slip("a slip", "A hint.", {"no such piece": ""}))

@@ -39,8 +39,9 @@ def test_there_is_an_edit_for_each_slip(
     monkeypatch.setattr(real, "demo_edit", edit)
     assert main(["slips", "--out", str(tmp_path / "a" / "b"), "--exercises", "6", "8"]) == 0
     background, loss = EXERCISES[5], EXERCISES[7]
-    expected = [background.reference, *(slip.function for slip in background.slips)]
-    assert [function for function, _ in used] == expected + [background.reference] * len(loss.slips)
+    functions = [background.reference, *map(background.with_slip, background.slips)]
+    expected = [function.__code__ for function in functions + [background.reference] * len(loss.slips)]
+    assert [function.__code__ for function, _ in used] == expected
     assert [lora for _, lora in used] == [None] + ["trained"] * len(background.slips) + [None] * len(
         loss.slips
     )
@@ -68,6 +69,6 @@ def test_slips_show_in_the_edit(tmp_path: Path) -> None:
     assert motion.name == "motion_loss"
     _, right = real.demo_edit()
     (away,) = [slip for slip in motion.slips if slip.name == "handle and target swapped"]
-    with real.in_place(motion, away.function):
+    with real.in_place(motion, motion.with_slip(away)):
         _, wrong = real.demo_edit()
     assert right["arrived"] and right["ball"] < 6 and not wrong["arrived"] and wrong["ball"] > 12
