@@ -15,7 +15,7 @@ from minidrag.method.lora import Moments
 from minidrag.method.progress import check_finite
 from minidrag.networks.clip import CLIPTextEncoder
 from minidrag.networks.tokenizer import Tokenizer
-from minidrag.networks.unet import UNet, UNetConfig
+from minidrag.networks.unet import UNet
 from minidrag.networks.vae import VAE
 
 
@@ -38,11 +38,6 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         return self.unet.conv_in.weight.dtype
-
-    @property
-    def is_sd1(self) -> bool:
-        """True for a UNet of the sizes of SD 1.x, for which the paper's settings are meant."""
-        return self.unet.config == UNetConfig()
 
     @torch.no_grad()
     def encode_text(self, prompts: str | list[str]) -> Tensor:

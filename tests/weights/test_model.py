@@ -22,6 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from minidrag.config import EditConfig
 from minidrag.edit import prepare
 from minidrag.model import Model
+from minidrag.networks.unet import UNetConfig
 from minidrag.networks.vae import VAEConfig
 from minidrag.points import Pixel
 from minidrag.weights import load as weights
@@ -93,7 +94,7 @@ def test_folder_as_saved_today_equals_the_reference_libraries(clean: Path) -> No
         torch.testing.assert_close(value, reference[name], atol=1e-9, rtol=0)
     assert (model.device.type, model.dtype, model.source) == ("cpu", torch.float32, str(clean))
     assert not any(p.requires_grad for p in model.unet.parameters())
-    assert model.schedule.steps_offset == 1 and model.prediction == "epsilon" and not model.is_sd1
+    assert model.schedule.steps_offset == 1 and model.prediction == "epsilon"
 
 
 def test_tiny_names_the_small_model() -> None:
@@ -537,7 +538,7 @@ def test_full_size_single_file(tmp_path: Path) -> None:
     parts = (model.unet, model.vae, model.text_encoder)
     counts = [sum(p.numel() for p in part.parameters()) for part in parts]
     assert counts == [859_520_964, 83_653_863, 123_060_480]
-    assert model.is_sd1
+    assert model.unet.config == UNetConfig()
     file.unlink()
 
 
