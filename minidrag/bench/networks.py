@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from minidrag.bench.memory import MemoryCounter
-from minidrag.networks.clip import CLIPTextEncoder
-from minidrag.networks.unet import UNet
-from minidrag.networks.vae import VAE
-from minidrag.weights.configs import read_text_encoder, read_unet, read_vae
+from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
+from minidrag.networks.unet import UNet, UNetConfig
+from minidrag.networks.vae import VAE, VAEConfig
 from minidrag.weights.device import check_device
 
 SIDES = ("minidrag", "reference")
@@ -32,58 +31,27 @@ REFERENCES = "minidrag.bench.references"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Network widths and latent size. Defaults: SD 1.5 at 512x512."""
+    """Configurations of the networks. Defaults: SD 1.5 at 512x512."""
 
-    unet_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    vae_channels: tuple[int, ...] = (128, 256, 512, 512)
-    text_channels: int = 768
-    text_layers: int = 12
-    latent: int = 64  # side
+    unet: UNetConfig = UNetConfig()
+    vae: VAEConfig = VAEConfig()
+    text: CLIPConfig = CLIPConfig()
 
 
 SMALL = Sizes(
-    unet_channels=(64, 96, 128, 160), vae_channels=(32, 64, 64), text_channels=96, text_layers=2, latent=32
+    UNetConfig(block_out_channels=(64, 96, 128, 160), cross_attention_dim=96, sample_size=32),
+    VAEConfig(block_out_channels=(32, 64, 64)),
+    CLIPConfig(hidden_size=96, intermediate_size=384, num_hidden_layers=2),
 )
-
-
-def config_values(network: str, sizes: Sizes) -> dict[str, Any]:
-    """Values of a network's config.json."""
-    levels = len(sizes.vae_channels)
-    return {
-        "unet": {
-            "block_out_channels": sizes.unet_channels,
-            "cross_attention_dim": sizes.text_channels,
-        },
-        "vae": {
-            "block_out_channels": sizes.vae_channels,
-            "layers_per_block": 2,
-            "down_block_types": ("DownEncoderBlock2D",) * levels,
-            "up_block_types": ("UpDecoderBlock2D",) * levels,
-        },
-        "text": {
-            "hidden_size": sizes.text_channels,
-            "intermediate_size": 4 * sizes.text_channels,
-            "num_hidden_layers": sizes.text_layers,
-            "num_attention_heads": 12,
-            "vocab_size": 49408,
-            "hidden_act": "quick_gelu",
-        },
-    }[network]
-
-
-BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
-    "unet": lambda values: UNet(read_unet(values)),
-    "vae": lambda values: VAE(read_vae(values)),
-    "text": lambda values: CLIPTextEncoder(read_text_encoder(values)),
-}
+NETWORKS: dict[str, Callable[[Any], nn.Module]] = {"unet": UNet, "vae": VAE, "text": CLIPTextEncoder}
 
 
 def create(network: str, side: str, sizes: Sizes) -> nn.Module:
     """A network without values, on the meta device."""
     # References are imported only here: the other subcommands work without their libraries.
-    builders = BUILDERS if side == "minidrag" else importlib.import_module(REFERENCES).BUILDERS
+    builders = NETWORKS if side == "minidrag" else importlib.import_module(REFERENCES).BUILDERS
     with torch.device("meta"):
-        return builders[network](config_values(network, sizes)).eval().requires_grad_(False)
+        return builders[network](getattr(sizes, network)).eval().requires_grad_(False)
 
 
 def build(network: str, side: str, sizes: Sizes, device: str, dtype: torch.dtype) -> nn.Module:
@@ -130,16 +98,16 @@ class Comparison(NamedTuple):
 
 
 def unet_inputs(sizes: Sizes) -> list[tuple[int, ...]]:
-    return [(1, 4, sizes.latent, sizes.latent), (1, 77, sizes.text_channels)]
+    return [*latent_inputs(sizes), (1, 77, sizes.text.hidden_size)]
 
 
 def image_inputs(sizes: Sizes) -> list[tuple[int, ...]]:
-    side = sizes.latent * 2 ** (len(sizes.vae_channels) - 1)
+    side = sizes.unet.sample_size * sizes.vae.factor
     return [(1, 3, side, side)]
 
 
 def latent_inputs(sizes: Sizes) -> list[tuple[int, ...]]:
-    return [(1, 4, sizes.latent, sizes.latent)]
+    return [(1, 4, sizes.unet.sample_size, sizes.unet.sample_size)]
 
 
 def token_ids(device: torch.device) -> Tensor:

@@ -7,8 +7,15 @@ import torch
 
 from minidrag.bench import networks
 from minidrag.bench.__main__ import main
+from minidrag.networks.clip import CLIPConfig
+from minidrag.networks.unet import UNetConfig
+from minidrag.networks.vae import VAEConfig
 
-TINY = networks.Sizes((64, 64, 64, 64), (64, 64), text_channels=24, text_layers=1, latent=16)
+TINY = networks.Sizes(
+    UNetConfig(block_out_channels=(64, 64, 64, 64), cross_attention_dim=24, sample_size=16),
+    VAEConfig(block_out_channels=(64, 64)),
+    CLIPConfig(hidden_size=24, intermediate_size=96, num_hidden_layers=1),
+)
 
 
 @pytest.mark.parametrize("workload", networks.WORKLOADS, ids=lambda workload: workload.name)
