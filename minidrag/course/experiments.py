@@ -22,9 +22,11 @@ from torch import Tensor
 
 from minidrag import tiny
 from minidrag.app.draw import RED, draw_drags, grid
-from minidrag.app.options import Options, open_input, read_options
-from minidrag.bench.cases import SceneCase, make_case, make_cases, pasted
+from minidrag.app.options import read_options
+from minidrag.app.session import Session, open_session
+from minidrag.bench.cases import make_case, make_cases, pasted
 from minidrag.bench.features import features_page, scene_frames
+from minidrag.bench.harness import open_case
 from minidrag.bench.metrics import distances, image_features, ssim
 from minidrag.bench.placement import place
 from minidrag.config import EditConfig
@@ -32,12 +34,12 @@ from minidrag.course import LESSONS
 from minidrag.course.chart import Curve, chart
 from minidrag.course.replay import distance_map, noise_losses, normal, sample, window
 from minidrag.course.svg import heat
-from minidrag.edit import Edit, drag_edit, prepare
 from minidrag.images import WHITE, psnr
 from minidrag.method.ddim import Denoiser, denoise, guided, invert
 from minidrag.method.drag import Cell, Origin, Step, View, motion_loss
-from minidrag.method.dragdiffusion import Task, dragdiffusion, observer
+from minidrag.method.dragdiffusion import dragdiffusion, observer
 from minidrag.method.lora import initialize, lora_attached, train
+from minidrag.method.progress import Progress
 from minidrag.model import Model, decode, encode
 from minidrag.system.files import read_json, write_whole
 from minidrag.tiny.objects import Object
@@ -71,39 +73,24 @@ class Bench:
         return load_model("tiny", device="cpu")
 
     @cached_property
-    def options(self) -> Options:
-        return read_options({"base": LESSONS / "drag.json", "device": "cpu"})
+    def session(self) -> Session:
+        options = read_options({"base": LESSONS / "drag.json", "device": "cpu"})
+        return open_session(self.model, options, Progress(show=False))
 
-    @cached_property
+    @property
     def image(self) -> Image.Image:
-        return open_input(self.options)[0]
+        return self.session.image
 
-    @cached_property
-    def mask(self) -> Tensor:
-        mask = open_input(self.options)[1]
-        assert mask is not None
-        return mask
+    @property
+    def clean(self) -> Tensor:
+        """The image's latent."""
+        return self.session.latent
 
     @cached_property
     def denoiser(self) -> Denoiser:
         """With the image's caption, in the paper's number of steps."""
-        text = self.model.encode_text(self.options.prompt)
+        text = self.model.encode_text(self.session.options.prompt)
         return Denoiser(self.model.unet, self.model.schedule, text, ONE_LEVEL.steps)
-
-    @cached_property
-    def clean(self) -> Tensor:
-        """The image's latent."""
-        return encode(self.model, self.image, EditConfig())[0]
-
-    @cached_property
-    def task(self) -> Task:
-        """The drag that ships, on the feature grid."""
-        points = self.options.handles, self.options.targets
-        return prepare(self.model, self.image.size, *points, self.mask, EditConfig())[1]
-
-    @cached_property
-    def drawing(self) -> Image.Image:
-        return draw_drags(self.image, self.options.handles, self.options.targets, self.mask)
 
     @cached_property
     def twin(self) -> tuple[Image.Image, Tensor]:
@@ -117,7 +104,7 @@ class Bench:
 
     def observe(self, latent: Tensor) -> View:
         """The view of a latent at the level of `one_level`."""
-        return observer(self.denoiser, ONE_LEVEL.levels, self.task, ONE_LEVEL)(latent)
+        return observer(self.denoiser, ONE_LEVEL.levels, self.session.task, ONE_LEVEL)(latent)
 
     @cached_property
     def path(self) -> list[Tensor]:
@@ -127,7 +114,7 @@ class Bench:
     @cached_property
     def one_level(self) -> list[Step]:
         """States of the drag that ships, by the paper's method without a LoRA."""
-        return list(dragdiffusion(self.denoiser, self.path, self.task, ONE_LEVEL))
+        return list(dragdiffusion(self.denoiser, self.path, self.session.task, ONE_LEVEL))
 
 
 def tabulate(panels: Panels, columns: int, height: int = SIDE) -> Image.Image:
@@ -236,7 +223,8 @@ def lora(bench: Bench) -> Finding:
 
 def supervision(bench: Bench) -> Finding:
     """5: where the gradient of the motion loss lies, and what the updates change."""
-    task = bench.task
+    options = bench.session.options
+    task = bench.session.task
     steps = bench.one_level
     assert task.mask is not None
     leaf = steps[0].latent.clone().requires_grad_()
@@ -244,7 +232,8 @@ def supervision(bench: Bench) -> Finding:
     reference = Origin(task.handles, view)
     loss = motion_loss(view.features, task.handles, task.targets, reference, ONE_LEVEL)
     size = torch.autograd.grad(loss, leaf)[0].abs().mean(1)[0]
-    panels: Panels = [("the drag", bench.drawing), ("size of the gradient", squares(heat(size, 0)))]
+    drawing = draw_drags(bench.image, options.handles, options.targets, bench.session.mask)
+    panels: Panels = [("the drag", drawing), ("size of the gradient", squares(heat(size, 0)))]
     lines = ["update  change of the latent in the mask  outside"]
     for number in (1, 10, 40):
         change = (steps[number].latent - steps[0].latent).abs().mean(1)[0]
@@ -266,9 +255,10 @@ def supervision(bench: Bench) -> Finding:
 @torch.no_grad()
 def tracking(bench: Bench) -> Finding:
     """6: maps of the distance to the handle's feature during a drag, and in an image with a twin."""
-    handle = bench.task.handles[0]
+    handles = bench.session.task.handles
+    handle = handles[0]
     steps = bench.one_level
-    origin = Origin(bench.task.handles, bench.observe(steps[0].latent))
+    origin = Origin(handles, bench.observe(steps[0].latent))
     lines = ["update  handle (row, column)  its distance"]
     maps: Panels = []
     path = []
@@ -348,7 +338,7 @@ def measuring(bench: Bench) -> Finding:
     lines = ["case        image          true distance    MD  SSIM to the original"]
     panels: Panels = []
     for case in make_cases(6, ["object", "light"], 7):
-        edited = edit_case(bench, case, EditConfig.fast()).image
+        edited = open_case(bench.model, case, EditConfig.fast()).edit().image
         before = image_features(bench.model, case.before, case.prompt)
         for name, image in zip(names, (case.before, pasted(case), edited, case.truth), strict=True):
             after = image_features(bench.model, image, case.prompt)
@@ -380,7 +370,7 @@ def alternation(bench: Bench) -> Finding:
         drawing = draw_drags(case.before, case.handles, case.targets, torch.from_numpy(case.mask))
         panels.append((case.drag.name, drawing))
         for name, config in methods.items():
-            edit = edit_case(bench, case, config)
+            edit = open_case(bench.model, case, config).edit()
             placed = place(edit.image, case.scene, case.drag)
             true = "lost" if placed.lost else f"{placed.distance:.1f}"
             remaining = edit.remaining[0]
@@ -388,13 +378,6 @@ def alternation(bench: Bench) -> Finding:
             panels.append((f"{name}: {true}", edit.image))
         panels.append(("the true result", case.truth))
     return Finding(lines, tabulate(panels, 5))
-
-
-def edit_case(bench: Bench, case: SceneCase, config: EditConfig) -> Edit:
-    points = case.handles, case.targets
-    return drag_edit(
-        bench.model, case.before, *points, mask=torch.from_numpy(case.mask), prompt=case.prompt, config=config
-    )
 
 
 EXPERIMENTS: dict[str, Callable[[Bench], Finding]] = {

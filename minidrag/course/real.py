@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -10,12 +11,14 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
-from minidrag.app.options import open_input, read_options
+from minidrag.app.options import read_options
+from minidrag.app.session import open_session
 from minidrag.config import EditConfig
 from minidrag.course import LESSONS
 from minidrag.course.exercise import Exercise, Function
-from minidrag.edit import Edit, drag_edit
+from minidrag.edit import Edit
 from minidrag.method.lora import LoRA
+from minidrag.method.progress import Progress
 from minidrag.model import Model
 from minidrag.weights.load import load_model
 
@@ -60,21 +63,12 @@ def model() -> Model:
 
 def demo_edit(lora: LoRA | None = None) -> tuple[Edit, Numbers]:
     """Drag the ball of the demo; lora: None: train one."""
-    options = read_options({"base": LESSONS / "drag.json", "device": "cpu"})
-    image, mask = open_input(options)
-    assert mask is not None
-    edit = drag_edit(
-        model(),
-        image,
-        options.handles,
-        options.targets,
-        mask=mask,
-        prompt=options.prompt,
-        config=CONFIG,
-        seed=options.seed,
-        lora=lora,
-    )
-    return edit, measure(edit, image, ~mask.numpy())
+    options = replace(read_options({"base": LESSONS / "drag.json", "device": "cpu"}), config=CONFIG)
+    session = open_session(model(), options, Progress())
+    session.lora = lora or session.train_lora()
+    assert session.mask is not None
+    edit = session.edit()
+    return edit, measure(edit, session.image, ~session.mask.numpy())
 
 
 def measure(edit: Edit, image: Image.Image, outside: np.ndarray) -> Numbers:

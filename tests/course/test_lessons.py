@@ -181,9 +181,9 @@ def test_figures_are_made_by_their_commands(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", LONG)
 def test_long_experiments_run_with_fewer_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {"steps": 10, "inversion_steps": 7, "drag_levels": 1, "drag_steps": 1}
-    whole = experiments.edit_case
+    whole = experiments.open_case
     monkeypatch.setattr(
-        experiments, "edit_case", lambda bench, case, config: whole(bench, case, replace(config, **few))
+        experiments, "open_case", lambda model, case, config: whole(model, case, replace(config, **few))
     )
     draw = experiments.make_cases
     monkeypatch.setattr(experiments, "make_cases", lambda count, kinds, seed: draw(2, kinds, seed))
