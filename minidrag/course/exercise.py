@@ -77,8 +77,9 @@ class Exercise:
         for name, value in zip(self.returns, result, strict=True):
             if value is None:
                 raise Unfit("it returns None: is the return statement missing?")
-            if self.part:
-                check_parts(value, self.part)
+            if self.part and not is_list_of(value, self.part):
+                expected = f"a list of {self.part.__name__} of numbers: .tolist() makes numbers of a tensor"
+                raise Unfit(f"it returns {kind(value)}, expected {expected}")
             for label, tensor in tensors(value, name):
                 outputs.setdefault(label, []).append(tensor)
         roots = [tensor for values in outputs.values() for tensor in values if tensor.requires_grad]
@@ -94,18 +95,9 @@ def kind(value: Any) -> str:
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
 
 
-def check_parts(value: Any, part: Any) -> None:
-    """Raise Unfit for anything but a list of named tuples of numbers."""
-    signature = f"{part.__name__}({', '.join(part._fields)})"
-    if not isinstance(value, (list, tuple)):
-        raise Unfit(f"it returns {kind(value)}, expected a list of {signature}")
-    for item in value:
-        if not isinstance(item, part):
-            raise Unfit(f"it returns {kind(value)} with {kind(item)} in it, expected {signature}")
-        if not is_row(item):
-            raise Unfit(
-                f"it returns {signature} of {kind(item[0])}, expected numbers: use .item() or .tolist()"
-            )
+def is_list_of(value: Any, part: type) -> bool:
+    """True for a list of named tuples of numbers."""
+    return isinstance(value, (list, tuple)) and all(isinstance(x, part) and is_row(x) for x in value)
 
 
 def tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
