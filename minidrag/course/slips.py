@@ -19,7 +19,7 @@ from minidrag.course import real
 from minidrag.course.catalog import EXERCISES, check_numbers
 from minidrag.images import WHITE
 from minidrag.method.lora import LoRA
-from minidrag.system.files import write_json, write_whole
+from minidrag.system.files import write_whole
 
 TRAINING = ("lora_forward", "lora_loss")  # exercises that a LoRA is trained anew for
 SIDE = 240  # pixels: height of an image on the sheet
@@ -93,7 +93,5 @@ def run(args: argparse.Namespace) -> int:
         name = f"{row.exercise}: {row.slip}" if row.exercise else row.slip
         tqdm.write(f"{name:60} {'; '.join(describe(row.numbers))}")
     write_whole(args.out / "slips.png", sheet(rows).save)
-    values = [{"exercise": row.exercise or None, "slip": row.slip} | row.numbers for row in rows]
-    write_json(args.out / "slips.json", values)
-    print(f"{real.EXPLAINED}\n{args.out / 'slips.png'} and slips.json are written")
+    print(f"{real.EXPLAINED}\n{args.out / 'slips.png'} is written")
     return 0
