@@ -32,13 +32,13 @@ from minidrag.bench.placement import place
 from minidrag.config import EditConfig
 from minidrag.course import LESSONS
 from minidrag.course.chart import Curve, chart
-from minidrag.course.replay import distance_map, noise_losses, normal, sample, window
+from minidrag.course.replay import distance_map, normal, sample, window
 from minidrag.course.svg import heat
 from minidrag.images import WHITE, psnr
 from minidrag.method.ddim import Denoiser, denoise, guided, invert
 from minidrag.method.drag import Cell, Origin, Step, View, motion_loss
 from minidrag.method.dragdiffusion import dragdiffusion, observer
-from minidrag.method.lora import initialize, lora_attached, train
+from minidrag.method.lora import initialize, lora_attached, noise_loss, train
 from minidrag.method.progress import Progress
 from minidrag.model import Model, decode, encode
 from minidrag.system.files import read_json, write_whole
@@ -200,6 +200,8 @@ def lora(bench: Bench) -> Finding:
     model = bench.model
     moments = encode(model, case.before, LORA)
     text = model.encode_text(case.prompt)
+    networks = model.unet, model.schedule
+    eps = normal(moments[0], 9)
     rng = torch.Generator().manual_seed(0)
     untrained = initialize(model.unet, LORA.lora_rank, LORA.lora_targets, rng)
     lines = ["steps  loss at t = " + ", ".join(map(str, LORA_TIMES))]
@@ -207,10 +209,12 @@ def lora(bench: Bench) -> Finding:
     curves = []
     done = 0
     with lora_attached(model.unet, model.text_encoder, untrained):
-        training = train(model.unet, model.schedule, moments, text, LORA, rng)
+        training = train(*networks, moments, text, LORA, rng)
         for steps in (0, 40, LORA.lora_steps):
             done += sum(1 for _ in islice(training, steps - done))
-            losses = noise_losses(model, moments[0], text, LORA_TIMES, 9)
+            with torch.no_grad():
+                parts = (noise_loss(*networks, moments[0], torch.tensor([t]), eps, text) for t in LORA_TIMES)
+                losses = [loss.item() for loss in parts]
             lines.append(f"{steps:5}  " + ", ".join(f"{loss:.3f}" for loss in losses))
             curves.append(Curve(f"{steps} steps", list(zip(LORA_TIMES, losses, strict=True))))
             for seed in range(3):

@@ -11,18 +11,13 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from minidrag.bench.features import to_colors
+from minidrag.bench.harness import lora_loss
 from minidrag.config import EditConfig
 from minidrag.edit import Edit
 from minidrag.method.ddim import Denoiser, denoise
-from minidrag.method.drag import (
-    Cell,
-    Observe,
-    Origin,
-    Step,
-)
+from minidrag.method.drag import Cell, Observe, Origin, Step
 from minidrag.method.dragdiffusion import observer
 from minidrag.method.lora import LoRA, lora_attached
 from minidrag.method.warp import object_cells, warp
@@ -30,7 +25,6 @@ from minidrag.model import Model, decode
 
 FRAMES = 12  # states of the drag that are computed again, at most
 SAMPLE_STEPS = 10  # DDIM steps of a sample from noise
-TIMES = (1, 121, 241, 361, 481, 601, 721, 841)  # timesteps at which the noise loss is taken
 LEVELS = 6  # latents of the inversion in the report, at most
 
 
@@ -48,7 +42,7 @@ class Replay:
     """All that a report needs beside the edit itself."""
 
     samples: list[Image.Image]  # from the same noise, without the LoRA and with it
-    noise_losses: list[list[float]]  # at TIMES, without the LoRA and with it
+    lora_loss: float  # as `harness.lora_loss`
     levels: list[tuple[str, Image.Image]]  # names and latents of the inversion, decoded
     colors: list[list[Image.Image]]  # of the four up blocks, of the original and of the edit's last level
     moments: list[Moment]
@@ -62,19 +56,18 @@ def replay(model: Model, edit: Edit, prompt: str) -> Replay:
     """Compute everything. Leaves the model as it was."""
     clean = edit.path[0]
     samples = []
-    losses = []
     for lora in (LoRA({}, {}), edit.lora):
         with lora_attached(model.unet, model.text_encoder, lora):
             text = model.encode_text(prompt)
             samples.append(sample(model, normal(clean, 0), text, SAMPLE_STEPS))
-            losses.append(noise_losses(model, clean, text, TIMES, 1))
+    loss = lora_loss(model, edit.lora, clean, prompt)
     with lora_attached(model.unet, model.text_encoder, edit.lora):
         denoiser = Denoiser(model.unet, model.schedule, model.encode_text(prompt), edit.config.steps)
         levels = spread(len(edit.path), LEVELS)
         cells, moved = warped(denoiser, edit)
         return Replay(
             samples=samples,
-            noise_losses=losses,
+            lora_loss=loss,
             levels=[(level_name(denoiser, i), decode(model, edit.path[i])) for i in levels],
             colors=block_colors(denoiser, edit),
             moments=list(moments(model, denoiser, edit)),
@@ -104,17 +97,6 @@ def sample(model: Model, noise: Tensor, text: Tensor, steps: int) -> Image.Image
     denoiser = Denoiser(model.unet, model.schedule, text, steps)
     *_, (latent,) = denoise(denoiser, [noise], steps, EditConfig())
     return decode(model, latent)
-
-
-@torch.no_grad()
-def noise_losses(model: Model, clean: Tensor, text: Tensor, times: Sequence[int], seed: int) -> list[float]:
-    """Equation 2 at single timesteps, with the same noise for all."""
-    noise = normal(clean, seed)
-    losses = []
-    for time in times:
-        noisy = model.schedule.add_noise(clean, noise, torch.tensor([time]))
-        losses.append(mse_loss(model.unet(noisy, time, text).noise.to(noise), noise).item())
-    return losses
 
 
 def observe_original(denoiser: Denoiser, edit: Edit, level: int) -> tuple[Observe, Origin]:
