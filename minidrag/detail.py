@@ -5,24 +5,23 @@ But most of an edit is the original, still or moved along with an object, so the
 its place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
 from minidrag import images
-from minidrag.method.drag import sample
+from minidrag.method.drag import Cell, rescale, sample, snap
+from minidrag.method.warp import connected
 from minidrag.points import Pixel
 
-TOLERANCE = 10  # levels of 255 by which an edit may differ from what explains it
-# Levels more for each level of difference between neighboring pixels: an edge that is off by half a pixel
-# differs most.
+TOLERANCE = 10 / 127.5  # by which an edit may differ from what explains it: 10 levels of 255
+# Tolerance more, times the difference of neighboring pixels: an edge off by half a pixel differs most.
 EDGE_TOLERANCE = 2
-AREA = 5  # pixels at the working size, the side of a square that is explained as a whole
-STILL = 0.9  # of its misfit: where nothing moved is the likelier explanation
+AREA = 5  # pixels at the working size: side of the smallest square that is explained
+MOVED = 0.5  # of the still original's misfit, at most, where the moved original is the explanation
 STEPS = (0.5, 0.25, 0.125)  # pixels at the working size, of the search for the shift that the edit made
 NEVER = 1e6  # misfit of content from beyond the border
 
@@ -37,79 +36,110 @@ def carry_detail(
     """Bring an edit to the original's size, by the original's own pixels where they explain it.
 
     reconstruction, edit: at the working size. handles, targets: in pixels of the original.
-    Where neither the still nor the moved original explains the edit, it is enlarged.
+    Where neither the moved nor the still original explains the edit, it is enlarged.
     """
+    small, source = (images.to_tensor(image)[0] for image in (edit, reconstruction))
+    starts, ends = (
+        torch.tensor(rescale(points, original.size, edit.size)).flip(1) for points in (handles, targets)
+    )
     scale = torch.tensor(original.size) / torch.tensor(edit.size)
-    moves = (torch.tensor(targets) - torch.tensor(handles)) / scale  # (N, 2), right and down
-    moves, weights = explain(levels(edit), levels(reconstruction), moves.flip(1))
-    enlarged = np.asarray(images.resize(edit, original.size))
-    result = enlarged.astype(np.float32)
-    for move, weight in zip(moves, weights, strict=True):
-        moved = shift(original, *(move.flip(0) * scale).tolist())
-        difference = np.asarray(moved).astype(np.float32) - enlarged
-        share = Image.fromarray(weight.numpy()).resize(original.size, Image.Resampling.BILINEAR)
-        difference *= np.asarray(share)[..., None]
-        result += difference
-    return Image.fromarray(result.round().clip(0, 255).astype(np.uint8))
+    result = images.resize(edit, original.size).copy()
+    for move, weight in explain(small, source, starts, ends):
+        share = Image.fromarray((255 * weight).round().byte().numpy())
+        share = share.resize(original.size, Image.Resampling.BILINEAR)
+        if box := share.getbbox():
+            moved = shift(original, *(move.flip(0) * scale).tolist(), box)
+            result.paste(moved, box, share.crop(box))
+    return result
 
 
-def shift(image: Image.Image, right: float, down: float) -> Image.Image:
-    """Shift an image by pixels and fractions of them; black comes in."""
+def shift(image: Image.Image, right: float, down: float, box: tuple[int, int, int, int]) -> Image.Image:
+    """Shift an image by pixels and fractions of them, and crop it; black comes in."""
+    left, top, *_ = box
     if right == down == 0:
-        return image
-    affine = 1, 0, -right, 0, 1, -down
-    return image.transform(image.size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+        return image.crop(box)
+    size = box[2] - left, box[3] - top
+    affine = 1, 0, left - right, 0, 1, top - down
+    return image.transform(size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
 
 
-def explain(edit: Tensor, original: Tensor, moves: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Explain an edit, (3, H, W), by the original as it was and moved; both at the working size.
+def explain(edit: Tensor, original: Tensor, starts: Tensor, ends: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Explain an edit by the original, moved along each drag, and still elsewhere.
 
-    moves: (N, 2), pixels down and right. What arrived up to a pixel from its target counts as moved, so that
-    it comes to lie on the very target. Returns the distinct moves, each (2,), none first, and the weight
-    of each at every pixel, (M, H, W): 0 to 1, of one move at most.
+    edit, original: (3, H, W), -1 to 1. starts, ends: (N, 2), row and column. Yields moves, (2,), down and
+    right, with their weight, (H, W), 0 to 1, the still original last; no pixel has a weight of two. What
+    arrived up to a pixel from its target counts as moved, so that it comes to lie on the very target.
     """
     source = torch.cat([original, gradient(original)])  # (3, H, W) -> (6, H, W)
-    distinct = [torch.zeros(2)]
-    for move in moves:
-        if all((move - other).abs().max() >= 1 for other in distinct):
-            distinct.append(move)
-    costs = torch.stack([cost(edit, source, move) for move in distinct])
-    costs[0] *= STILL
-    numbers = torch.arange(len(distinct))[:, None, None]
-    for index, best in enumerate(costs.argmin(0) == numbers):
-        if index and best.any():
-            costs[index] = cost(edit, source, refine(edit, source, distinct[index], best.nonzero()))
-    lowest, label = costs.min(0)
-    return distinct, torch.where(label == numbers, (2 - 2 * lowest).clamp(0, 1), 0)
+    still = misfit(edit, source, torch.zeros(2))
+    moved = torch.zeros_like(still, dtype=torch.bool)
+    uncovered = moved.clone()  # alike or not, it is not still: the shadow of an object that is gone
+    for start, end in zip(starts, ends, strict=True):
+        misfits = misfit(edit, source, end - start)
+        region = moved_region(misfits, still, end)
+        if region.any():
+            misfits = misfit(edit, source, refine(edit, source, end - start, region))
+            region = moved_region(misfits, still, end) & ~moved
+        yield end - start, region * likelihood(misfits)
+        moved |= region
+        uncovered |= grow(shifted(region, start - end))
+    yield torch.zeros(2), open_up((still < 1) & ~moved & ~uncovered) * likelihood(still)
 
 
-def cost(edit: Tensor, source: Tensor, move: Tensor) -> Tensor:
-    """Mean misfit around every pixel of an edit, (3, H, W): (H, W)."""
-    shape = edit.shape[1:]
-    pixels = torch.cartesian_prod(*map(torch.arange, shape))
-    misfits = misfit(edit, source, move, pixels).view(1, *shape)
-    return avg_pool2d(misfits, AREA, 1, AREA // 2, count_include_pad=False)[0]
+def likelihood(misfits: Tensor) -> Tensor:
+    """1 up to half of the tolerance, 0 above it."""
+    return (2 - 2 * misfits).clamp(0, 1)
 
 
-def misfit(edit: Tensor, source: Tensor, move: Tensor, pixels: Tensor) -> Tensor:
-    """Difference of an edit at pixels (P, 2), row and column, from the moved original, in tolerances: (P,).
+def moved_region(misfits: Tensor, still: Tensor, target: Tensor) -> Tensor:
+    """Pixels that the moved original explains better than the still one, as far as they connect to a target.
 
-    source: (6, H, W), the original's levels and their gradient.
+    misfits, still: (H, W). target: (2,), row and column. Returns (H, W), bool.
     """
-    origins = pixels - move
-    moved, slope = sample(source, origins).split(3)
-    row, column = pixels.T
-    differences = (edit[:, row, column] - moved).abs() / (TOLERANCE + EDGE_TOLERANCE * slope)
-    beyond = (origins < 0) | (origins > torch.tensor(edit.shape[1:]) - 1)
-    return differences.mean(0) + NEVER * beyond.any(1)
+    region = open_up((misfits < 1) & (misfits < MOVED * still))
+    row, column = snap(Cell(*target.tolist()), misfits.shape)
+    return region & (connected(grow(region), int(row), int(column)) > 0)
 
 
-def refine(edit: Tensor, source: Tensor, move: Tensor, pixels: Tensor) -> Tensor:
-    """Search near a move for the one that the edit made at some pixels, (P, 2)."""
+def misfit(edit: Tensor, source: Tensor, move: Tensor) -> Tensor:
+    """Mean difference, in tolerances, of an edit from the moved original around every pixel: (H, W).
+
+    edit: (3, H, W). source: (6, H, W), the original and its gradient. move: (2,), pixels down and right.
+    """
+    shape = edit.shape[1:]
+    origins = torch.cartesian_prod(*map(torch.arange, shape)) - move
+    moved, slope = sample(source, origins).unflatten(1, shape).split(3)
+    beyond = ((origins < 0) | (origins > torch.tensor(shape) - 1)).any(1).unflatten(0, shape)
+    differences = ((edit - moved).abs() / (TOLERANCE + EDGE_TOLERANCE * slope)).mean(0) + NEVER * beyond
+    return avg_pool2d(differences[None], AREA, 1, AREA // 2, count_include_pad=False)[0]
+
+
+def refine(edit: Tensor, source: Tensor, move: Tensor, region: Tensor) -> Tensor:
+    """Search near a move for the one that the edit made in a region."""
     around = torch.cartesian_prod(torch.arange(-1.0, 2), torch.arange(-1.0, 2))
     for step in STEPS:
-        move = min(move + step * around, key=lambda near: misfit(edit, source, near, pixels).mean().item())
+        nearby = move + step * around
+        move = min(nearby, key=lambda near: misfit(edit, source, near)[region].mean().item())
     return move
+
+
+def shifted(region: Tensor, move: Tensor) -> Tensor:
+    """Shift a region, (H, W), bool, by pixels down and right, to whole ones; what leaves it is lost."""
+    pixels = region.nonzero() + move.round().long()
+    pixels = pixels[((pixels >= 0) & (pixels < torch.tensor(region.shape))).all(1)]
+    result = torch.zeros_like(region)
+    result[tuple(pixels.T)] = True
+    return result
+
+
+def grow(region: Tensor) -> Tensor:
+    """All squares of AREA pixels around the pixels of a region, (H, W), bool."""
+    return max_pool2d(region.float()[None], AREA, 1, AREA // 2)[0] > 0
+
+
+def open_up(region: Tensor) -> Tensor:
+    """All squares of AREA pixels inside a region, (H, W), bool (morphological opening)."""
+    return grow(~grow(~region))
 
 
 def gradient(image: Tensor) -> Tensor:
@@ -118,8 +148,3 @@ def gradient(image: Tensor) -> Tensor:
     across = wide[:, 1:-1, 2:] - wide[:, 1:-1, :-2]
     along = wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1]
     return torch.maximum(across.abs(), along.abs()) / 2
-
-
-def levels(image: Image.Image) -> Tensor:
-    """RGB image to (3, H, W), 0 to 255."""
-    return torch.from_numpy(np.array(image)).float().permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)

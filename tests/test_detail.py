@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from minidrag.config import EditConfig
-from minidrag.detail import carry_detail, explain, levels
-from minidrag.images import psnr, resize
+from minidrag.detail import carry_detail, explain
+from minidrag.images import psnr, resize, to_tensor
 from minidrag.points import Pixel
 
 SIZE, WORKING = (512, 384), (128, 96)
@@ -67,10 +67,11 @@ def test_what_nothing_explains_is_the_enlarged_edit() -> None:
 
 def test_no_pixels_come_from_beyond_the_border() -> None:
     """A move by 40 pixels brings in 40 columns that no one knows; the border's would make streaks."""
-    original = torch.from_numpy(texture(WORKING, 4)).permute(2, 0, 1).float()
+    original = to_tensor(Image.fromarray(texture(WORKING, 4).astype(np.uint8)))[0]
     edit = torch.cat([original[:, :, :1].expand(-1, -1, 40), original[:, :, :-40]], dim=2)
-    _, weights = explain(edit, original, torch.tensor([[0.0, 40.0]]))
-    assert weights[1, :, :40].eq(0).all() and weights[1, :, 42:].mean() > 0.99
+    (_, moved), (_, still) = explain(edit, original, torch.tensor([[50.0, 20]]), torch.tensor([[50.0, 60]]))
+    assert moved[:, :40].eq(0).all() and moved[:, 42:].mean() > 0.99
+    assert still.mean() < 0.02
 
 
 @pytest.mark.parametrize("off", [(0.0, 0.0), (0.625, -0.75), (-0.875, 0.25)])
@@ -78,10 +79,34 @@ def test_what_nearly_arrived_is_put_on_its_target(off: tuple[float, float]) -> N
     wide = Image.fromarray(texture((1024, 768), 3).astype(np.uint8))
     affine = (1, 0, -8 * (9.5 + off[1]), 0, 1, -8 * (off[0] - 5))
     moved = wide.transform(wide.size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
-    edit, original = (levels(resize(image, WORKING)) for image in (moved, wide))
-    moves, weights = explain(edit, original, torch.tensor([[-5.0, 9.5]]))
-    assert moves[1].tolist() == [-5, 9.5]
-    assert weights[1, 8:-8, 16:-16].mean() > 0.9 and weights[0, 8:-8, 16:-16].mean() < 0.1
+    edit, original = (to_tensor(resize(image, WORKING))[0] for image in (moved, wide))
+    drag = torch.tensor([[48.0, 60]]), torch.tensor([[43, 69.5]])
+    (move, weight), (_, still) = explain(edit, original, *drag)
+    assert move.tolist() == [-5, 9.5]
+    assert weight[8:-8, 16:-16].mean() > 0.9 and still[8:-8, 16:-16].mean() < 0.1
+
+
+def test_what_an_object_has_left_is_not_still() -> None:
+    """A faint shadow is within the tolerance of the ground without it, and yet it must not come back."""
+    ground = torch.zeros(3, 96, 128)
+    original, edit = ground.clone(), ground.clone()
+    original[:, 50:60, 20:40] = -0.07  # 9 levels of 255, under the object
+    original[:, 20:50, 20:40] = edit[:, 20:50, 80:100] = 0.8
+    edit[:, 50:60, 80:100] = -0.07
+    (_, moved), (_, still) = explain(edit, original, torch.tensor([[35.0, 30]]), torch.tensor([[35.0, 90]]))
+    assert moved[20:60, 80:100].min() > 0.9
+    assert still[20:60, 20:40].eq(0).all() and still[:, 46:74].eq(1).all()
+
+
+def test_what_looks_like_the_object_elsewhere_has_not_moved() -> None:
+    """Content that fits a drag by chance, far from its target, remains as the edit has it."""
+    original = torch.zeros(3, 96, 128)
+    original[:, 20:40, 20:40] = 0.8
+    original[:, 60:80, 20:40] = -0.8
+    edit = original.flip(2)
+    edit[:, 60:80, 88:108] = -0.8
+    (_, moved), _ = explain(edit, original, torch.tensor([[30.0, 29.5]]), torch.tensor([[30.0, 97.5]]))
+    assert moved[20:40, 88:108].min() > 0.9 and moved[50:].eq(0).all()
 
 
 def test_the_paper_has_no_detail() -> None:
