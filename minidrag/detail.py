@@ -48,8 +48,8 @@ def carry_detail(
         share = Image.fromarray((255 * weight).round().byte().numpy())
         share = share.resize(original.size, Image.Resampling.BILINEAR)
         if box := share.getbbox():
-            moved = shift(original, *(move.flip(0) * scale).tolist(), box)
-            result.paste(moved, box, share.crop(box))
+            right, down = (move.flip(0) * scale).tolist()
+            result.paste(shift(original, right, down, box), box, share.crop(box))
     return result
 
 
@@ -97,8 +97,9 @@ def moved_region(misfits: Tensor, still: Tensor, target: Tensor) -> Tensor:
     misfits, still: (H, W). target: (2,), row and column. Returns (H, W), bool.
     """
     region = open_up((misfits < 1) & (misfits < MOVED * still))
-    row, column = snap(Cell(*target.tolist()), misfits.shape)
-    return region & (connected(grow(region), int(row), int(column)) > 0)
+    height, width = misfits.shape
+    row, column = map(int, snap(Cell(*target.tolist()), (height, width)))
+    return region & (connected(grow(region), row, column) > 0)
 
 
 def misfit(edit: Tensor, source: Tensor, move: Tensor) -> Tensor:

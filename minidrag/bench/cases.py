@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -48,6 +48,7 @@ class Case:
     prompt: str
     handles: Sequence[Pixel]
     targets: Sequence[Pixel]
+    masked: bool = field(default=True, kw_only=True)  # whether the edit gets the mask, or only the measures
 
     @property
     def lengths(self) -> list[float]:

@@ -70,6 +70,7 @@ def add_scene_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
     add("--style", choices=STYLES, default="plain", help=f"look of the scenes: {', '.join(STYLES)}")
+    add("--no-mask", action="store_true", help="edit without the masks, which still bound the measures")
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,8 +135,12 @@ def open_case(
 ) -> Session:
     drags = list(zip(case.handles, case.targets, strict=True))
     options = Options(None, drags, prompt=case.prompt, config=config, seed=seed)
-    mask = torch.from_numpy(case.mask)
-    return Session(model, options, case.before, mask, progress or Progress(show=False))
+    return Session(model, options, case.before, mask_of(case), progress or Progress(show=False))
+
+
+def mask_of(case: Case) -> Tensor | None:
+    """Mask of an edit, (H, W), bool."""
+    return torch.from_numpy(case.mask) if case.masked else None
 
 
 def editor(model: Model, config: EditConfig, seed: int, back: bool = False) -> Editor:
@@ -148,8 +153,8 @@ def editor(model: Model, config: EditConfig, seed: int, back: bool = False) -> E
         autoencoded = images.resize(decode(model, result.path[0]), window.size)
         reconstruction = images.psnr(window.crop(result.reconstruction), autoencoded)
         loss = lora_loss(model, result.lora, result.path[0], case.prompt)
-        mask = torch.from_numpy(case.mask)
-        enlarged = window.paste(window.crop(result.raw), case.before, mask) if config.detail else None
+        plain = window.paste(window.crop(result.raw), case.before, mask_of(case))
+        enlarged = plain if config.detail else None
         return Edited(result.image, result.raw, progress.seconds, None, reconstruction, loss, enlarged)
 
     return dragging_back(edit) if back else edit

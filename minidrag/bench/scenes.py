@@ -6,6 +6,7 @@ Finished cases are kept: the same command resumes a stopped run and makes the sa
 """
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,13 @@ def scene_benchmark(args: argparse.Namespace, compare: bool, large: str = "") ->
 
     def settings(config: EditConfig) -> dict[str, Any]:
         measured = settings_of(model, config, args.seed, compare, network, args.back)
-        return measured | {"style": args.style} | ({"large": large} if large else {})
+        special: dict[str, Any] = {"large": large} if large else {}
+        if args.no_mask:
+            special["masked"] = False
+        return measured | {"style": args.style} | special
 
     cases = make_cases(args.cases, args.kinds, args.seed, args.style)
+    cases = [replace(case, masked=not args.no_mask) for case in cases]
     if large:
         cases = [LARGE[large](case) for case in cases]
     return Benchmark(model, cases, learned_measures(model, network), settings)
