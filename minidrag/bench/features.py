@@ -53,22 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, nargs="+", default=[10, 20, 35, 50], help="inversion steps, 1 to 50")
 
 
-def components(frames: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """First three principal components over the positions of all frames.
+def components(frames: Sequence[Tensor]) -> Tensor:
+    """First three principal components of the positions of all frames: (3, N).
 
-    frames: each (C, h, w), float64. Returns the mean, (C,), and unit components, (3, C). SVD leaves their
-    signs open: the entry with the largest magnitude is made positive.
+    frames: each (C, h, w), float64. SVD leaves the signs of the axes open: the entry with the largest
+    magnitude is made positive.
     """
     rows = torch.cat([frame.flatten(1) for frame in frames], dim=1).T  # (C, h, w) each -> (N, C)
-    mean = rows.mean(dim=0)
-    axes = torch.linalg.svd(rows - mean, full_matrices=False)[2][:3]
+    centered = rows - rows.mean(dim=0)
+    axes = torch.linalg.svd(centered, full_matrices=False)[2][:3]
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
-    return mean, axes * largest.sign()
-
-
-def project(frame: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
-    """Project features onto the components: (C, h, w) -> (3, h, w)."""
-    return torch.einsum("kc,chw->khw", axes, frame - mean[:, None, None])
+    return axes * largest.sign() @ centered.T
 
 
 def to_colors(frames: Sequence[Tensor]) -> list[Image.Image]:
@@ -76,12 +71,12 @@ def to_colors(frames: Sequence[Tensor]) -> list[Image.Image]:
 
     All frames have the same components and the same range, from the 1st to the 99th percentile.
     """
-    mean, axes = components(frames)
-    projected = [project(frame, mean, axes) for frame in frames]
-    values = torch.cat([part.flatten(1) for part in projected], dim=1)  # (3, h, w) each -> (3, N)
-    low, high = torch.quantile(values, torch.tensor([0.01, 0.99]).to(values), dim=1)[:, :, None, None]
-    scale = 2 / (high - low).clamp(min=1e-9)  # a component can be constant
-    return [images.to_image(((part - low) * scale - 1)[None]) for part in projected]
+    values = components(frames)
+    low, high = torch.quantile(values, torch.tensor([0.01, 0.99]).to(values), dim=1)[:, :, None]
+    scaled = 2 * (values - low) / (high - low).clamp(min=1e-9) - 1  # a component can be constant
+    parts = scaled.split([frame[0].numel() for frame in frames], dim=1)
+    pairs = zip(parts, frames, strict=True)
+    return [images.to_image(part.unflatten(1, frame.shape[1:])[None]) for part, frame in pairs]
 
 
 def inverted_features(
