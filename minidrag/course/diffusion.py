@@ -75,7 +75,6 @@ DDIM_STEP = Exercise(
             {"self.alpha(end)": "self.alphas_cumprod[end]"},
         ),
     ),
-    ("minidrag.method.ddim.Schedule.step",),
 )
 
 
@@ -118,7 +117,6 @@ INVERSION = Exercise(
             {"    for level": "    yield latent\n    for level"},
         ),
     ),
-    ("minidrag.edit.invert", "minidrag.method.ddim.invert"),
     returns=("latent",),
 )
 
@@ -168,7 +166,6 @@ LORA_FORWARD = Exercise(
             {"F.linear(F.linear(x, self.down), up)": "F.linear(x, (up @ self.down).detach())"},
         ),
     ),
-    ("minidrag.method.lora.LoRALayer.forward",),
 )
 
 
@@ -217,6 +214,5 @@ LORA_LOSS = Exercise(
             {"mse_loss": "l1_loss"},
         ),
     ),
-    ("minidrag.method.lora.noise_loss",),
     returns=("loss",),
 )

@@ -70,11 +70,6 @@ BILINEAR = Exercise(
             {"    last =": "    features = features.detach()\n    last ="},
         ),
     ),
-    (
-        "minidrag.method.drag.sample",
-        "minidrag.method.warp.sample",
-        "minidrag.detail.sample",
-    ),
 )
 
 
@@ -180,7 +175,6 @@ MOTION_LOSS = Exercise(
             {"(cells.new_tensor(start) - cells.new_tensor(handle))": "0"},
         ),
     ),
-    ("minidrag.method.dragdiffusion.motion_loss", "minidrag.method.drag.motion_loss"),
     returns=("loss",),
     tolerance=1e-4,  # a direction of float32, as in an edit, is right too
 )
@@ -251,7 +245,6 @@ TRACKING = Exercise(
             {"tolist()": "tolist()[::-1]"},
         ),
     ),
-    ("minidrag.method.drag.track",),
     returns=("cells",),
     part=Cell,
 )
@@ -300,7 +293,6 @@ BACKGROUND_LOSS = Exercise(
             {"(previous - original)": "(previous.detach() - original)"},
         ),
     ),
-    ("minidrag.method.dragdiffusion.background_loss", "minidrag.method.drag.background_loss"),
     returns=("loss",),
 )
 
@@ -362,6 +354,5 @@ ALTERNATION_STEP = Exercise(
             {"idle == PATIENCE": "False"},
         ),
     ),
-    ("minidrag.edit.gooddrag", "minidrag.method.gooddrag.gooddrag"),
     returns=("steps",),
 )

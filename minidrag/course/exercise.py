@@ -38,7 +38,6 @@ class Exercise:
     reference: Function  # the project's own
     make_inputs: Callable[[Generator], list[Inputs]]  # several calls, the same for the same generator
     slips: Sequence[Slip]
-    places: Sequence[str]  # dotted paths of the reference in the project
     returns: Sequence[str] = ("result",)  # names of the values it returns
     tolerance: float = 1e-6  # tables of the schedule are float32, and not all round them alike
     part: type | None = None  # a named tuple of numbers: the result is a list of these, as an edit needs them

@@ -1,6 +1,7 @@
 """The edit of the image that ships, with other functions in the place of the project's."""
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -49,10 +50,14 @@ outside the mask, and of the image inverted and denoised without a drag. loss: o
 
 @contextmanager
 def in_place(exercise: Exercise, function: Function) -> Iterator[None]:
-    """Put a function in the place of the project's within a context."""
+    """Put a function in the place of the project's within a context, wherever the project has it."""
+    owner, _, name = exercise.reference.__qualname__.rpartition(".")
+    modules = [module for path, module in sys.modules.items() if path.startswith("minidrag.")]
+    homes = [getattr(sys.modules[exercise.reference.__module__], owner)] if owner else modules
     with ExitStack() as stack:
-        for place in exercise.places:
-            stack.enter_context(patch(place, function))
+        for home in homes:
+            if vars(home).get(name) is exercise.reference:
+                stack.enter_context(patch.object(home, name, function))
         yield
 
 
