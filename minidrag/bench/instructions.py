@@ -56,7 +56,6 @@ ALLOWED = {
     ("numpy._core.numeric", "_frombuffer"),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
-    ("_codecs", "encode"),  # bytes up to protocol 2
 }
 
 
@@ -74,7 +73,7 @@ def read_pickle(file: Path) -> dict[str, Any]:
     try:
         data = check_regular(file, MAX_PICKLE).read_bytes()
         content = io.BytesIO(data)  # reading a file would reserve what the pickle declares
-        values = dict(ArrayUnpickler(content, encoding="latin1").load())  # latin1: arrays pickled by Python 2
+        values = dict(ArrayUnpickler(content).load())
         missing = [name for name in ("prompt", "points", "mask") if name not in values]
         mask = None if missing else to_mask(values["mask"])
     except Exception as error:  # damaged pickles raise almost any exception
@@ -87,29 +86,15 @@ def read_pickle(file: Path) -> dict[str, Any]:
 
 def to_mask(array: NumpyStub) -> np.ndarray:
     """Build the mask, (H, W), bool, from a pickled array."""
-    axes = None
     if array.state is None:  # protocol 5: the arguments of _frombuffer
-        data, dtype, shape, order, *more = array.arguments
-        if order == "K":  # numpy transposes after reading in order C
-            order = "C"
-            axes = more[0]
+        data, dtype, shape, order, *_ = array.arguments
     else:
         _, shape, dtype, column_major, data = array.state
         order = "F" if column_major else "C"
     kind = dtype.arguments[0]
     if kind not in MASK_TYPES or len(shape) != 2:
         raise pickle.UnpicklingError(f"the mask must be (H, W), uint8 or bool, got shape {shape} and {kind}")
-    levels = np.frombuffer(to_bytes(data), np.uint8).reshape(shape, order=order)
-    return (levels if axes is None else levels.transpose(axes)) > 0
-
-
-def to_bytes(data: Any) -> bytes:
-    """Bytes of an array in any protocol: as they are, as text in Latin-1, or as the call that encodes it."""
-    if isinstance(data, NumpyStub):
-        data, encoding = data.arguments
-        if encoding != "latin1":
-            raise pickle.UnpicklingError("it has bytes of an unknown encoding")
-    return data.encode("latin1") if isinstance(data, str) else bytes(memoryview(data))
+    return np.frombuffer(data, np.uint8).reshape(shape, order=order) > 0
 
 
 def read_points(flat: Any) -> tuple[list[Pixel], list[Pixel]]:

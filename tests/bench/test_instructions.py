@@ -149,7 +149,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {  # damage, and words
     ),
     "empty pickle": (write_bytes("meta_data.pkl", b""), "cannot read meta_data.pkl: it is damaged"),
     "bytes for a mask": (
-        write_bytes("meta_data.pkl", pickle.dumps(meta(mask=b"\xff"), 2)),
+        write_bytes("meta_data.pkl", pickle.dumps(meta(mask=b"\xff"))),
         "cannot read meta_data.pkl: it is damaged",
     ),
     "unknown operation": (write_bytes("meta_data.pkl", b"x."), "cannot read meta_data.pkl: it is damaged"),
