@@ -269,7 +269,7 @@ def check_kinds(values: Any) -> None:
 
 
 def shown(value: Any) -> str:
-    return shorten(json.dumps(value))
+    return shorten(json.dumps(value, default=lambda _: "an object"))
 
 
 def convert(name: str, value: Any, folder: Path) -> Any:

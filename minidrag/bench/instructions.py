@@ -9,7 +9,6 @@ editable region. An empty mask makes the whole image editable.
 """
 
 import io
-import json
 import pickle
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -20,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from minidrag.app.options import check_prompt, to_pixel
+from minidrag.app.options import check_prompt, shown, to_drag, with_drags
 from minidrag.bench.cases import Case
 from minidrag.points import Pixel, check_instruction
 from minidrag.system import pictures
-from minidrag.system.files import check_regular, read_json, shorten
+from minidrag.system.files import check_regular, read_json
 from minidrag.system.pickles import SparingUnpickler
 
 IMAGE = "original_image.png"
@@ -99,20 +98,10 @@ def to_mask(array: NumpyStub) -> np.ndarray:
 
 def read_points(flat: Any) -> tuple[list[Pixel], list[Pixel]]:
     """Split [handle, target, handle, target, ...] into handles and targets."""
-    try:
-        points = [to_pixel([check_number(value) for value in entry]) for entry in flat]
-    except (TypeError, ValueError, OverflowError):
-        value = shorten(json.dumps(flat, default=lambda _: "an object"))
-        raise ValueError(f"points must be a list of [x, y]: got {value}") from None
-    if not points or len(points) % 2:
-        raise ValueError(f"points must be pairs of handle and target, got {len(points)} points")
-    return points[::2], points[1::2]
-
-
-def check_number(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise TypeError(value)
-    return value
+    if not isinstance(flat, list):
+        raise ValueError(f"points must be a list of [x, y]: got {shown(flat)}")
+    drags = [to_drag(drag) for drag in with_drags({"points": flat})["drags"]]
+    return [handle for handle, _ in drags], [target for _, target in drags]
 
 
 def read_instruction(folder: Path, size: tuple[int, int]) -> dict[str, Any]:

@@ -172,8 +172,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {  # damage, and words
         setting(points=[[20, 20]] * 3),
         "points must be pairs of handle and target, got 3 points",
     ),
-    "no points": (setting(points=[]), "points must be pairs of handle and target, got 0 points"),
-    "short points": (setting(points=[[20], [30, 30]]), r"points must be a list of \[x, y\]: "),
+    "no points": (setting(points=[]), "got 0 handles and 0 targets: give one or more pairs"),
+    "short points": (
+        setting(points=[[20], [30, 30]]),
+        r'invalid drag {"handle": \[20\], "target": \[30, 30\]}',
+    ),
     "points of text": (setting(points="1234"), r"points must be a list of \[x, y\]: "),
     "points outside": (
         setting(points=[[20, 20], [300, 30]]),
