@@ -400,9 +400,11 @@ def test_places_among_processes_that_cannot_be(
         harness.place_among_processes()
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", range(3, pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("order", ["C", "F", "empty", "sliced"])
-def test_masks_of_every_protocol(protocol: int, order: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_masks_of_every_protocol_of_python_3(
+    protocol: int, order: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     case = write_case(Path("bench"), "animals/a", PAIRS["animals/a"])
     mask = np.random.default_rng(0).integers(0, 2, (128, 128)).astype(np.uint8)
     mask[50, 40] = 1
