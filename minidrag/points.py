@@ -69,10 +69,13 @@ def check_instruction(
         raise ValueError(f"handle {x:g},{y:g} is outside the mask: mark what it drags as editable too")
 
 
-def is_editable(mask: Tensor, point: Pixel) -> bool:
-    """True for a point in the editable region of a mask, (height, width), bool."""
-    height, width = mask.shape
-    return bool(mask[min(round(point.y), height - 1), min(round(point.x), width - 1)])
+def is_editable(mask: Tensor, point: Pixel, reach: float = 0) -> bool:
+    """True if a mask, (height, width), bool, is editable at a point and `reach` pixels around it."""
+    x, y = (min(round(at), full - 1) for at, full in zip(point, reversed(mask.shape), strict=True))
+    around = round(reach)
+    rows = slice(max(0, y - around), y + around + 1)
+    columns = slice(max(0, x - around), x + around + 1)
+    return bool(mask[rows, columns].all())
 
 
 def to_cells(pixels: Sequence[Pixel], size: Size, grid: Size) -> list[Cell]:

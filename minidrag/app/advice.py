@@ -34,16 +34,32 @@ def before(session: Session) -> list[str]:
         cautions.append("transparent parts of the image count as white, and the results have no transparency")
     if session.window.size != session.image.size:
         width, height = session.window.size
-        scale = f"{width / session.size[0]:.2g} of its pixels to one of the model's"
+        scale = f"{session.scale:.2g} of its pixels to one of the model's"
         cautions.append(f"edited in a window of {width}x{height} pixels around mask and points, {scale}")
     if session.mask is None:
         why = "the mask is empty" if options.mask else "there is no mask"
         cautions.append(f"{why}, so everything may change: paint what may change white in --mask")
     cautions += about_prompt(session)
-    for number, target in enumerate(options.targets, 1):
-        if session.mask is not None and not is_editable(session.mask, target):
-            cautions.append(f"the target of drag {number} is outside the mask, where nothing can appear")
+    return [*cautions, *cut_targets(session).values()]
+
+
+def cut_targets(session: Session) -> dict[int, str]:
+    """A sentence for each drag, by its number, whose target is outside the mask or a cell from its edge."""
+    cautions = {}
+    for number, target in enumerate(session.options.targets, 1):
+        if session.mask is None or is_editable(session.mask, target, cell(session)):
+            continue
+        cautions[number] = f"the target of drag {number} is outside the mask, where nothing can appear"
+        if is_editable(session.mask, target):
+            cautions[number] = (
+                f"the mask ends at the target of drag {number} and may cut off what lands there"
+            )
     return cautions
+
+
+def cell(session: Session) -> float:
+    """Pixels of the image per cell of the latent."""
+    return session.scale * session.model.vae.config.factor
 
 
 def autoencoded(session: Session) -> float:

@@ -1,9 +1,11 @@
 """Edits of the page: what demo.py does, with a model that stays, and with what a stopped edit leaves."""
 
+import json
 import re
 import sys
 import time
 import traceback
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from minidrag.app import advice, results
 from minidrag.app.options import Options, open_input, open_model
 from minidrag.app.session import Session, generate_image, open_session
 from minidrag.method.drag import Step
+from minidrag.method.progress import Progress
 from minidrag.model import Model
-from minidrag.page.job import Job, Stopped, lora_key
+from minidrag.page.job import Job, Stopped
 from minidrag.page.preview import LatentPreview
-from minidrag.points import to_pixels
+from minidrag.points import Pixel, to_pixels
 from minidrag.system import console
 
 PREVIEW_EVERY = 0.25  # seconds
@@ -29,7 +32,7 @@ class Editor:
     def __init__(self):
         self.model: Model | None = None
         self.name = ""  # of the model
-        self.ready: set[tuple[Any, ...]] = set()  # LoRAs that are in the cache
+        self.ready: set[str] = set()  # keys of LoRAs that are in the cache
 
     def run(self, job: Job) -> None:
         """Run a job and record how it ended. No error stops the queue."""
@@ -48,12 +51,20 @@ class Editor:
             print(f"minidrag: {job.message}", file=sys.stderr)
         job.steps = []  # the latents of a long drag are large
 
-    def check(self, options: Options) -> list[str]:
-        """Notes on an edit that is about to start; ValueError for one that cannot."""
+    def prepare(self, options: Options, progress: Progress | None = None) -> Session | None:
+        """Return an edit that is about to start, or as much of it as its LoRA needs while it has no drags.
+
+        None before its model is loaded, and while nothing tells its window. Raises ValueError for an edit
+        that cannot start.
+        """
+        if not options.drags:
+            options = replace(options, drags=[(Pixel(0, 0), Pixel(0, 0))], mask=None)
+            if options.config.window:
+                return None
         image, mask = open_input(options)
         if self.model is None or self.name != options.model:
-            return []
-        return [in_words(note) for note in advice.before(Session(self.model, options, image, mask))]
+            return None
+        return Session(self.model, options, image, mask, progress or Progress())
 
     def load(self, job: Job) -> Model:
         """Return the model of a job; the previous one stays until the new one is complete."""
@@ -66,14 +77,13 @@ class Editor:
 
     def warm(self, job: Job) -> None:
         """Load the model of a job and, unless that is all, train its LoRA."""
-        model = self.load(job)
-        if job.kind == "train":
-            image, _ = open_input(job.options)
-            self.find_lora(Session(model, job.options, image, None, job))
+        self.load(job)
+        if job.kind == "train" and (session := self.prepare(job.options, job)):
+            self.find_lora(session)
 
     def find_lora(self, session: Session) -> None:
         session.find_lora()
-        self.ready.add(lora_key(session.options))
+        self.ready.add(lora_key(session))
 
     def edit(self, job: Job) -> None:
         """Edit and write the results, as demo.py does; if stopped, write the latest preview.
@@ -111,6 +121,27 @@ class Editor:
             results.record(folder / "run.json", session, edit, stop_message(job))
         notes = [*advice.after(session, edit), *advice.about_missing(missing)]
         job.notes = [in_words(note) for note in notes]
+
+
+def describe(session: Session) -> dict[str, Any]:
+    """Notes on an edit before it runs, its window, its LoRA, and the drags that its mask cuts."""
+    return {
+        "notes": [in_words(note) for note in advice.before(session)],
+        "window": None if session.window.size == session.image.size else session.window,
+        "scale": session.scale,
+        "lora": lora_key(session),
+        "cut": [*advice.cut_targets(session)],
+        "cell": advice.cell(session),
+    }
+
+
+def lora_key(session: Session) -> str:
+    """Everything that decides the LoRA of an edit."""
+    options = session.options
+    settings = {k: v for k, v in asdict(options.config).items() if k.startswith("lora_") or k == "size"}
+    return json.dumps(
+        [str(options.image), options.prompt, options.model, options.seed, settings, session.window]
+    )
 
 
 def stop_message(job: Job) -> str:

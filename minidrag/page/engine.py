@@ -4,12 +4,12 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from minidrag.app.options import Options, open_input
+from minidrag.app.options import Options
 from minidrag.page import plan
-from minidrag.page.editor import Editor, in_words
+from minidrag.page.editor import Editor, describe, in_words, lora_key
 from minidrag.page.history import read_json
 from minidrag.page.inputs import Inputs
-from minidrag.page.job import Job, lora_key
+from minidrag.page.job import Job
 from minidrag.page.jobs import Queue
 from minidrag.page.store import Store
 from minidrag.page.validation import PRESETS, Validator
@@ -41,22 +41,28 @@ class Engine:
     def submit(self, values: Any) -> int:
         """Add an edit to the queue; return its number."""
         options = self.validator.parse(values)
-        if options.image:
-            open_input(options)  # what can be refused is refused before the edit waits
-        return self.queue.put(options, values).number
+        session = self.editor.prepare(options) if options.image else None  # refused before it waits
+        return self.queue.put(options, values, lora_key(session) if session else "").number
 
-    def prefetch(self, values: Any, kind: str = "train") -> None:
-        """Train the LoRA of these options, or load only the model, while no edit waits."""
-        self.queue.prefetch(self.validator.parse(values, without_drags=True), kind)
+    def prefetch(self, values: Any) -> None:
+        """Train the LoRA that an edit will need while none waits; first load its model."""
+        options = self.validator.parse(values, without_drags=True)
+        if self.editor.name != options.model:
+            return self.queue.prefetch(options, "load")
+        with suppress(ValueError):  # `check` says why the edit cannot start
+            if session := self.editor.prepare(options):
+                self.queue.prefetch(options, "train", lora_key(session))
 
     def check(self, values: Any) -> dict[str, Any]:
-        """Return notes on an edit before it runs, its seconds by preset, and whether its LoRA is cached."""
+        """Describe an edit before it runs, with its seconds by preset, and whether its LoRA is cached."""
         options = self.validator.parse(values, without_drags=True)
+        report: dict[str, Any] = {"notes": [], "error": None, "lora": ""}
         try:
-            report: dict[str, Any] = {"notes": self.editor.check(options), "error": None}
+            if session := self.editor.prepare(options):
+                report |= describe(session)
         except ValueError as error:
-            report = {"notes": [], "error": in_words(str(error))}
-        report["ready"] = lora_key(options) in self.editor.ready
+            report["error"] = in_words(str(error))
+        report["ready"] = report["lora"] in self.editor.ready
         rates = self.rates(options)
         skip = ("LoRA",) if report["ready"] else ()
         report["seconds"] = {name: plan.expected(config, rates) for name, config in PRESETS.items()}

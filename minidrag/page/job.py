@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -14,7 +14,8 @@ from minidrag.page import plan
 from minidrag.points import Pixel
 
 T = TypeVar("T")
-REPORTED = ("number", "kind", "state", "stage", "done", "total", "paths", "notes", "message", "run", "values")
+REPORTED = ("number", "kind", "lora", "state", "stage", "done", "total", "paths", "notes", "message")
+REPORTED += ("run", "values")
 
 
 class Stopped(Exception):
@@ -29,6 +30,7 @@ class Job(Progress):
     options: Options
     values: dict[str, Any]  # the options as the page sent them
     kind: str = "edit"  # or "train": only the LoRA; "load": only the model
+    lora: str = ""  # as by `lora_key`; empty if unknown
     state: str = "waiting"  # running, done, stopped, failed; interrupted: the program ended
     stage: str = ""
     done: int = 0  # steps of the stage
@@ -77,9 +79,3 @@ class Job(Progress):
             steps = self.stage, self.done, self.total, self.began
             report["seconds_left"] = plan.remaining(self.options.config, *steps, rates)
         return report
-
-
-def lora_key(options: Options) -> tuple[Any, ...]:
-    """Everything that decides a LoRA."""
-    settings = {k: v for k, v in asdict(options.config).items() if k.startswith("lora_") or k == "size"}
-    return options.image, options.prompt, options.model, options.seed, *settings.items()

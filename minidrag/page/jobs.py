@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from minidrag.app.options import Options
-from minidrag.page.job import Job, lora_key
+from minidrag.page.job import Job
 from minidrag.page.store import Store
 
 MOST = 20  # jobs that are over and still listed
@@ -32,29 +32,32 @@ class Queue:
                 self.change.wait()
         return None
 
-    def put(self, options: Options, values: Any) -> Job:
-        """Add an edit; a LoRA in training that it does not need makes way. values: the options as JSON."""
+    def put(self, options: Options, values: Any, lora: str) -> Job:
+        """Add an edit; a LoRA in training that it does not need makes way.
+
+        values: the options as JSON. lora: key of the LoRA that it needs.
+        """
         with self.change:
-            job = Job(max([0, *(job.number for job in self.jobs)]) + 1, options, values)
+            job = Job(max([0, *(job.number for job in self.jobs)]) + 1, options, values, lora=lora)
             self.store.write_json(f"job-{job.number}.json", values)
             over = [job for job in self.jobs if job.state not in ("waiting", "running")]
             self.jobs = [*(job for job in self.jobs if job not in over[:-MOST]), job]
             ahead = self.ahead
-            if ahead and ahead.kind == "train" and lora_key(ahead.options) != lora_key(options):
+            if ahead and ahead.kind == "train" and ahead.lora != lora:
                 ahead.stop = True
             self.change.notify_all()
         return job
 
-    def prefetch(self, options: Options, kind: str) -> None:
-        """Train the LoRA of these options while no edit waits, instead of another's."""
+    def prefetch(self, options: Options, kind: str, lora: str = "") -> None:
+        """Train a LoRA while no edit waits, or load only a model, instead of another one."""
         with self.change:
             ahead = self.ahead
+            work = kind, lora, options.model
+            if ahead and not ahead.stop and (ahead.kind, ahead.lora, ahead.options.model) == work:
+                return
             if ahead:
-                same = ahead.kind == kind and lora_key(ahead.options) == lora_key(options)
-                if same and ahead.state in ("waiting", "running", "done"):
-                    return
                 ahead.stop = True
-            self.ahead = Job(0, options, {}, kind=kind)
+            self.ahead = Job(0, options, {}, kind=kind, lora=lora)
             self.change.notify_all()
 
     def stop(self, number: int) -> None:

@@ -51,7 +51,7 @@ class Site:
 
             engine = Engine(self.store, self.start["model"], fixed)
             with suppress(ValueError):  # a photo that cannot be read: opening it says so
-                engine.prefetch(self.start | engine.validator.fixed, "load")
+                engine.prefetch(self.start | engine.validator.fixed)
             engine.thread.start()
             self.engine = engine
         except Exception as error:  # else the page would wait forever

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from minidrag.config import MOST, EditConfig
 from minidrag.page.store import Store
 
 PRESETS = {"default": EditConfig()} | {name: CONFIGS[name] for name in sorted(CONFIGS)}
-NOWHERE = {"handle": [0, 0], "target": [0, 0]}  # a drag, for options that need one
+NOWHERE = {"handle": [0, 0], "target": [0, 0]}  # a drag, for a reader that wants one
 
 
 class Validator:
@@ -43,16 +43,18 @@ class Validator:
         for name, value in self.fixed.items():
             if values.get(name) != value:
                 raise ValueError(f"{name} must be {value}, as the command line said")
-        if without_drags and not values.get("drags"):
+        dragless = without_drags and not values.get("drags")
+        if dragless:
             values = values | {"drags": [NOWHERE]}
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "run.json"
             file.write_text(json.dumps(values), encoding="utf-8")
             try:
-                return options.read_options({"base": file})
+                parsed = options.read_options({"base": file})
             except ValueError as error:
                 text = str(error).replace(f"{file}: ", "").replace(str(file), "the request")
                 raise ValueError(text) from None
+        return replace(parsed, drags=[]) if dragless else parsed
 
     def settings(self) -> dict[str, Any]:
         """Describe the form: fields of EditConfig, presets, models."""

@@ -205,13 +205,14 @@ def test_edits_wait_for_each_other_and_can_be_cancelled(
 
 
 def test_the_lora_is_trained_ahead_and_used(client: Client) -> None:
-    asked = client.options(drags=[], prompt="a ball")
+    until(lambda: client.get("/state")["model"])
+    asked = client.options(drags=[], prompt="a ball", config=QUICK | {"window": False})
     client.post("/prefetch", asked)
     until(lambda: client.get("/state")["prefetch"]["state"] == "done")
     assert client.post("/check", asked)["ready"] is True
     client.post("/prefetch", asked)
     assert client.get("/state")["prefetch"]["state"] == "done", "nothing to be done again"
-    client.wait(start(client, prompt="a ball"))
+    client.wait(start(client, **asked | {"drags": client.options()["drags"]}))
     values = json.loads(Path("runs/photo-1/run.json").read_text())
     assert "LoRA" not in values["result"]["seconds"], "it was in the cache"
 
@@ -228,6 +229,7 @@ def test_a_lora_makes_way_for_an_edit_that_does_not_need_it(
         check(job)
 
     monkeypatch.setattr(Job, "check", slow)
+    until(lambda: client.get("/state")["model"])
     client.post("/prefetch", client.options(prompt="one"))
     assert going.wait(30)
     number = start(client, prompt="another")
