@@ -36,6 +36,21 @@ COVERED = """
         });
     }).map((one) => one.id);
 """  # controls with a corner that is out of the window or under something else
+PLACE = """
+    const { canvas, onScreen } = await import("/view.js");
+    const { left, top } = canvas.getBoundingClientRect();
+    const [x, y] = onScreen([...arguments]);
+    return [left + x, top + y];
+"""
+FRAME = """
+    const { state } = await import("/state.js");
+    const { canvas, view } = await import("/view.js");
+    if (!state.check.window) return null;
+    const box = canvas.getBoundingClientRect();
+    const [x, y, width, height] = state.check.window.map((side) => side * view.scale);
+    const [left, top] = [box.left + view.x + x, box.top + view.y + y];
+    return [left, top, left + width, top + height];
+"""  # of the window of the edit, on the screen
 DRAG = read_options({"base": tiny.DEMO / "drag.json"})
 RIGHT, DELETE, ESCAPE, CONTROL, SHIFT, ENTER = "\ue014", "\ue017", "\ue00c", "\ue009", "\ue008", "\ue007"
 
@@ -388,6 +403,98 @@ def test_a_run_with_a_lora_of_its_own_says_that_it_is_not_used(
     assert all("/match" in complaint for complaint in browser.complaints()), "refused, nothing else"
 
 
+# The window of a large image
+
+
+def open_sheet(browser: Browser, client: Client, folder: Path) -> str:
+    """Open the demo's image amid eight more, with a mask of its ball, and return its name on the server."""
+    sheet = Image.new("RGB", (384, 384))
+    mask = Image.new("L", (384, 384))
+    with Image.open(str(DRAG.image)) as ball:
+        for number in range(9):
+            sheet.paste(ball, (128 * (number % 3), 128 * (number // 3)))
+    mask.paste(255, (146, 196, 196, 242))
+    for name, image in (("sheet", sheet), ("mask", mask)):
+        image.save(folder / f"{name}.png")
+    client.site.start["image"] = image = client.upload("/image", folder / "sheet.png")["image"]
+    client.site.start["mask"] = client.upload("/mask", folder / "mask.png")["mask"]
+    fast = client.get("/settings")["presets"]["fast"]
+    client.site.start |= {"drags": [], "config": fast | {"window": True, "lora_steps": 2}}
+    browser.open(client.site.address)
+    if browser.drags():  # of the draft
+        browser.click("drags-clear")
+    return image
+
+
+def framed(browser: Browser) -> bool:
+    """True if the window is framed by dashes on the canvas."""
+    box = browser.driver.execute_script(FRAME)
+    if not box:
+        return False
+    left, top, right, bottom = (round(at) for at in box)
+    shown = browser.screenshot().astype(int)
+    sides = [shown[top - 1 : top + 2, left:right], shown[bottom - 1 : bottom + 2, left:right]]
+    sides += [shown[top:bottom, at - 1 : at + 2].swapaxes(0, 1) for at in (left, right)]
+    return all((side.min(-1).max(0) > 240).mean() > 0.3 for side in sides)
+
+
+def test_the_window_is_framed_and_its_lora_waits_for_a_drag(
+    browser: Browser, client: Client, tmp_path: Path
+) -> None:
+    image = open_sheet(browser, client, tmp_path)
+    sent = "return performance.getEntriesByType('resource').some(({ name }) => name.endsWith('/prefetch'))"
+    until(lambda: browser.driver.execute_script(sent))
+    assert image not in client.get("/state")["prefetch"]["lora"] and not browser.text("lora-state")
+    assert not framed(browser) and browser.text("scale") == ""
+    browser.mouse(*(place(browser, x, 218) for x in (171, 190, 216)))
+    until(lambda: framed(browser))
+    browser.click("theme")
+    assert framed(browser), "dark and light"
+    browser.click("theme")
+    until(lambda: browser.text("lora-state") == "LoRA ready")
+    trained = client.get("/state")["prefetch"]["lora"]
+    assert image in trained
+    browser.keys(SHIFT, RIGHT)
+    browser.mouse(place(browser, 226, 218), place(browser, 290, 200), place(browser, 350, 60))
+    until(lambda: "edited at" in browser.text("scale") or "enlarged" in browser.text("scale"))
+    until(lambda: client.get("/state")["prefetch"]["lora"] not in ("", trained))
+    browser.click("drags-clear")
+    assert not framed(browser)
+    assert browser.complaints() == []
+
+
+def test_a_mask_that_cuts_is_extended_and_the_run_is_one_of_the_whole_image(
+    browser: Browser, client: Client, tmp_path: Path
+) -> None:
+    open_sheet(browser, client, tmp_path)
+    browser.mouse(*(place(browser, x, 218) for x in (171, 190, 216)))
+    cut = "the target of drag 1 is outside the mask, where nothing can appear extend the mask"
+    until(lambda: cut in browser.text("notes"))
+    before = marked(client)
+    browser.click("#notes button")
+    until(lambda: browser.text("notes") and "mask" not in browser.text("notes").replace("around mask", ""))
+    until(lambda: marked(client) > before)
+    mask = painted(client)
+    rows, columns = np.mgrid[:384, :384]
+    for x in (171, 216):  # a ball of a radius of 22
+        assert mask[np.hypot(columns - x, rows - 218) < 20].all(), "the ball, here and there"
+    assert not mask[np.hypot(columns - 193, rows - 218) > 65].any(), "little else"
+    browser.keys(CONTROL, "z")
+    until(lambda: marked(client) == before and cut in browser.text("notes"))
+    browser.keys(CONTROL, SHIFT, "z")
+    until(lambda: marked(client) == mask.sum())
+    browser.click("run")
+    until(lambda: browser.shown("result-card"))
+    browser.click("view-edit")
+    browser.click("drags-clear")
+    browser.click("#history button")
+    until(lambda: browser.shown("result-card") and browser.drags())
+    assert browser.drags() == [[171, 218, 216, 218]]
+    browser.click("view-edit")
+    until(lambda: framed(browser))
+    assert browser.complaints() == []
+
+
 # Pixels and sizes
 
 
@@ -449,6 +556,12 @@ def test_every_control_has_a_name_and_can_be_reached_by_keys(browser: Browser, c
     browser.open(client.site.address)
     nameless = browser.driver.execute_script(NAMELESS)
     assert nameless == []
+
+
+def place(browser: Browser, *pixel: int) -> Point:
+    """The point of the window where a pixel of the open image is shown."""
+    x, y = browser.driver.execute_script(PLACE, *pixel)
+    return x, y
 
 
 def upper(browser: Browser) -> Point:

@@ -1,5 +1,6 @@
 """Edits through the page: what they write, Stop and reload in every stage, and what a crash leaves."""
 
+import io
 import json
 import shutil
 import signal
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from support.command import ROOT, WRITTEN, demo, listing, raising
 from support.page import QUICK, Client, serving, until
 
@@ -238,6 +239,92 @@ def test_a_lora_makes_way_for_an_edit_that_does_not_need_it(
     go.set()
     assert client.wait(number)["state"] == "done"
     assert client.get("/state")["prefetch"]["state"] == "stopped"
+
+
+# The window of a large image
+
+IN_WINDOW = {"config": QUICK | {"window": True}}
+
+
+@pytest.fixture
+def large(client: Client, workdir: Path) -> dict[str, Any]:
+    """Options of an edit in a window: a mask of 48x40 in an image of 384x384."""
+    Image.radial_gradient("L").resize((384, 384)).convert("RGB").save("large.png")
+    mask = Image.new("L", (384, 384))
+    mask.paste(255, (230, 240, 278, 280))
+    mask.save("part.png")
+    image = client.upload("/image", workdir / "large.png")["image"]
+    named = {"image": image, "mask": client.upload("/mask", workdir / "part.png")["mask"]}
+    until(lambda: client.get("/state")["model"])
+    return client.options(**named, **IN_WINDOW, drags=[{"handle": [244, 260], "target": [262, 260]}])
+
+
+def test_a_check_names_the_window_and_its_lora(client: Client, large: dict[str, Any]) -> None:
+    def lora(**values: Any) -> str:
+        return client.post("/check", large | values)["lora"]
+
+    checked = client.post("/check", large)
+    left, top, width, height = checked["window"]
+    assert left < 230 and left + width > 278 and top < 240 and top + height > 280 and width < 150
+    assert checked["scale"] == pytest.approx(width / 64) and checked["lora"]
+    assert lora(drags=[{"handle": [244, 261], "target": [262, 261]}]) == checked["lora"], "the same window"
+    assert lora(drags=[{"handle": [244, 260], "target": [60, 60]}]) not in ("", checked["lora"])
+    dragless = client.post("/check", large | {"drags": []})
+    assert dragless["lora"] == "" and dragless["error"] is None
+    whole = client.post("/check", large | {"config": QUICK | {"window": False}})
+    assert whole["window"] is None and whole["scale"] == 6 and whole["lora"] not in ("", checked["lora"])
+    assert lora(config=QUICK | {"window": False}, drags=[], mask=None) == whole["lora"], "no need of drags"
+
+
+def test_the_lora_of_a_window_waits_for_a_drag(client: Client, large: dict[str, Any]) -> None:
+    client.post("/prefetch", large | {"drags": []})
+    client.post("/prefetch", large | {"drags": [{"handle": [10, 10], "target": [20, 20]}]})  # not in the mask
+    assert client.get("/state")["prefetch"]["kind"] == "load"
+    client.post("/prefetch", large)
+    until(lambda: client.get("/state")["prefetch"]["state"] == "done")
+    checked = client.post("/check", large)
+    assert checked["ready"] and client.get("/state")["prefetch"]["lora"] == checked["lora"]
+    job = client.wait(client.post("/submit", large)["number"])
+    result = client.get(f"/run?name={job['run']}")["result"]
+    assert "LoRA" not in result["seconds"], "it was trained ahead"
+    assert result["window"] == checked["window"] and job["lora"] == checked["lora"]
+
+
+@pytest.mark.parametrize("stage", ["", "drag"])
+def test_a_run_in_a_window_is_one_of_the_whole_image(
+    client: Client,
+    large: dict[str, Any],
+    at_stage: Callable[[str, Callable[[], object]], None],
+    stage: str,
+) -> None:
+    """Whether it ends or is stopped."""
+    if stage:
+        at_stage(stage, lambda: client.post("/stop", {"number": 1}))
+    job = client.wait(client.post("/submit", large)["number"])
+    assert job["state"] == ("stopped" if stage else "done"), job
+    assert job["paths"][0][0] == pytest.approx([244, 260], abs=1.5)
+    _, _, content = client.ask("GET", f"/preview?job={job['number']}")
+    shapes = {Image.open(io.BytesIO(content)).size}
+    (entry,) = client.get("/history")
+    edited = Image.open(f"runs/{entry['name']}/edited.png")
+    shapes.add(edited.size)
+    assert shapes == {(384, 384)}
+    changed = ImageChops.difference(edited, Image.open(large["image"])).convert("L").getbbox()
+    assert changed and changed[0] >= 230 and changed[1] >= 240 and changed[2] <= 278 and changed[3] <= 280
+    run = client.get(f"/run?name={entry['name']}")
+    assert run["options"]["drags"] == large["drags"] and run["options"]["config"]["window"]
+    assert run["result"]["paths"] == job["paths"]
+
+
+def test_a_target_that_the_mask_cuts_is_noted(client: Client, large: dict[str, Any]) -> None:
+    def checked(x: int) -> tuple[list[int], str]:
+        drag = {"handle": [244, 260], "target": [x, 260]}
+        answer = client.post("/check", large | {"drags": [drag], "prompt": "a ball"})
+        return answer["cut"], answer["notes"][-1]
+
+    assert checked(290) == ([1], "the target of drag 1 is outside the mask, where nothing can appear")
+    assert checked(277) == ([1], "the mask ends at the target of drag 1 and may cut off what lands there")
+    assert checked(255)[0] == []
 
 
 # Times and previews

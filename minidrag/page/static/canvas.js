@@ -47,6 +47,7 @@ function renderEdit() {
   const following = pending && pending.target && !action;
   if (drags.length && (view.preview || moving || following)) movedObjects(drags).forEach(drawSheet);
   renderMask();
+  if (drags.length && state.check.window) renderWindow(state.check.window);
   drags.forEach(({ handle, target }) => drawArrow(handle, target));
   const selectedOf = (index) => (selected && selected.index === index ? selected.which : "");
   edit.drags.forEach((drag, i) => drawPair(drag, i + 1, selectedOf(i)));
@@ -64,6 +65,18 @@ function renderBrush() {
     context.strokeStyle = color;
     context.stroke();
   }
+}
+
+function renderWindow([left, top, width, height]) {
+  const { x, y, scale } = view;
+  const box = [x + left * scale, y + top * scale, width * scale, height * scale].map(Math.round);
+  context.lineWidth = 2;
+  for (const [color, dashes] of [["rgb(0 0 0 / 60%)", []], ["#fff", [6, 6]]]) {
+    context.strokeStyle = color;
+    context.setLineDash(dashes);
+    context.strokeRect(...box);
+  }
+  context.setLineDash([]);
 }
 
 function renderMask() {

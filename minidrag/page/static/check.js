@@ -3,34 +3,38 @@
 import { api } from "./api.js";
 import { $, attempt, duration, element, later, setChip } from "./dom.js";
 import { poll } from "./jobs.js";
-import { options } from "./request.js";
-import { isActive, state } from "./state.js";
+import { extendMask } from "./objects.js";
+import { checkOptions } from "./request.js";
+import { isActive, NO_CHECK, state } from "./state.js";
+import { draw } from "./view.js";
 
-let ready = "";  // key of a LoRA that is trained
-let prefetched = "";  // key of the LoRA that was requested last
+const extendButton = element("button", { className: "link", textContent: "extend the mask" });
 let ended = "";  // what the server had finished at the last look
-
-function loraKey() {  // everything that decides a LoRA
-  const { image, prompt, model, seed, config } = state.edit;
-  const names = Object.keys(config).filter((name) => name.startsWith("lora_"));
-  return JSON.stringify([image, prompt, model, seed, config.size, ...names.map((name) => config[name])]);
-}
 
 const check = later(350, async () => {
   if (!state.settings || !state.edit.image) return;
-  const values = await options();
-  const text = JSON.stringify(values);
+  const values = await checkOptions();
   const answer = await api("/check", values);
-  if (text !== JSON.stringify(await options())) return;
+  if (JSON.stringify(values) !== JSON.stringify(await checkOptions())) return;
   const hasDrags = state.edit.drags.length > 0;
+  state.check = { ...NO_CHECK, ...answer, image: state.edit.image };
   $("error").textContent = (hasDrags && answer.error) || "";
   $("error").hidden = !$("error").textContent;
   const notes = hasDrags ? answer.notes : ["make a drag first"];
   $("notes").replaceChildren(...notes.map((note) => element("li", { textContent: note })));
+  if (hasDrags && state.check.cut.length) $("notes").lastChild.append(" ", extendButton);
   showTimes(answer.seconds);
-  if (answer.ready) ready = loraKey();
+  showScale();
   showLora();
+  draw();
 });
+
+function showScale() {  // beside the image's size
+  const { scale } = state.check;
+  const enlarged = `, enlarged ${(1 / scale).toFixed(1)} times`;
+  const reduced = `, edited at ${scale.toFixed(1)} image pixels per pixel`;
+  $("scale").textContent = scale > 1.05 ? reduced : scale < 0.95 ? enlarged : "";
+}
 
 function showTimes(seconds) {
   for (const card of $("presets").children) {
@@ -43,18 +47,22 @@ function showTimes(seconds) {
 
 const prefetch = later(1500, async () => {
   if (!state.settings || !state.edit.image || !$("prefetch").checked || !state.edit.config.lora_steps) return;
-  const key = loraKey();
-  if (key === prefetched || key === ready) return;
-  prefetched = key;
-  await api("/prefetch", { ...(await options()), mask: null });
+  await api("/prefetch", await checkOptions());
   poll();
 });
 
+function refresh() {
+  if (state.check.image !== state.edit.image) state.check = NO_CHECK;
+  check();
+  prefetch();
+}
+
 function loraStatus() {  // text and kind of the chip
-  const job = state.server.prefetch;
+  const { prefetch: job } = state.server;
+  const { lora, ready } = state.check;
   if (!state.edit.config.lora_steps) return [""];
-  if (ready === loraKey()) return ["LoRA ready", "good"];
-  if (!job || job.kind !== "train" || prefetched !== loraKey()) return [""];
+  if (ready) return ["LoRA ready", "good"];
+  if (!job || !lora || job.lora !== lora) return [""];
   if (job.state === "waiting") return ["LoRA waiting", "busy"];
   if (job.state === "failed") return [job.message, "bad"];
   const count = job.stage === "LoRA" ? `, ${job.done} of ${job.total}` : "";
@@ -65,32 +73,22 @@ const showLora = () => setChip("lora-state", ...loraStatus());
 
 function follow() {
   const { model, jobs, prefetch: job } = state.server;
-  const current = job && job.kind === "train" && prefetched === loraKey();
-  if (current && job.state === "done") ready = prefetched;
-  if (current && job.state === "stopped" && !jobs.some(isActive)) {
-    prefetched = "";
-    prefetch();
-  }
   const numbers = jobs.filter((one) => !isActive(one)).map((one) => one.number);
-  const now = JSON.stringify([model, numbers, ready]);  // each of them changes the notes or the times
-  if (now !== ended) check();
+  const now = JSON.stringify([model, numbers, job && !isActive(job) && [job.lora, job.state]]);
+  if (now !== ended) refresh();  // each of them changes the notes, the times, or what is to be trained
   ended = now;
   showLora();
 }
 
 async function togglePrefetch() {
   localStorage.setItem("prefetch", $("prefetch").checked ? "yes" : "no");
-  const job = state.server.prefetch;
-  prefetched = "";
   if ($("prefetch").checked) prefetch();
-  else if (job && isActive(job)) await api("/stop", { number: 0 });
+  else if (state.server.prefetch) await api("/stop", { number: 0 });
 }
 
+extendButton.onclick = () => extendMask(state.check);
 $("prefetch").checked = localStorage.getItem("prefetch") !== "no";
 $("prefetch").onchange = attempt(togglePrefetch);
-$("prompt").addEventListener("input", prefetch);
-state.on("change", () => {
-  check();
-  prefetch();
-});
+$("prompt").addEventListener("input", refresh);
+state.on("change", refresh);
 state.on("server", follow);

@@ -2,13 +2,11 @@
 
 import { newCanvas } from "./dom.js";
 import { mask } from "./mask.js";
+import { search } from "./objects.js";
 import { reduced } from "./shapes.js";
 import { state } from "./state.js";
 
-const GRID = 160;  // cells along the longer side in which objects are searched
 const SHOWN = 1024;  // pixels along the longer side of the preview
-const ALIKE = 26;  // levels of 255 between two cells of one color
-const LEAST = 0.03;  // of the free cells that an object found by its color has
 const TURNS = 12;  // of smoothing, on each level
 
 let objects = { key: "" };  // of the handles
@@ -33,22 +31,13 @@ function findObjects(handles) {
   const key = JSON.stringify([state.edit.image, mask.version, handles]);
   if (objects.key === key) return objects;
   const [width, height] = state.size;
-  const shrink = Math.min(1, GRID / Math.max(width, height));
-  const w = Math.max(8, Math.round(width * shrink));
-  const h = Math.max(8, Math.round(height * shrink));
-  const pen = newCanvas(w, h).getContext("2d", { willReadFrequently: true });
-  pen.drawImage(reduced(state.image, 2 * w), 0, 0, w, h);
-  const colors = pen.getImageData(0, 0, w, h).data;
-  const seeds = handles.map(([x, y]) => [cellOf(x, width, w), cellOf(y, height, h)]);
-  const labels = grow(w, h, colors, freeCells(w, h, seeds), seeds);
+  const { w, h, pen, colors, labels } = search(handles, [0, 0, width, height], mask.count > 0);
   const share = Math.min(1, SHOWN / Math.max(width, height));
   const moved = newCanvas(Math.round(width * share), Math.round(height * share));
   const cut = handles.map((_, i) => cutOut(labels, i + 1, pen, moved));
   objects = { key, cut, moved, fill: fillHoles(w, h, colors, labels) };
   return objects;
 }
-
-const cellOf = (pixel, pixels, cells) => Math.min(cells - 1, Math.floor((pixel + 0.5) / pixels * cells));
 
 function cutOut(labels, label, pen, { width, height }) {  // the image where the cells have a label
   const { canvas } = pen;
@@ -60,65 +49,6 @@ function cutOut(labels, label, pen, { width, height }) {  // the image where the
   ink.globalCompositeOperation = "source-in";
   ink.drawImage(reduced(state.image, width), 0, 0, width, height);
   return ink.canvas;
-}
-
-function freeCells(w, h, seeds) {  // cells that an object may have: the mask's, or those near a handle
-  const [width, height] = state.size;
-  const free = new Uint8Array(w * h);
-  const reach = 0.3 * Math.min(w, h);
-  for (let y = 0; y < h; y++) {
-    for (let x = 0; x < w; x++) {
-      const pixel = Math.floor((y + 0.5) / h * height) * width + Math.floor((x + 0.5) / w * width);
-      const near = () => seeds.some(([sx, sy]) => Math.hypot(sx - x, sy - y) < reach);
-      free[y * w + x] = (mask.count ? mask.bits[pixel] : near()) ? 1 : 0;
-    }
-  }
-  return free;
-}
-
-// An object: free cells unlike all along the border of the free ones, as far as they connect to its handle.
-// If that is next to nothing, all that is nearer to the handle than to the border.
-function grow(w, h, colors, free, seeds) {
-  const border = borderOf(w, h, free);
-  const samples = [...border.keys()].filter((cell) => border[cell]);
-  const alike = (i, j) => [0, 1, 2].every((c) => Math.abs(colors[i + c] - colors[j + c]) <= ALIKE);
-  const unlike = (cell) => !samples.some((sample) => alike(4 * cell, 4 * sample));
-  const inside = Uint8Array.from(free, (value, cell) => (value && !border[cell] && unlike(cell) ? 1 : 0));
-  const labels = spread(w, h, seeds, [], inside);
-  const area = (cells) => cells.reduce((sum, value) => sum + (value ? 1 : 0), 0);
-  return area(labels) > LEAST * area(free) ? labels : spread(w, h, seeds, samples, free);
-}
-
-function borderOf(w, h, free) {  // of the free cells; where all are free, of the image
-  const inner = free.includes(0);
-  return free.map((value, at) => {
-    const x = at % w;
-    const edge = x === 0 || x === w - 1 || at < w || at >= w * (h - 1);
-    const enclosed = () => free[at - 1] && free[at + 1] && free[at - w] && free[at + w];
-    return value && (inner ? !edge && !enclosed() : edge) ? 1 : 0;
-  });
-}
-
-// Labels of cells, 1, 2, ... for the seed nearest by way of allowed cells; 0 for those nearer to an outsider.
-function spread(w, h, seeds, outsiders, allowed) {
-  const labels = new Uint8Array(w * h).fill(255);
-  const queue = [];
-  const take = (x, y, value, always = false) => {
-    const cell = y * w + x;
-    if (x < 0 || y < 0 || x >= w || y >= h || labels[cell] !== 255 || !(always || allowed[cell])) return;
-    labels[cell] = value;
-    queue.push(cell);
-  };
-  seeds.forEach(([x, y], i) => {
-    for (let cell = 0; cell < 9; cell++) take(x + cell % 3 - 1, y + Math.floor(cell / 3) - 1, i + 1, true);
-  });
-  for (const cell of outsiders) take(cell % w, Math.floor(cell / w), 0, true);
-  for (let next = 0; next < queue.length; next++) {
-    const x = queue[next] % w;
-    const y = Math.floor(queue[next] / w);
-    for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) take(x + dx, y + dy, labels[queue[next]]);
-  }
-  return labels.map((value) => (value === 255 ? 0 : value));
 }
 
 function fillHoles(w, h, colors, labels) {  // colors of the cells around, from coarse to fine

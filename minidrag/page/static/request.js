@@ -33,6 +33,12 @@ export async function jobOptions() {
   return generated === recipe() ? { ...values, image: null, negative, guidance } : values;
 }
 
+export async function checkOptions() {  // a generated image is edited as a whole
+  const values = await options();
+  if (state.edit.generated === recipe()) values.config = { ...values.config, window: false };
+  return values;
+}
+
 export async function generationOptions() {
   const { negative, guidance } = state.edit;
   return { ...(await options()), image: null, mask: null, drags: [], negative, guidance };

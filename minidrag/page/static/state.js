@@ -1,6 +1,8 @@
 // The state of the page. Its events: "change", the edit has changed; "server", the server has reported its
 // jobs; "draw", the canvas is due.
 
+export const NO_CHECK = { image: "", window: null, scale: 1, lora: "", ready: false, cut: [], cell: 0 };
+
 class State extends EventTarget {
   start = null;  // of the server: the options to begin with, the draft, the folder of the runs
   settings = null;  // of the server: fields, presets, models, values fixed by the command line
@@ -8,6 +10,7 @@ class State extends EventTarget {
     image: "", drags: [], prompt: "", negative: "", guidance: 7.5, generated: "", model: "tiny", config: {},
     seed: 0,
   };
+  check = NO_CHECK;  // what the server says of the edit; window: the part that is edited, null for all
   image = null;  // the edit's image, drawable
   size = [1, 1];
   mode = "points";  // or "mask"
