@@ -42,7 +42,7 @@ from minidrag.method.lora import LoRA, lora_attached, noise_loss
 from minidrag.method.progress import Progress
 from minidrag.model import Model, decode
 from minidrag.system import console
-from minidrag.system.files import check_regular, read_json, sweep, write_json, write_text, write_whole
+from minidrag.system.files import read_json, reserve, sweep, write_json, write_text, write_whole
 from minidrag.weights.load import load_model
 
 MAX_CASES = 10_000  # all are drawn before the first is edited
@@ -280,19 +280,8 @@ def settings_of(
 def open_out(out: Path | None, settings: dict[str, Any], name: str = "scenes") -> Path:
     """Make the folder for results of these settings. Raises ValueError if it has other files or results."""
     text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
-    out = out or Path("runs") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    file = out / "settings.json"
-    # Listed first: a process beside this one may write the settings in between.
-    others = out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir())
-    if os.path.lexists(file):
-        if check_regular(file).read_bytes() != text.encode():
-            raise ValueError(f"{out} has results of other settings: give another --out, or delete it")
-    elif others:
-        raise ValueError(f"{out} has files that are not results of a measurement: give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    sweep(out)
-    write_text(file, text)
-    return out
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return reserve(out or Path("runs") / f"{name}-{digest[:8]}", text, "--out")
 
 
 def fidelity() -> nn.Module | None:

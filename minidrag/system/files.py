@@ -113,6 +113,26 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
+def reserve(folder: Path, settings: str, option: str) -> Path:
+    """Make a folder for the results of some settings, JSON, which settings.json records; return it.
+
+    option: of the command, that names the folder. Raises ValueError if it has other files, or results of
+    other settings.
+    """
+    file = folder / "settings.json"
+    # Listed first: a process beside this one may write the settings in between.
+    others = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+    if os.path.lexists(file):
+        if check_regular(file).read_bytes() != settings.encode():
+            raise ValueError(f"{file} has other settings: give another {option}, or delete the folder")
+    elif others:
+        raise ValueError(f"{folder} has files that are not results of this command: give another {option}")
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    write_text(file, settings)
+    return folder
+
+
 @contextmanager
 def unfinished(folder: Path) -> Iterator[Path]:
     """Yield a hidden folder in `folder` for unfinished files, and remove it with what is still in it.

@@ -36,24 +36,18 @@ def write(
     ValueError if `out` is not free, and OSError if writing fails.
     """
     must_be_free(out)
-    with unfinished(out.parent) as part:
-        fill(part / out.name, unet, vae, text_encoder, tokenizer, made)
-        (part / out.name).rename(out)  # fails if another process has written a model there
-
-
-def fill(
-    part: Path, unet: UNet, vae: VAE, text_encoder: CLIPTextEncoder, tokenizer: Path, made: Json
-) -> None:
-    """Write the files of a model."""
-    shutil.copytree(tokenizer, part / "tokenizer")
     sizes = replace(unet.config, sample_size=SIDE // vae.config.factor)
     files = model_files(sizes, vae.config, text_encoder.config, "DDIMScheduler")
-    for name, values in (files | {"training.json": made}).items():
-        (part / name).parent.mkdir(exist_ok=True)
-        write_json(part / name, values)
-    for name, network in {"unet": unet, "vae": vae, "text_encoder": text_encoder}.items():
-        tensors = {
-            key: value.detach().to("cpu", torch.float16).contiguous()
-            for key, value in network.state_dict().items()
-        }
-        save_tensors(tensors, part / name / f"{STEMS[name]}.safetensors", {"format": "pt"})
+    with unfinished(out.parent) as part:
+        folder = part / out.name
+        shutil.copytree(tokenizer, folder / "tokenizer")
+        for name, values in (files | {"training.json": made}).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_json(folder / name, values)
+        for name, network in {"unet": unet, "vae": vae, "text_encoder": text_encoder}.items():
+            tensors = {
+                key: value.detach().to("cpu", torch.float16).contiguous()
+                for key, value in network.state_dict().items()
+            }
+            save_tensors(tensors, folder / name / f"{STEMS[name]}.safetensors", {"format": "pt"})
+        folder.rename(out)  # fails if another process has written a model there

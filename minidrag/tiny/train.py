@@ -8,12 +8,13 @@ keeps the autoencoder and vocabulary of an existing model and fine-tunes its UNe
 """
 
 import copy
+import json
 import random
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from minidrag.networks.tokenizer import Tokenizer
 from minidrag.networks.unet import UNet, UNetConfig
 from minidrag.networks.vae import VAE, VAEConfig
 from minidrag.system import console
-from minidrag.system.files import check_regular, read_json, sweep, write_json, write_whole
+from minidrag.system.files import check_regular, reserve, write_whole
 from minidrag.tiny import folder, vocabulary
 from minidrag.tiny.scenes import caption, random_scene, render
 from minidrag.weights.device import check_device
@@ -104,15 +105,12 @@ class Trainer:
             self.resume()
 
     def resume(self) -> None:
-        check_regular(self.path)
-        try:
+        with resuming(self.path):
             state = torch.load(self.path, map_location=self.config.device, weights_only=True)
             self.networks.load_state_dict(state["networks"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.done = int(state["done"])
-        except Exception as error:  # torch.load raises many exception types for a broken file
-            raise checkpoint_error(self.path, error) from error
 
     def save(self) -> None:
         state = {"networks": self.networks.state_dict(), "average": self.average.state_dict()}
@@ -162,9 +160,15 @@ def save(values: object, path: Path) -> None:
         raise OSError(f"{path} cannot be written, perhaps as the disk is full: free some space") from error
 
 
-def checkpoint_error(path: Path, error: Exception) -> ValueError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return ValueError(f"cannot resume from {path}, delete it to create it again: {reason}")
+@contextmanager
+def resuming(path: Path) -> Iterator[None]:
+    """Raise ValueError, with the remedy, for a checkpoint that cannot be read within a context."""
+    check_regular(path)
+    try:
+        yield
+    except Exception as error:  # torch.load raises many exception types for a broken file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"cannot resume from {path}, delete it to create it again: {reason}") from error
 
 
 def autocast(config: TrainConfig) -> AbstractContextManager:
@@ -312,28 +316,8 @@ def cached_latents(vae: VAE, config: TrainConfig, work: Path) -> tuple[Tensor, T
     if not path.exists():
         pair = tuple(part.half() for part in encode(vae, config, 0, config.scenes))
         save(pair, path)
-    check_regular(path)
-    try:
+    with resuming(path):
         return torch.load(path, weights_only=True)
-    except Exception as error:  # see Trainer.resume
-        raise checkpoint_error(path, error) from error
-
-
-def save_settings(work: Path, settings: dict) -> None:
-    """Write the settings to `work`. Raises ValueError if it holds a run with other settings."""
-    path = work / "config.json"
-    if not path.exists() and work.is_dir() and any(not file.name.startswith(".") for file in work.iterdir()):
-        raise ValueError(f"{work} has files that no training wrote: choose another --work")
-    try:
-        if path.exists() and read_json(path) != settings:
-            raise ValueError(f"{work} holds a run with other settings: choose another --work or delete it")
-    except ValueError as error:
-        if "cannot be read" not in str(error):
-            raise
-        raise ValueError(f"{error}: delete it if the run used the same settings") from error
-    work.mkdir(parents=True, exist_ok=True)
-    sweep(work)
-    write_json(path, settings)
 
 
 def train(config: TrainConfig, out: Path, work: Path, start: str | None = None) -> None:
@@ -348,7 +332,7 @@ def train(config: TrainConfig, out: Path, work: Path, start: str | None = None) 
     model = None if start is None else load_model(start, dtype=torch.float32)
     settings = {**asdict(config), "start": start}
     del settings["steps"], settings["device"]  # a resumed run may change these
-    save_settings(work, settings)
+    reserve(work, json.dumps(settings, indent=1), "--work")
     vae = train_vae(config, work) if model is None else model.vae.to(config.device)
     unet, text_encoder = train_unet(config, work, vae, model)
     record = {

@@ -294,7 +294,7 @@ def test_a_folder_with_other_settings_is_refused(
     monkeypatch.setattr(dragbench, "fidelity", Distance)
     other = write_folder(tmp_path / "other")
     assert run(monkeypatch, edit, other, finished) == 2
-    assert capsys.readouterr().err.count("has results of other settings") == 5
+    assert capsys.readouterr().err.count("has other settings") == 5
     assert (finished / "settings.json").read_bytes() == before and edit.calls == 0
 
 
@@ -333,11 +333,11 @@ def test_without_a_network_there_is_one_sentence(
 def test_a_folder_of_something_else_is_not_written_to(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "table.json").write_text("mine")
     with pytest.raises(
-        ValueError, match="has files that are not results of a measurement: give another --out"
+        ValueError, match="has files that are not results of this command: give another --out"
     ):
         harness.open_out(tmp_path, {"seed": 0})
     with pytest.raises(
-        ValueError, match="has files that are not results of a measurement: give another --out"
+        ValueError, match="has files that are not results of this command: give another --out"
     ):
         harness.open_out(folder, {"seed": 0})
     assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
