@@ -42,10 +42,8 @@ MIN_VISIBLE = 0.25
 class Placement:
     """Measured position of the dragged part. If it is lost, the other values are meaningless."""
 
-    points: tuple[Point, ...]  # its handles in the edited image, (x, y) in pixels, without fixed ones
     distance: float  # mean distance to the targets in pixels
     remaining: float  # fraction of the drag that is left: 0 at the target, 1 at the start
-    misfit: float  # difference from the fitted rendering, relative to the part's contrast
     lost: bool
 
 
@@ -84,13 +82,13 @@ class Motion:
             return replace(scene, light_x=scene.light_x + right, light_y=scene.light_y + down)
         if kind == "peak":
             x, height = scene.peaks[index]
-            return with_peak(scene, index, x + right, max(height - down, 0.0))
+            return scene.with_peak(index, x + right, max(height - down, 0.0))
         thing = scene.objects[index]
         thing = replace(thing, x=thing.x + right, y=thing.y + down)
         if self.shape:
             value = getattr(thing, self.shape) + self.slope * params[0]
             thing = replace(thing, **{self.shape: max(value, MINIMUM[self.shape])})
-        return replace(scene, objects=(*scene.objects[:index], thing, *scene.objects[index + 1 :]))
+        return scene.with_object(index, thing)
 
     def removed(self) -> Scene:
         """Scene without the moving part."""
@@ -99,12 +97,10 @@ class Motion:
         if kind == "light":
             return replace(scene, light_y=-1.0)
         if kind == "peak":
-            return with_peak(scene, index, scene.peaks[index][0], -0.08)
-        rest = (scene.objects[:index], scene.objects[index + 1 :])
+            return scene.with_peak(index, scene.peaks[index][0], -0.08)
         if self.shape not in ABSENT:
-            return replace(scene, objects=rest[0] + rest[1])
-        thing = replace(scene.objects[index], **{self.shape: ABSENT[self.shape]})
-        return replace(scene, objects=(*rest[0], thing, *rest[1]))
+            return replace(scene, objects=scene.objects[:index] + scene.objects[index + 1 :])
+        return scene.with_object(index, replace(scene.objects[index], **{self.shape: ABSENT[self.shape]}))
 
     def points(self, params: Params) -> tuple[Point, ...]:
         """Positions of the moving handles."""
@@ -132,10 +128,6 @@ class Motion:
         return [(*params, 0.0, 0.0) if self.shape else params for params in product(*axes)]
 
 
-def with_peak(scene: Scene, index: int, x: float, height: float) -> Scene:
-    return replace(scene, peaks=(*scene.peaks[:index], (x, height), *scene.peaks[index + 1 :]))
-
-
 def place(result: Image.Image, scene: Scene, drag: Drag, draw: Draw = render) -> Placement:
     """Find the dragged part in an edited image.
 
@@ -145,11 +137,11 @@ def place(result: Image.Image, scene: Scene, drag: Drag, draw: Draw = render) ->
     region = compared_region(drag)
     params = fit(result, motion, region, draw)
     misfit, correlation, visible = fit_quality(result, motion, params, drag, region, draw)
-    points = motion.points(params)
-    distances = [math.dist(point, target) for point, (_, target) in zip(points, motion.pairs, strict=True)]
+    points = zip(motion.points(params), motion.pairs, strict=True)
+    distances = [math.dist(point, target) for point, (_, target) in points]
     lengths = [math.dist(*pair) for pair in motion.pairs]
     lost = misfit > MAX_MISFIT or correlation < MIN_CORRELATION or visible < MIN_VISIBLE
-    return Placement(points, sum(distances) / len(distances), sum(distances) / sum(lengths), misfit, lost)
+    return Placement(sum(distances) / len(distances), sum(distances) / sum(lengths), lost)
 
 
 def compared_region(drag: Drag) -> Array:

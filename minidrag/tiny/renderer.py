@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -75,6 +75,14 @@ class Scene:
     horizon: float
     ground: str  # key of GROUNDS
     objects: tuple[Object, ...]  # in any order: a lower foot is nearer to the viewer
+
+    def with_peak(self, index: int, x: float, height: float) -> Scene:
+        """The scene with another peak in the place of one."""
+        return replace(self, peaks=(*self.peaks[:index], (x, height), *self.peaks[index + 1 :]))
+
+    def with_object(self, index: int, thing: Object) -> Scene:
+        """The scene with another object in the place of one."""
+        return replace(self, objects=(*self.objects[:index], thing, *self.objects[index + 1 :]))
 
 
 def _draw_light(canvas: Array, scene: Scene) -> None:

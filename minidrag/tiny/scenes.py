@@ -271,8 +271,7 @@ def _landscape_edits(scene: Scene, rng: Random) -> Iterator[_Edit]:
 
     def moved_peak(dx: float, rise: float) -> Scene:
         x, height = scene.peaks[index]
-        peaks = (*scene.peaks[:index], (x + dx, height + rise), *scene.peaks[index + 1 :])
-        return replace(scene, peaks=peaks)
+        return scene.with_peak(index, x + dx, height + rise)
 
     light = ("light", 0)
     peak = ("peak", index)
@@ -285,10 +284,6 @@ def _landscape_edits(scene: Scene, rng: Random) -> Iterator[_Edit]:
     yield _Edit("shift a peak", after, (_candidates(scene, peak),))
 
 
-def _replace_object(scene: Scene, index: int, new: Object) -> Scene:
-    return replace(scene, objects=(*scene.objects[:index], new, *scene.objects[index + 1 :]))
-
-
 def _object_edits(scene: Scene, index: int, rng: Random) -> Iterator[_Edit]:
     """Move or carry an object, and change its shape."""
     thing = scene.objects[index]
@@ -297,7 +292,7 @@ def _object_edits(scene: Scene, index: int, rng: Random) -> Iterator[_Edit]:
 
     def moved() -> Scene:
         dx, dy = _random_step(rng, 8, 30)
-        return _replace_object(scene, index, replace(thing, x=thing.x + dx, y=thing.y + dy))
+        return scene.with_object(index, replace(thing, x=thing.x + dx, y=thing.y + dy))
 
     after = _first_valid(scene, moved)
     yield _Edit(f"move {label}", after, (_candidates(scene, part),))
@@ -315,7 +310,7 @@ def _shape_edits(scene: Scene, index: int, rng: Random, label: str) -> Iterator[
 
         def propose() -> Scene:
             value = getattr(thing, field) + _random_offset(rng, low, high) / scale
-            return _replace_object(scene, index, replace(thing, **{field: value}))
+            return scene.with_object(index, replace(thing, **{field: value}))
 
         return _first_valid(scene, propose)
 

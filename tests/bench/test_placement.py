@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from minidrag.bench.cases import SceneCase, make_case
-from minidrag.bench.placement import Motion, descend, place
+from minidrag.bench.placement import Motion, compared_region, descend, fit, place
 from minidrag.tiny.scenes import SIDE, Scene, render
 
 RIGID = ("object", "carry", "light", "peak", "keep")
@@ -56,7 +56,6 @@ def test_rigid_motion_is_measured(kind: str, shift: float) -> None:
     assert not found.lost
     assert found.distance == pytest.approx(shift, abs=0.2)
     assert found.remaining == pytest.approx(found.distance / math.dist(*motion.pairs[0]))
-    assert math.dist(found.points[0], motion.points(params)[0]) < 0.25
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -64,7 +63,7 @@ def test_rigid_motion_is_measured(kind: str, shift: float) -> None:
 def test_shape_changes_are_measured(kind: str, shift: float) -> None:
     case = case_of(kind)
     found = place(render(scene_off_target(case, shift)), case.scene, case.drag)
-    assert not found.lost and len(found.points) == len(Motion.of(case.drag, case.scene).pairs)
+    assert not found.lost
     assert found.distance == pytest.approx(shift, abs=0.15)
 
 
@@ -79,8 +78,8 @@ def test_stretched_and_moved_object() -> None:
     case = case_of("stretch")
     motion, (along, _, _) = off_target(case, 2)
     params = (along, 3.0, -2.0)
-    found = place(render(motion.apply(params)), case.scene, case.drag)
-    assert math.dist(found.points[0], motion.points(params)[0]) < 0.3
+    fitted = fit(render(motion.apply(params)), motion, compared_region(case.drag))
+    assert math.dist(motion.points(fitted)[0], motion.points(params)[0]) < 0.3
 
 
 def test_blurred_edit() -> None:
