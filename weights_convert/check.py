@@ -3,7 +3,6 @@
 Reads only headers, so it is fast. The verdict is that of the functions that load.
 """
 
-import re
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -15,14 +14,7 @@ from minidrag.weights import load as weights
 from minidrag.weights import lora_file
 from minidrag.weights.checkpoint import KEYS, NETWORKS
 from minidrag.weights.files import PICKLES, Header, read_header
-from minidrag.weights.keys import PREFIXES, UNET, average_key, network_keys
-
-OFFICIAL = {  # sizes in bytes of the files in stable-diffusion-v1-5/stable-diffusion-v1-5 and a few others
-    "unet": {3_438_167_540: "float32", 1_719_125_304: "float16", 3_463_726_498: "SD 2.1 float32"},
-    "vae": {334_643_276: "float32", 167_335_342: "float16", 334_641_190: "vae-ft-mse-840000"},
-    "text_encoder": {492_265_874: "float32", 246_144_864: "float16", 1_361_597_018: "SD 2.1 float32"},
-    "checkpoint": {4_265_146_304: "v1-5-pruned-emaonly", 7_703_324_286: "v1-5-pruned"},
-}
+from minidrag.weights.keys import UNET, average_key, network_keys
 
 
 def check(source: Path) -> Iterator[str]:
@@ -107,24 +99,15 @@ def describe(name: str, file: Path) -> Iterator[str]:
     except (OSError, ValueError):
         yield f"  {path}: not a file to be loaded alone, or a broken one"
         return
-    yield f"  {path}: {len(header.shapes)} tensors, {compare_size(name, header)}"
+    yield f"  {path}: {len(header.shapes)} tensors"
     for network in NETWORKS if name == "checkpoint" else [name]:
         yield from (f"    {line}" for line in describe_network(network, header))
     if set(header.dtypes.values()) == {"F16"} and name != "checkpoint" and "." not in file.stem:
         yield "    float16, although the name says float32"
 
 
-def compare_size(kind: str, header: Header) -> str:
-    """Compare the size of a file, or of all shards of an index, with the official files'."""
-    size = sum(shard.stat().st_size for shard in set(header.shards.values()))
-    known = ", ".join(f"{label} {number:,}" for number, label in OFFICIAL[kind].items())
-    official = f"the official {OFFICIAL[kind][size]}" if size in OFFICIAL[kind] else f"official: {known}"
-    return f"{size:,} bytes ({official})"
-
-
 def describe_network(name: str, header: Header) -> Iterator[str]:
-    """Report the parameter count of one network in a file, and peculiarities of its keys and dtypes."""
-    keys = network_keys(header.shapes, PREFIXES[name])
+    """Report the tensors, parameters, and dtypes of one network in a file, and whether it is there twice."""
     used = KEYS[name](header.shapes).values()
     if not used:
         yield f"{name}: none"
@@ -132,23 +115,11 @@ def describe_network(name: str, header: Header) -> Iterator[str]:
     count = sum(prod(header.shapes[key]) for key in used)
     dtypes = sorted({header.dtypes[key] for key in used})
     yield f"{name}: {len(used)} tensors, {count:,} parameters, {' and '.join(dtypes)}"
-    if name == "vae" and any(re.search(r"\.attentions\.0\.query\.", key) for key in keys):
-        yield "the VAE's attention has its keys from before 2023: query, key, value, proj_attn"
-    if name == "text_encoder":
-        yield from text_quirks(keys, header)
     if name == "unet":
-        average = {average_key(key) for key in keys}
+        average = {average_key(key) for key in network_keys(header.shapes, UNET)}
         if present := average & header.shapes.keys():
             state = "complete and used" if present == average else "incomplete and not used"
             yield f"a second UNet, the moving average (EMA): {state}"
-
-
-def text_quirks(keys: list[str], header: Header) -> Iterator[str]:
-    if not any("text_model." in key for key in keys):
-        yield "the text encoder's keys lack the prefix text_model."
-    for key in keys:
-        if key.endswith("position_ids"):
-            yield f"position_ids as {header.dtypes[key]}: ignored"
 
 
 def read_lora(file: Path) -> LoRA:
