@@ -8,7 +8,6 @@ Prints each measurement with its aim. Exits with 0 only if all aims are met. Det
 import argparse
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,20 +27,6 @@ CONFIG = EditConfig.official()
 BATCH = 20
 RECONSTRUCTIONS = 200
 INVERSIONS = 60
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One number with its aim."""
-
-    name: str
-    value: str
-    aim: str
-    met: bool
-
-    def __str__(self) -> str:
-        verdict = "ok" if self.met else "FAILED"
-        return f"{self.name:58} {self.value:>16}   {self.aim:14} {verdict}"
 
 
 def held_out(count: int) -> list[Scene]:
@@ -68,20 +53,18 @@ def mean_psnr(ones: list[Image.Image], others: list[Image.Image]) -> float:
 
 
 @torch.no_grad()
-def check_vae(model: Model, scenes: list[Scene]) -> Measurement:
-    """Measure the VAE's reconstruction error."""
+def autoencode(model: Model, scenes: list[Scene]) -> float:
+    """Mean PSNR of scenes after the VAE, in dB."""
     rendered = [render(scene) for scene in scenes]
     decoded = []
     for batch in batches(len(scenes), "VAE"):
         decoded += decode(model, encode(model, rendered[batch]))
-    mean = mean_psnr(rendered, decoded)
-    name = f"VAE reconstruction, mean PSNR of {len(scenes)} scenes"
-    return Measurement(name, f"{mean:.2f} dB", ">= 32 dB", mean >= 32)
+    return mean_psnr(rendered, decoded)
 
 
 @torch.no_grad()
-def check_inversion(model: Model, scenes: list[Scene]) -> Measurement:
-    """Measure the error of DDIM inversion and denoising without LoRA, against the VAE reconstruction."""
+def reconstruct(model: Model, scenes: list[Scene]) -> float:
+    """Mean PSNR of scenes inverted and denoised without a LoRA, against the VAE's reconstruction, in dB."""
     autoencoded = []
     inverted = []
     for batch in batches(len(scenes), "inversion"):
@@ -92,16 +75,7 @@ def check_inversion(model: Model, scenes: list[Scene]) -> Measurement:
         *_, (back,) = denoise(denoiser, [noisy], CONFIG.levels, CONFIG)
         autoencoded += decode(model, clean)
         inverted += decode(model, back)
-    mean = mean_psnr(autoencoded, inverted)
-    name = f"inversion, {CONFIG.levels} of {CONFIG.steps} steps, mean PSNR of {len(scenes)} scenes"
-    return Measurement(name, f"{mean:.2f} dB", ">= 28 dB", mean >= 28)
-
-
-def check(model: Model) -> Iterator[Measurement]:
-    """Yield each measurement as soon as it is made."""
-    scenes = held_out(RECONSTRUCTIONS)
-    yield check_vae(model, scenes)
-    yield check_inversion(model, scenes[:INVERSIONS])
+    return mean_psnr(autoencoded, inverted)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,8 +83,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    model = load_model(args.model)
+    scenes = held_out(RECONSTRUCTIONS)
     met = True
-    for measurement in check(load_model(args.model)):
-        print(measurement, flush=True)
-        met = met and measurement.met
+    for name, measure, some, aim in (
+        ("VAE reconstruction", autoencode, scenes, 32),
+        (f"inversion, {CONFIG.levels} of {CONFIG.steps} steps", reconstruct, scenes[:INVERSIONS], 28),
+    ):
+        value = measure(model, some)
+        met = met and value >= aim
+        label = f"{name}, mean PSNR of {len(some)} scenes"
+        verdict = "ok" if value >= aim else "FAILED"
+        print(f"{label:58} {value:.2f} dB   >= {aim} dB   {verdict}", flush=True)
     return int(not met)
