@@ -13,6 +13,7 @@ from minidrag.weights import load as weights
 from minidrag.weights.checkpoint import NetworkFile
 from minidrag.weights.configs import model_files
 from minidrag.weights.files import PICKLES, check_not_shard, read_header, read_tensor
+from minidrag.weights.hub import OPTIONAL, VOCABULARY
 from minidrag.weights.vocabulary import SETTINGS
 from weights_convert.files import (
     PICKLE_INDEX,
@@ -26,14 +27,6 @@ from weights_convert.files import (
 
 NETWORKS = ("unet", "vae", "text_encoder", ".")  # the last: a folder of one network
 SMALL = ("model_index.json", "tokenizer/*.json", "tokenizer/*.txt", "scheduler/*.json")
-VOCABULARY = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-)
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of weight files; the last: a pickle's
 
 
@@ -49,7 +42,7 @@ def to_folder(file: Path, out: Path, tokenizer: Path | None = None) -> bool:
     vocabulary = weights.find_vocabulary(tokenizer or file.parent)
     if vocabulary or tokenizer:
         weights.open_tokenizer(file, vocabulary or tokenizer, files)
-    sizes = {name: weights.config_of(network) for name, network in files.items()}
+    sizes = {name: network.network.config for name, network in files.items()}
     small = model_files(**sizes, sampler="PNDMScheduler")
     small["scheduler/scheduler_config.json"]["prediction_type"] = scheduler["prediction_type"]
     if vocabulary is not None:
@@ -60,9 +53,9 @@ def to_folder(file: Path, out: Path, tokenizer: Path | None = None) -> bool:
         for name, values in small.items():
             (folder / name).parent.mkdir(exist_ok=True)
             write_json(folder / name, values)
-        for file in [vocabulary / name for name in VOCABULARY] if vocabulary else []:
-            if file.is_file():
-                shutil.copyfile(file, folder / "tokenizer" / file.name)
+        for name in (*VOCABULARY, *OPTIONAL):
+            if vocabulary and name.startswith("tokenizer/") and (vocabulary / Path(name).name).is_file():
+                shutil.copyfile(vocabulary / Path(name).name, folder / name)
     return vocabulary is not None
 
 

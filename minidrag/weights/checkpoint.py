@@ -40,7 +40,7 @@ ALONE = {  # the network in a file without others, by the start of a key
 class NetworkFile(NamedTuple):
     """A network on the meta device and the header of the files with its tensors."""
 
-    network: nn.Module
+    network: Any  # a module with its config
     header: Header
     keys: dict[str, str]  # {name in the network: key in the files}
 

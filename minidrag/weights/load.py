@@ -108,7 +108,7 @@ def open_model(path: Path, vae: str | Path | None, dtype: torch.dtype) -> tuple[
 
 def check_widths(path: Path, files: dict[str, NetworkFile]) -> None:
     """Raise ValueError for networks that cannot work with each other."""
-    unet, vae, text = (config_of(files[name]) for name in ("unet", "vae", "text_encoder"))
+    unet, vae, text = (files[name].network.config for name in ("unet", "vae", "text_encoder"))
     pairs = {
         "the text encoder's vectors": (text.hidden_size, unet.cross_attention_dim),
         "the VAE's latents": (vae.latent_channels, unet.in_channels),
@@ -118,10 +118,6 @@ def check_widths(path: Path, files: dict[str, NetworkFile]) -> None:
             raise ValueError(
                 f"{path}: {name} have {width} channels and the UNet takes {expected}: they are of two models"
             )
-
-
-def config_of(file: NetworkFile) -> Any:
-    return file.network.config
 
 
 def local_path(source: str | Path) -> Path | None:
@@ -240,7 +236,7 @@ def open_tokenizer(path: Path, other: str | Path | None, files: dict[str, Networ
     """Load a model's tokenizer, or `other`; raises ValueError for one that does not fit its text encoder."""
     folder = tokenizer_folder(path, other)
     tokenizer = load_tokenizer(folder)
-    config = config_of(files["text_encoder"])
+    config = files["text_encoder"].network.config
     if tokenizer.size != config.vocab_size:
         raise ValueError(
             f"the tokenizer in {folder} has {tokenizer.size} tokens, but the text encoder of {path} has "
