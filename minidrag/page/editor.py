@@ -43,11 +43,11 @@ class Editor:
                 self.warm(job)
             job.state = "stopped" if job.message else "done"
         except Stopped:
-            job.state = "stopped"
             job.message = "stopped before anything was dragged"
+            job.state = "stopped"
         except Exception as error:
-            job.state = "failed"
             job.message = explain(error)
+            job.state = "failed"
             print(f"minidrag: {job.message}", file=sys.stderr)
         job.steps = []  # the latents of a long drag are large
 
