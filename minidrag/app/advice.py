@@ -34,8 +34,8 @@ def before(session: Session) -> list[str]:
         cautions.append("transparent parts of the image count as white, and the results have no transparency")
     if session.window.size != session.image.size:
         width, height = session.window.size
-        scale = f"{session.scale:.2g} of its pixels to one of the model's"
-        cautions.append(f"edited in a window of {width}x{height} pixels around mask and points, {scale}")
+        fine = f"at {scale(session):.2g} image pixels per pixel"
+        cautions.append(f"edited in a window of {width}x{height} pixels around mask and points, {fine}")
     if session.mask is None:
         why = "the mask is empty" if options.mask else "there is no mask"
         cautions.append(f"{why}, so everything may change: paint what may change white in --mask")
@@ -51,15 +51,18 @@ def cut_targets(session: Session) -> dict[int, str]:
             continue
         cautions[number] = f"the target of drag {number} is outside the mask, where nothing can appear"
         if is_editable(session.mask, target):
-            cautions[number] = (
-                f"the mask ends at the target of drag {number} and may cut off what lands there"
-            )
+            cautions[number] = f"the mask ends at the target of drag {number} and may cut what lands there"
     return cautions
+
+
+def scale(session: Session) -> float:
+    """Pixels of the image per pixel that the model works at."""
+    return session.window.width / session.size[0]
 
 
 def cell(session: Session) -> float:
     """Pixels of the image per cell of the latent."""
-    return session.scale * session.model.vae.config.factor
+    return scale(session) * session.model.vae.config.factor
 
 
 def autoencoded(session: Session) -> float:

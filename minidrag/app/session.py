@@ -70,11 +70,6 @@ class Session:
         rows, columns = self.task.grid
         return 2 * columns, 2 * rows
 
-    @property
-    def scale(self) -> float:
-        """Pixels of the image per pixel that the model works at."""
-        return self.window.width / self.size[0]
-
     @cached_property
     def moments(self) -> Moments:
         """Mean and standard deviation of the window's latent, which is encoded once."""

@@ -98,29 +98,31 @@ class Editor:
                 generated = generate_image(model, options, job)
                 generated[0].save(folder / "generated.png")
             if options.drags:
-                self.drag(folder, open_session(model, options, job, generated), job)
+                session = open_session(model, options, job, generated)
+                job.notes = [in_words(note) for note in advice.before(session)]
+                self.find_lora(session)
+                drag(folder, session, job)
         job.run = folder.parent.name
 
-    def drag(self, folder: Path, session: Session, job: Job) -> None:
-        """Drag the image of a job."""
-        config = job.options.config
-        job.notes = [in_words(note) for note in advice.before(session)]
-        self.find_lora(session)
-        watch(job, LatentPreview(session.model, session.part, config), session)
-        try:
-            edit = session.edit()
-        except Stopped:
-            if not job.steps:
-                raise
-            results.write(folder, session, session.partial_edit(job.steps), stop_message(job))
-            return
-        if session.mask is not None and config.keep_background:
-            edit.raw.save(folder / "raw.png")
-        missing = results.write(folder, session, edit)
-        if any(isinstance(error, Stopped) for error in missing.values()):
-            results.record(folder / "run.json", session, edit, stop_message(job))
-        notes = [*advice.after(session, edit), *advice.about_missing(missing)]
-        job.notes = [in_words(note) for note in notes]
+
+def drag(folder: Path, session: Session, job: Job) -> None:
+    """Drag the image of a job, which has its LoRA, and write the results."""
+    config = job.options.config
+    watch(job, LatentPreview(session.model, session.part, config), session)
+    try:
+        edit = session.edit()
+    except Stopped:
+        if not job.steps:
+            raise
+        results.write(folder, session, session.partial_edit(job.steps), stop_message(job))
+        return
+    if session.mask is not None and config.keep_background:
+        edit.raw.save(folder / "raw.png")
+    missing = results.write(folder, session, edit)
+    if any(isinstance(error, Stopped) for error in missing.values()):
+        results.record(folder / "run.json", session, edit, stop_message(job))
+    notes = [*advice.after(session, edit), *advice.about_missing(missing)]
+    job.notes = [in_words(note) for note in notes]
 
 
 def describe(session: Session) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def describe(session: Session) -> dict[str, Any]:
     return {
         "notes": [in_words(note) for note in advice.before(session)],
         "window": None if session.window.size == session.image.size else session.window,
-        "scale": session.scale,
+        "scale": advice.scale(session),
         "lora": lora_key(session),
         "cut": [*advice.cut_targets(session)],
         "cell": advice.cell(session),

@@ -48,10 +48,12 @@ class Engine:
         """Train the LoRA that an edit will need while none waits; first load its model."""
         options = self.validator.parse(values, without_drags=True)
         if self.editor.name != options.model:
-            return self.queue.prefetch(options, "load")
+            self.queue.prefetch(options, "load")
+            return
         with suppress(ValueError):  # `check` says why the edit cannot start
-            if session := self.editor.prepare(options):
-                self.queue.prefetch(options, "train", lora_key(session))
+            session = self.editor.prepare(options)
+            if session and (lora := lora_key(session)) not in self.editor.ready:
+                self.queue.prefetch(options, "train", lora)
 
     def check(self, values: Any) -> dict[str, Any]:
         """Describe an edit before it runs, with its seconds by preset, and whether its LoRA is cached."""

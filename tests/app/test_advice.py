@@ -61,7 +61,7 @@ def test_notes_before_a_run(untrained: Path) -> None:
     assert re.fullmatch(r"the prompt has \d+ tokens: the model reads only the first 77", long)
     outside = "the target of drag 1 is outside the mask, where nothing can appear"
     assert only(replace(options, drags=drag(15, 40, 5, 40))) == outside
-    near = "the mask ends at the target of drag 1 and may cut off what lands there"
+    near = "the mask ends at the target of drag 1 and may cut what lands there"
     assert only(replace(options, drags=drag(30, 40, 79, 40))) == near
     both = drag(30, 40, 48, 42) + drag(15, 40, 5, 40)
     assert only(replace(options, drags=both)) == outside.replace("1", "2")

@@ -406,7 +406,7 @@ def test_a_run_with_a_lora_of_its_own_says_that_it_is_not_used(
 # The window of a large image
 
 
-def open_sheet(browser: Browser, client: Client, folder: Path) -> str:
+def open_sheet(browser: Browser, client: Client, folder: Path, **config: bool) -> str:
     """Open the demo's image amid eight more, with a mask of its ball, and return its name on the server."""
     sheet = Image.new("RGB", (384, 384))
     mask = Image.new("L", (384, 384))
@@ -419,7 +419,7 @@ def open_sheet(browser: Browser, client: Client, folder: Path) -> str:
     client.site.start["image"] = image = client.upload("/image", folder / "sheet.png")["image"]
     client.site.start["mask"] = client.upload("/mask", folder / "mask.png")["mask"]
     fast = client.get("/settings")["presets"]["fast"]
-    client.site.start |= {"drags": [], "config": fast | {"window": True, "lora_steps": 2}}
+    client.site.start |= {"drags": [], "config": fast | {"window": True, "lora_steps": 2} | config}
     browser.open(client.site.address)
     if browser.drags():  # of the draft
         browser.click("drags-clear")
@@ -493,6 +493,18 @@ def test_a_mask_that_cuts_is_extended_and_the_run_is_one_of_the_whole_image(
     browser.click("view-edit")
     until(lambda: framed(browser))
     assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("warped", [True, False])
+def test_an_extended_mask_has_the_way_of_what_moves_step_by_step(
+    browser: Browser, client: Client, tmp_path: Path, warped: bool
+) -> None:
+    open_sheet(browser, client, tmp_path, warp_start=warped)
+    browser.mouse(*(place(browser, x, 218) for x in (171, 190, 270)))
+    until(lambda: "extend the mask" in browser.text("notes"))
+    browser.click("#notes button")
+    until(lambda: painted(client)[218, 270])
+    assert painted(client)[218, 220] == (not warped), "between the two places"
 
 
 # Pixels and sizes

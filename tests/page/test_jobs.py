@@ -323,7 +323,7 @@ def test_a_target_that_the_mask_cuts_is_noted(client: Client, large: dict[str, A
         return answer["cut"], answer["notes"][-1]
 
     assert checked(290) == ([1], "the target of drag 1 is outside the mask, where nothing can appear")
-    assert checked(277) == ([1], "the mask ends at the target of drag 1 and may cut off what lands there")
+    assert checked(277) == ([1], "the mask ends at the target of drag 1 and may cut what lands there")
     assert checked(255)[0] == []
 
 

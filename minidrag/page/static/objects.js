@@ -5,6 +5,7 @@ import { mask, paintLine, readPaint, union } from "./mask.js";
 import { reduced } from "./shapes.js";
 import { state } from "./state.js";
 import { commit } from "./undo.js";
+import { show } from "./view.js";
 
 const GRID = 160;  // cells along the longer side of the region in which objects are searched
 const ALIKE = 26;  // levels of 255 between two cells of one color
@@ -92,18 +93,23 @@ function spread(w, h, seeds, outsiders, allowed) {
 export function extendMask({ cut, cell, window }) {
   const { drags, config } = state.edit;
   const region = window || [0, 0, ...state.size];
+  const [left, top] = region;
   const { w, h, labels } = search(drags.map((drag) => drag.handle), region, false);
   const [width, height] = [region[2] / w, region[3] / h];  // of a cell of the search, in pixels
   const brush = 2 * MARGIN * cell + Math.hypot(width, height);
   let box = null;
-  labels.forEach((label, at) => {
-    if (!cut.includes(label)) return;
-    const { handle, target } = drags[label - 1];
-    const from = [region[0] + (at % w + 0.5) * width, region[1] + (Math.floor(at / w) + 0.5) * height];
-    const to = from.map((value, axis) => value + target[axis] - handle[axis]);
-    const ends = config.warp_start ? [[from, from], [to, to]] : [[from, to]];
-    for (const [start, end] of ends) box = union(box, paintLine(start, end, brush));
-  });
+  for (const number of cut) {
+    const { handle, target } = drags[number - 1];
+    const cells = [...labels.keys()].filter((at) => labels[at] === number);
+    const middles = cells.map((at) => [(at % w + 0.5) * width, (Math.floor(at / w) + 0.5) * height]);
+    const places = [[handle[0] + 0.5, handle[1] + 0.5], ...middles.map(([x, y]) => [left + x, top + y])];
+    for (const [x, y] of places) {
+      const moved = [x + target[0] - handle[0], y + target[1] - handle[1]];
+      const ends = config.warp_start ? [[[x, y], [x, y]], [moved, moved]] : [[[x, y], moved]];
+      for (const [from, to] of ends) box = union(box, paintLine(from, to, brush));
+    }
+  }
   readPaint(box);
   commit();
+  show("edit");
 }
