@@ -329,14 +329,11 @@ def finish(
     def read() -> list[Results]:
         return [results_of(benchmark.cases, folder) for folder in folders]
 
-    results = read()
+    results: list[Results] = []
     text = "no case is finished"
-    while any(results):
+    while any(latest := read()) and latest != results:
+        results = latest
         text = write(results)
-        before = results
-        results = read()
-        if results == before:
-            break
     done = sum(map(len, results))
     total = len(benchmark.cases) * len(folders)
     if done < total and place_among_processes()[1] > 1:  # torchrun would stop the others for a status of 1

@@ -102,7 +102,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dtype_argument(parser)
     parser.add_argument("--seed", type=seed, default=0, help="of the scenes (default: %(default)s)")
     parser.add_argument("--presets", nargs="+", choices=[*PRESETS, AUTHORS], default=list(PRESETS))
-    parser.add_argument("--size", type=int, help="as for demo.py")
     add_scene_arguments(parser)
     parser.set_defaults(cases=3)
 
@@ -114,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     pipeline = importlib.import_module(PROGRAM).load_pipeline(model) if AUTHORS in args.presets else None
     for case in make_cases(args.cases, args.kinds, args.seed, args.style):
         for name in args.presets:
-            config = replace(PRESETS.get(name, EditConfig.official()), size=args.size)
+            config = PRESETS.get(name, EditConfig.official())
             job = model, case, config, pipeline if name == AUTHORS else None
             counters[name].append(cost(*job))
             peaks[name] = peaks.get(name) or peak(*job)

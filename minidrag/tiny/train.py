@@ -18,12 +18,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
 from minidrag.config import check_bounds
+from minidrag.images import to_tensor
 from minidrag.method.ddim import Schedule
 from minidrag.model import Model
 from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
@@ -186,8 +186,7 @@ def scenes(config: TrainConfig, start: int, count: int) -> Iterator:
 
 def render_batch(config: TrainConfig, start: int, count: int) -> Tensor:
     """Render the same scenes: (count, 3, 128, 128), -1 to 1."""
-    rows = np.stack([np.asarray(render(scene)) for scene in scenes(config, start, count)])
-    batch = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, H, W, C) -> (B, C, H, W)
+    batch = torch.cat([to_tensor(render(scene)) for scene in scenes(config, start, count)])
     return batch.to(config.device).contiguous(memory_format=torch.channels_last)
 
 
