@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from minidrag.bench.memory import MemoryCounter
-from minidrag.networks.clip import CLIPConfig, CLIPTextEncoder
-from minidrag.networks.unet import UNet, UNetConfig
-from minidrag.networks.vae import VAE, VAEConfig
+from minidrag.networks.clip import CLIPConfig
+from minidrag.networks.unet import UNetConfig
+from minidrag.networks.vae import VAEConfig
+from minidrag.weights.checkpoint import KEYS, NETWORKS
 from minidrag.weights.device import check_device
 
 SIDES = ("minidrag", "reference")
@@ -35,7 +36,7 @@ class Sizes:
 
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
-    text: CLIPConfig = CLIPConfig()
+    text_encoder: CLIPConfig = CLIPConfig()
 
 
 SMALL = Sizes(
@@ -43,7 +44,6 @@ SMALL = Sizes(
     VAEConfig(block_out_channels=(32, 64, 64)),
     CLIPConfig(hidden_size=96, intermediate_size=384, num_hidden_layers=2),
 )
-NETWORKS: dict[str, Callable[[Any], nn.Module]] = {"unet": UNet, "vae": VAE, "text": CLIPTextEncoder}
 
 
 def create(network: str, side: str, sizes: Sizes) -> nn.Module:
@@ -67,12 +67,11 @@ def build(network: str, side: str, sizes: Sizes, device: str, dtype: torch.dtype
     return module
 
 
-def share_weights(ours: nn.Module, reference: nn.Module) -> None:
+def share_weights(network: str, ours: nn.Module, reference: nn.Module) -> None:
     """Make `ours` use the reference's tensors without a copy."""
-    tensors = {name: tensor for name, tensor in reference.state_dict().items() if "position_ids" not in name}
-    if isinstance(ours, CLIPTextEncoder):  # transformers 5.6 dropped the prefix
-        tensors = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in tensors.items()}
-    ours.load_state_dict(tensors, strict=True, assign=True)
+    tensors = reference.state_dict()
+    keys = KEYS[network](tensors)
+    ours.load_state_dict({name: tensors[key] for name, key in keys.items()}, strict=True, assign=True)
     ours.requires_grad_(False)
 
 
@@ -98,7 +97,7 @@ class Comparison(NamedTuple):
 
 
 def unet_inputs(sizes: Sizes) -> list[tuple[int, ...]]:
-    return [*latent_inputs(sizes), (1, 77, sizes.text.hidden_size)]
+    return [*latent_inputs(sizes), (1, 77, sizes.text_encoder.hidden_size)]
 
 
 def image_inputs(sizes: Sizes) -> list[tuple[int, ...]]:
@@ -141,7 +140,7 @@ WORKLOADS = [
     ),
     Workload(
         "text encoding",
-        "text",
+        "text_encoder",
         lambda sizes: [],
         lambda encoder: encoder(token_ids(encoder.text_model.final_layer_norm.weight.device)),
         lambda encoder: encoder(token_ids(encoder.device)).last_hidden_state,
@@ -203,7 +202,7 @@ def measure(args: argparse.Namespace) -> Iterator[Comparison]:
             modules.clear()  # free the last network first
             modules["reference"] = build(network, "reference", sizes, args.device, dtype)
             modules["minidrag"] = create(network, "minidrag", sizes)
-            share_weights(modules["minidrag"], modules["reference"])
+            share_weights(network, modules["minidrag"], modules["reference"])
         inputs = random_inputs(workload, sizes, args.device, dtype)
         seconds, difference = time_both(workload, modules, inputs, args.runs)
         memory = {side: peak_memory(workload, side, modules[side], inputs) for side in SIDES}

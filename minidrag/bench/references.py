@@ -12,5 +12,5 @@ from minidrag.weights.configs import text_encoder_json, unet_json, vae_json
 BUILDERS: dict[str, Callable[[Any], Any]] = {
     "unet": lambda config: UNet2DConditionModel.from_config(unet_json(config)),
     "vae": lambda config: AutoencoderKL.from_config(vae_json(config, 512)),
-    "text": lambda config: CLIPTextModel(CLIPTextConfig.from_dict(text_encoder_json(config))),
+    "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig.from_dict(text_encoder_json(config))),
 }

@@ -22,7 +22,7 @@ TINY = networks.Sizes(
 def test_both_sides_of_a_workload_return_the_same_output(workload: networks.Workload) -> None:
     modules = {"reference": networks.build(workload.network, "reference", TINY, "cpu", torch.float32)}
     modules["minidrag"] = networks.build(workload.network, "minidrag", TINY, "cpu", torch.float32)
-    networks.share_weights(modules["minidrag"], modules["reference"])
+    networks.share_weights(workload.network, modules["minidrag"], modules["reference"])
     inputs = networks.random_inputs(workload, TINY, "cpu", torch.float32)
     seconds, difference = networks.time_both(workload, modules, inputs, runs=1)
     assert difference < 1e-5
