@@ -9,15 +9,7 @@ from minidrag.config import EditConfig
 from minidrag.course.diffusion import toy_denoiser
 from minidrag.course.exercise import Exercise, Inputs, Slip, normal, whole
 from minidrag.method.ddim import invert
-from minidrag.method.drag import (
-    Cell,
-    Origin,
-    View,
-    background_loss,
-    motion_loss,
-    sample,
-    track,
-)
+from minidrag.method.drag import Cell, Origin, View, background_loss, motion_loss, sample, track
 from minidrag.method.dragdiffusion import Task
 from minidrag.method.gooddrag import gooddrag
 

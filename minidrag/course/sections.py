@@ -456,9 +456,7 @@ def result(subject: Subject) -> Section:
         "The paths are what tracking believed, not what a ruler on the image would measure.",
         [excerpt(drag_edit, "reconstruction =", "return")],
         "Where will the edit differ from what you had in mind?",
-        row(
-            figure(final, "edit with the paths", subject.trails(len(edit.steps) - 1), edit.task.grid),
-        )
+        row(figure(final, "edit with the paths", subject.trails(len(edit.steps) - 1), edit.task.grid))
         + plot(curves, "state", "pixels to the target"),
         f"After {count(len(edit.losses), 'update')} {remain}. Compare the object itself with the target "
         "before you believe it.",
