@@ -103,13 +103,15 @@ def path(text: str) -> Path:
 def read_options(given: dict[str, Any]) -> Options:
     """Combine the command line, the run to repeat, and the defaults, in this order of precedence.
 
-    given: command-line options by name, without those that were not given. Raises ValueError, one sentence.
+    given: command-line options by name, without those that were not given; `base`, the run to repeat, may be
+    the content of its file. Raises ValueError, one sentence.
     """
     own = {name: value for name, value in given.items() if name in KINDS and name != "config"}
     if "image" in own:
         own["image"] = path(own["image"])  # not by argparse, which would convert its absence too
     own |= {name: None for name in ("mask", "vae", "tokenizer", "lora") if str(own.get(name)) == "none"}
-    values = read(given["base"], replaced=own) if "base" in given else {}
+    base = given.get("base", {})
+    values = parse(base, Path(), own) if isinstance(base, dict) else read(base, own)
     drags = [parse_drag(text) for text in given.get("drag", [])]
     if "points" in given:
         drags += read(given["points"], replaced=FILES).get("drags", [])
@@ -123,7 +125,7 @@ def read_options(given: dict[str, Any]) -> Options:
         values["image"] = None
         values["config"] = replace(values["config"], **{"lora_steps": 0} | settings)
     if "image" not in values:
-        raise ValueError(f"{given.get('base', 'the command')} names no image: give one")
+        raise ValueError(f"{'the command' if isinstance(base, dict) else base} names no image: give one")
     if values["image"] is None:
         check_generation(values)
     elif not values.get("drags"):
@@ -222,22 +224,28 @@ def read(path: Path, replaced: Collection[str] = ()) -> dict[str, Any]:
     """
     values = read_json(path)
     try:
-        values = with_drags(values)
-        check_kinds(values)
-        kept = [name for name in values if name in KINDS and name not in replaced]
-        found = {name: convert(name, values[name], path.parent) for name in kept}
+        options = parse(values, path.parent, replaced)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply") from None
     checksums = values.get("sha256", {})
-    for name in set(FILES) & found.keys() & checksums.keys():
-        if found[name] and found[name].is_file() and sha256(found[name]) != checksums[name]:
+    for name in set(FILES) & options.keys() & checksums.keys():
+        file = options[name]
+        if file and file.is_file() and sha256(file) != checksums[name]:
             raise ValueError(
-                f"{found[name]} has changed since {path} was written: to use it anyway, name it on the "
-                "command line"
+                f"{file} has changed since {path} was written: to use it anyway, name it on the command line"
             )
-    return found
+    return options
+
+
+def parse(values: Any, folder: Path, replaced: Collection[str] = ()) -> dict[str, Any]:
+    """Options in JSON values. folder: of relative paths."""
+    try:
+        values = with_drags(values)
+        check_kinds(values)
+        names = [name for name in values if name in KINDS and name not in replaced]
+        return {name: convert(name, values[name], folder) for name in names}
+    except RecursionError:
+        raise ValueError("a value is nested too deeply") from None
 
 
 def with_drags(values: Any) -> Any:

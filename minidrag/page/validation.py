@@ -1,9 +1,6 @@
 """Check what the page sends, and describe its form."""
 
-import json
-import tempfile
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 from typing import Any
 
 from minidrag.app import options
@@ -46,14 +43,7 @@ class Validator:
         dragless = without_drags and not values.get("drags")
         if dragless:
             values = values | {"drags": [NOWHERE]}
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "run.json"
-            file.write_text(json.dumps(values), encoding="utf-8")
-            try:
-                parsed = options.read_options({"base": file})
-            except ValueError as error:
-                text = str(error).replace(f"{file}: ", "").replace(str(file), "the request")
-                raise ValueError(text) from None
+        parsed = options.read_options({"base": values})
         return replace(parsed, drags=[]) if dragless else parsed
 
     def settings(self) -> dict[str, Any]:
