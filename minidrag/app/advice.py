@@ -34,8 +34,8 @@ def before(session: Session) -> list[str]:
         cautions.append("transparent parts of the image count as white, and the results have no transparency")
     if session.window.size != session.image.size:
         width, height = session.window.size
-        fine = f"at {scale(session):.2g} image pixels per pixel"
-        cautions.append(f"edited in a window of {width}x{height} pixels around mask and points, {fine}")
+        part = f"a window of {width}x{height} pixels around mask and points"
+        cautions.append(f"edited in {part}, at {scale(session):.2g} image pixels per pixel")
     if session.mask is None:
         why = "the mask is empty" if options.mask else "there is no mask"
         cautions.append(f"{why}, so everything may change: paint what may change white in --mask")

@@ -108,7 +108,7 @@ class Editor:
 def drag(folder: Path, session: Session, job: Job) -> None:
     """Drag the image of a job, which has its LoRA, and write the results."""
     config = job.options.config
-    watch(job, LatentPreview(session.model, session.part, config), session)
+    watch(job, LatentPreview(session.latent, session.part, session.size), session)
     try:
         edit = session.edit()
     except Stopped:

@@ -6,8 +6,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad, unfold
 
 from minidrag import images
-from minidrag.config import EditConfig
-from minidrag.model import Model, working_size
 
 RIDGE = 0.3  # of the variance: latents in the middle of a drag are noisier than those of the fit
 
@@ -15,19 +13,14 @@ RIDGE = 0.3  # of the variance: latents in the middle of a drag are noisier than
 class LatentPreview:
     """A linear map from latents to colors, fitted to one image.
 
-    A preview is the image plus the map of the latent's difference from the first one. The map is fitted at
-    half the working size, where encoding takes a quarter of the time.
+    A preview is the image plus the map of the latent's difference from the first one.
     """
 
-    def __init__(self, model: Model, image: Image.Image, config: EditConfig):
-        cell = model.vae.config.factor
-        size = working_size(model, image.size, config)
-        width, height = (max(8, side // (2 * cell)) for side in size)
-        pixels = images.to_tensor(images.resize(image, (width * cell, height * cell)))
-        with torch.no_grad():
-            mean, _ = model.vae.encode(pixels.to(model.device, model.dtype))
+    def __init__(self, latent: Tensor, image: Image.Image, size: tuple[int, int]):
+        """latent: of the image, (1, 4, H, W). size: (width, height) of a preview."""
+        height, width = latent.shape[2:]
         colors = images.to_tensor(images.resize(image, (width, height))).flatten(2)[0].T  # (H W, 3)
-        self.map = fit(neighborhoods(mean), colors)
+        self.map = fit(neighborhoods(latent), colors)
         self.image = images.to_tensor(images.resize(image, size))
         self.first: Tensor | None = None
 

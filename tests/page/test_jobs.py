@@ -353,7 +353,7 @@ def test_a_preview_is_near_the_truth() -> None:
     other = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     with torch.no_grad():
         first, second = (model.vae.encode(images.to_tensor(one))[0] for one in (image, other))
-    preview = LatentPreview(model, image, EditConfig())
+    preview = LatentPreview(first, image, image.size)
     assert preview.preview(first).tobytes() == image.tobytes(), "nothing has changed yet"
 
     def error(shown: Image.Image) -> float:
