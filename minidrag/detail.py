@@ -78,7 +78,7 @@ def explain(edit: Tensor, original: Tensor, starts: Tensor, ends: Tensor) -> Ite
         misfits = misfit(edit, source, end - start)
         region = moved_region(misfits, still, end)
         if region.any():
-            misfits = misfit(edit, source, refine(edit, source, end - start, region))
+            misfits = misfit(edit, source, refine(edit, source, end - start, region.nonzero()))
             region = moved_region(misfits, still, end) & ~moved
         yield end - start, region * likelihood(misfits)
         moved |= region
@@ -103,24 +103,33 @@ def moved_region(misfits: Tensor, still: Tensor, target: Tensor) -> Tensor:
 
 
 def misfit(edit: Tensor, source: Tensor, move: Tensor) -> Tensor:
-    """Mean difference, in tolerances, of an edit from the moved original around every pixel: (H, W).
-
-    edit: (3, H, W). source: (6, H, W), the original and its gradient. move: (2,), pixels down and right.
-    """
+    """Mean difference of an edit from the moved original around every pixel: (H, W), in tolerances."""
     shape = edit.shape[1:]
-    origins = torch.cartesian_prod(*map(torch.arange, shape)) - move
-    moved, slope = sample(source, origins).unflatten(1, shape).split(3)
-    beyond = ((origins < 0) | (origins > torch.tensor(shape) - 1)).any(1).unflatten(0, shape)
-    differences = ((edit - moved).abs() / (TOLERANCE + EDGE_TOLERANCE * slope)).mean(0) + NEVER * beyond
-    return avg_pool2d(differences[None], AREA, 1, AREA // 2, count_include_pad=False)[0]
+    pixels = torch.cartesian_prod(*map(torch.arange, shape))
+    each = differences(edit, source, move, pixels).view(1, *shape)
+    return avg_pool2d(each, AREA, 1, AREA // 2, count_include_pad=False)[0]
 
 
-def refine(edit: Tensor, source: Tensor, move: Tensor, region: Tensor) -> Tensor:
-    """Search near a move for the one that the edit made in a region."""
+def differences(edit: Tensor, source: Tensor, move: Tensor, pixels: Tensor) -> Tensor:
+    """Difference of an edit, (3, H, W), from the moved original at pixels (P, 2): (P,), in tolerances.
+
+    source: (6, H, W), the original and its gradient. move: (2,), pixels down and right.
+    """
+    origins = pixels - move
+    moved, slope = sample(source, origins).split(3)
+    row, column = pixels.T
+    beyond = ((origins < 0) | (origins > torch.tensor(edit.shape[1:]) - 1)).any(1)
+    return ((edit[:, row, column] - moved).abs() / (TOLERANCE + EDGE_TOLERANCE * slope)).mean(
+        0
+    ) + NEVER * beyond
+
+
+def refine(edit: Tensor, source: Tensor, move: Tensor, pixels: Tensor) -> Tensor:
+    """Search near a move for the one that the edit made at some pixels, (P, 2)."""
     around = torch.cartesian_prod(torch.arange(-1.0, 2), torch.arange(-1.0, 2))
     for step in STEPS:
         nearby = move + step * around
-        move = min(nearby, key=lambda near: misfit(edit, source, near)[region].mean().item())
+        move = min(nearby, key=lambda near: differences(edit, source, near, pixels).mean().item())
     return move
 
 
