@@ -20,7 +20,8 @@ from minidrag.points import Pixel
 TOLERANCE = 10 / 127.5  # by which an edit may differ from what explains it: 10 levels of 255
 # Tolerance more, times the difference of neighboring pixels: an edge off by half a pixel differs most.
 EDGE_TOLERANCE = 2
-AREA = 5  # pixels at the working size: side of the smallest square that is explained
+AREA = 5  # pixels at the working size: side of the smallest square that is explained as moved
+STILL_AREA = 9  # and as still: the edges of an object that is gone, which are thinner, are not
 MOVED = 0.5  # of the still original's misfit, at most, where the moved original is the explanation
 STEPS = (0.5, 0.25, 0.125)  # pixels at the working size, of the search for the shift that the edit made
 NEVER = 1e6  # misfit of content from beyond the border
@@ -82,8 +83,8 @@ def explain(edit: Tensor, original: Tensor, starts: Tensor, ends: Tensor) -> Ite
             region = moved_region(misfits, still, end) & ~moved
         yield end - start, region * likelihood(misfits)
         moved |= region
-        uncovered |= grow(shifted(region, start - end))
-    yield torch.zeros(2), open_up((still < 1) & ~moved & ~uncovered) * likelihood(still)
+        uncovered |= grow(shifted(region, start - end), AREA)
+    yield torch.zeros(2), open_up((still < 1) & ~moved & ~uncovered, STILL_AREA) * likelihood(still)
 
 
 def likelihood(misfits: Tensor) -> Tensor:
@@ -96,10 +97,10 @@ def moved_region(misfits: Tensor, still: Tensor, target: Tensor) -> Tensor:
 
     misfits, still: (H, W). target: (2,), row and column. Returns (H, W), bool.
     """
-    region = open_up((misfits < 1) & (misfits < MOVED * still))
+    region = open_up((misfits < 1) & (misfits < MOVED * still), AREA)
     height, width = misfits.shape
     row, column = map(int, snap(Cell(*target.tolist()), (height, width)))
-    return region & (connected(grow(region), row, column) > 0)
+    return region & (connected(grow(region, AREA), row, column) > 0)
 
 
 def misfit(edit: Tensor, source: Tensor, move: Tensor) -> Tensor:
@@ -142,14 +143,14 @@ def shifted(region: Tensor, move: Tensor) -> Tensor:
     return result
 
 
-def grow(region: Tensor) -> Tensor:
-    """All squares of AREA pixels around the pixels of a region, (H, W), bool."""
-    return max_pool2d(region.float()[None], AREA, 1, AREA // 2)[0] > 0
+def grow(region: Tensor, side: int) -> Tensor:
+    """All squares with a side in pixels, odd, around the pixels of a region, (H, W), bool."""
+    return max_pool2d(region.float()[None], side, 1, side // 2)[0] > 0
 
 
-def open_up(region: Tensor) -> Tensor:
-    """All squares of AREA pixels inside a region, (H, W), bool (morphological opening)."""
-    return grow(~grow(~region))
+def open_up(region: Tensor, side: int) -> Tensor:
+    """All squares with a side in pixels inside a region, (H, W), bool (morphological opening)."""
+    return grow(~grow(~region, side), side)
 
 
 def gradient(image: Tensor) -> Tensor:
