@@ -108,8 +108,10 @@ class EditConfig:
         None, "shorter side to work at, in pixels (default: what the model was trained on)", least=8
     )
     keep_background: bool = setting(True, "keep the original's pixels in the unmasked region", paper=False)
-    window: bool = setting(False, "edit a window around mask and points, not the whole image")
-    detail: bool = setting(False, "carry the original's pixels into the edit: sharper, with some ghosts")
+    window: bool = setting(True, "edit a window around mask and points, not the whole image", paper=False)
+    detail: bool = setting(
+        True, "carry the original's pixels into the edit where they explain it", paper=False
+    )
     checkpointing: bool = setting(False, "recompute activations: less memory, more time")
 
     def __post_init__(self) -> None:

@@ -24,9 +24,10 @@ from minidrag import tiny
 from minidrag.app.draw import RED, draw_drags, grid
 from minidrag.app.options import read_options
 from minidrag.app.session import Session, open_session
-from minidrag.bench.cases import make_case, make_cases, pasted
+from minidrag.bench.cases import make_case, make_cases, measure, pasted
 from minidrag.bench.features import features_page, scene_frames
 from minidrag.bench.harness import open_case
+from minidrag.bench.large import in_sheet, textured
 from minidrag.bench.metrics import distances, image_features, ssim
 from minidrag.bench.placement import place
 from minidrag.config import EditConfig
@@ -52,6 +53,8 @@ LORA_TIMES = (121, 321, 521, 721, 921)
 SHORT = 20  # steps from pure noise, or up to it
 # The paper's method, and no LoRA, which the small model does not need.
 ONE_LEVEL = replace(EditConfig.official(), lora_steps=0, drag_steps=40)
+# The default's loop alone, without what lesson 10 puts around it.
+LOOP = EditConfig(lora_steps=0, window=False, detail=False)
 SIDE = 144  # pixels: height of an image in a figure
 
 
@@ -342,7 +345,7 @@ def measuring(bench: Bench) -> Finding:
     lines = ["case        image          true distance    MD  SSIM to the original"]
     panels: Panels = []
     for case in make_cases(6, ["object", "light"], 7):
-        edited = open_case(bench.model, case, EditConfig.fast()).edit().image
+        edited = open_case(bench.model, case, LOOP).edit().image
         before = image_features(bench.model, case.before, case.prompt)
         for name, image in zip(names, (case.before, pasted(case), edited, case.truth), strict=True):
             after = image_features(bench.model, image, case.prompt)
@@ -364,8 +367,8 @@ def alternation(bench: Bench) -> Finding:
     """9: the same two drags at one noise level, alternating with denoising, and with a warped start."""
     methods = {
         "one level": replace(EditConfig.official(), lora_steps=0, keep_background=True),
-        "alternating": EditConfig(lora_steps=0, warp_start=False),
-        "and warped": EditConfig(lora_steps=0),
+        "alternating": replace(LOOP, warp_start=False),
+        "and warped": LOOP,
     }
     lines = ["case        method       updates  handle's distance  true distance"]
     panels: Panels = []
@@ -384,6 +387,34 @@ def alternation(bench: Bench) -> Finding:
     return Finding(lines, tabulate(panels, 5))
 
 
+def large(bench: Bench) -> Finding:
+    """10: drags in larger images: of the whole image, in a window, and with the original's detail."""
+    methods = {
+        "whole image": LOOP,
+        "window": replace(LOOP, window=True),
+        "and detail": replace(LOOP, window=True, detail=True),
+    }
+    cases = {
+        "sheet": in_sheet(make_case("object", 2, 2611)),
+        "texture": textured(make_case("object", 1, 2611)),
+    }
+    lines = ["image    method       image pixels per pixel  true distance  PSNR  sharpness"]
+    panels: Panels = []
+    for name, case in cases.items():
+        for method, config in methods.items():
+            edit = open_case(bench.model, case, config).edit()
+            found = measure(case, edit.image, edit.raw, lambda *_: {})
+            true = "lost" if found["lost"] else f"{found['distance']:.1f}"
+            scale = min(edit.window.size) / min(bench.session.size)
+            lines.append(
+                f"{name:7}  {method:11}  {scale:22.1f}  {true:>13}  {found['PSNR inside']:4.1f}  "
+                f"{found['sharpness']:9.2f}"
+            )
+            panels.append((f"{method}: {true}", case.tile.crop(edit.image)))
+        panels.append(("the true result", case.tile.crop(case.truth)))
+    return Finding(lines, tabulate(panels, 4, 2 * SIDE))
+
+
 EXPERIMENTS: dict[str, Callable[[Bench], Finding]] = {
     "1-noise": noise,
     "2-inversion": inversion,
@@ -394,6 +425,7 @@ EXPERIMENTS: dict[str, Callable[[Bench], Finding]] = {
     "7-control": control,
     "8-measuring": measuring,
     "9-alternation": alternation,
+    "10-large": large,
 }
 
 

@@ -39,6 +39,8 @@ CONFIG = EditConfig(
     lora_lr=5e-3,
     lora_lr_ratio=1.0,
     keep_background=False,
+    window=False,
+    detail=False,
 )
 
 Numbers = dict[str, Any]

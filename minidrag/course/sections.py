@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from minidrag.course.chart import Curve
 from minidrag.course.excerpt import Excerpt, excerpt
 from minidrag.course.replay import Moment, Replay, window
 from minidrag.course.svg import box, dot, drags, figure, heat, line, plot, row
+from minidrag.detail import explain
 from minidrag.edit import Edit, drag_edit
 from minidrag.images import psnr
 from minidrag.method import drag as loop
@@ -85,7 +87,8 @@ def sections(subject: Subject) -> list[Section]:
     start = [warped_start(subject)] if subject.edit.config.warp_start else []
     prepared = [task(subject), lora(subject), inversion(subject), features(subject)]
     dragged = [supervision(subject), tracking(subject), update(subject), steps(subject)]
-    return [*prepared, *start, *dragged, control(subject), result(subject)]
+    detail = [carried(subject)] if subject.edit.config.detail else []
+    return [*prepared, *start, *dragged, control(subject), *detail, result(subject)]
 
 
 def count(number: int, noun: str) -> str:
@@ -431,6 +434,39 @@ def control(subject: Subject) -> Section:
         f"{where} the edit, before any pasting, keeps the original at {near:.1f} dB with the original's "
         f"keys and values and at {apart:.1f} dB without.",
         r"\text{Attention}(Q, K^0, V^0) = \softmax(\frac{Q {K^0}^\top}{\sqrt{d}}) V^0",
+    )
+
+
+def carried(subject: Subject) -> Section:
+    edit = subject.edit
+    small, source = (
+        images.to_tensor(images.resize(image, subject.size))[0] for image in (edit.raw, edit.reconstruction)
+    )
+    starts, ends = (
+        torch.tensor(loop.rescale(edit.window.enter(points), edit.window.size, subject.size)).flip(1)
+        for points in (edit.handles, edit.targets)
+    )
+    *moved, (_, still) = explain(small, source, starts, ends)
+    along = torch.stack([weight for _, weight in moved]).sum(0)
+    both = [
+        figure(images.resize(image, subject.size), name)
+        for image, name in (
+            (edit.raw, "the edit, decoded"),
+            (edit.image, "with the original's pixels"),
+        )
+    ]
+    return Section(
+        "detail",
+        "The original's detail",
+        "The decoder cannot return the finest detail, and an edit that is enlarged to the image's size is a "
+        "blur. But most of an edit is the original, still or moved along with an object: there its own "
+        "pixels take the edit's place.",
+        [excerpt(explain, "misfits =", "uncovered |=")],
+        "Where does the original explain the edit, and where must the edit speak for itself?",
+        row(figure(heat(along, 0, 1), "moved"), figure(heat(still, 0, 1), "still"), *both),
+        f"The moved original explains {along.mean():.0%} and the still one {still.mean():.0%}. What an "
+        "object uncovers is always the edit: the original has never shown it.",
+        r"C_d = \frac{| E - R_d |}{\tau + 2 | \nabla R_d |} \text{, moved where } C_d < \frac{1}{2} C_0",
     )
 
 

@@ -21,7 +21,8 @@ from minidrag.course.__main__ import SUBCOMMANDS, build_parser, main
 from minidrag.course.experiments import EXPERIMENTS, Bench
 
 FOLDER = ROOT / "minidrag/course/lessons"
-LESSONS = {file.stem: file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("[1-9]-*.md"))}
+FILES = sorted(FOLDER.glob("[1-9]*-*.md"), key=lambda file: int(file.stem.partition("-")[0]))
+LESSONS = {file.stem: file.read_text(encoding="utf-8") for file in FILES}
 TEXTS = LESSONS | {"README": (FOLDER / "README.md").read_text(encoding="utf-8")}
 EXERCISES = ["DDIM step", "inversion order", "bilinear sampling at a border"]
 EXERCISES += ["motion loss with its stop-gradient", "point tracking", "background loss", "LoRA forward"]
@@ -48,8 +49,8 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def test_there_are_nine_lessons_of_one_idea_each() -> None:
-    assert list(LESSONS) == list(EXPERIMENTS) and [name[0] for name in LESSONS] == list("123456789")
+def test_there_are_ten_lessons_of_one_idea_each() -> None:
+    assert list(LESSONS) == list(EXPERIMENTS) and len(LESSONS) == 10
     for number, (name, text) in enumerate(LESSONS.items(), 1):
         assert text.startswith(f"# {number}. ") and 60 <= len(text.splitlines()) <= 120, name
         assert text.count("![") == 1 and f"({name}.png)" in text
@@ -193,8 +194,8 @@ def test_long_experiments_run_with_fewer_steps(name: str, monkeypatch: pytest.Mo
 
 
 def test_a_lesson_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["figures", "10"]) == 2
-    assert "there is no lesson 10: they are 1 to 9" in capsys.readouterr().err
+    assert main(["figures", "11"]) == 2
+    assert "there is no lesson 11: they are 1 to 10" in capsys.readouterr().err
     assert build_parser().parse_args(["figures"]).lessons == [], "and none means all"
 
 

@@ -30,7 +30,7 @@ from minidrag.method.dragdiffusion import Task
 from minidrag.weights.load import load_model
 
 SECTIONS = ["task", "lora", "inversion", "features", "start", "supervision", "tracking", "update", "steps"]
-SECTIONS += ["control", "result"]
+SECTIONS += ["control", "detail", "result"]
 ALONE = [name for name in SECTIONS if name != "start"]
 VOID = {"meta", "input", "br", "link", "img"}  # elements without an end tag
 TWO = ["--drag", "60,60:50,60"]
@@ -39,6 +39,7 @@ RUNS = {  # options, sections
     "one level": ([*MASK], ALONE),
     "in turn and warped": ([*MASK, "--warp-start", "--drag-levels", "2", "--prompt", "a <b>"], SECTIONS),
     "two handles, no mask": ([*TWO, "--motion-reference", "start", "--control-blocks", "0"], ALONE),
+    "no detail": ([*MASK, "--no-detail"], [name for name in ALONE if name != "detail"]),
     "nothing to do": (["--drag-steps", "0", "--lora-steps", "0", "--inversion-steps", "1"], ALONE),
 }
 
