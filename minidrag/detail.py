@@ -100,7 +100,9 @@ def moved_region(misfits: Tensor, still: Tensor, target: Tensor) -> Tensor:
     region = open_up((misfits < 1) & (misfits < MOVED * still), AREA)
     height, width = misfits.shape
     row, column = map(int, snap(Cell(*target.tolist()), (height, width)))
-    return region & (connected(grow(region, AREA), row, column) > 0)
+    start = torch.zeros_like(region)
+    start[row, column] = True
+    return region & (connected(region | grow(start, AREA), row, column) > 0)
 
 
 def misfit(edit: Tensor, source: Tensor, move: Tensor) -> Tensor:
