@@ -119,11 +119,7 @@ def build_parser(description: str | None = None) -> console.Parser:
     add("--from", dest="base", type=path, metavar="run.json", help="repeat a run; other options override it")
     add("--out", type=path, metavar="DIR", help="folder for the results (default: a new one in runs)")
     add("--report", action="store_true", help="also write report.html: each step explained on this image")
-    add(
-        "--page",
-        action="store_true",
-        help="edit with a mouse, in the browser, as minidrag page does",
-    )
+    add("--page", action="store_true", help="edit with a mouse, in the browser, as minidrag page does")
     add = parser.add_argument_group("model").add_argument
     add("--model", help="sd15, tiny, a folder, a .safetensors file, or a hub id (default for a PHOTO: sd15)")
     add("--vae", help="folder, file, or hub id of another VAE; none: the model's own")

@@ -22,10 +22,10 @@ OVERSAMPLING = 3  # Pillow draws without antialiasing
 PATTERN = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]) - 7.5
 
 
-def enlarge(image: Image.Image, side: int = 512) -> tuple[Image.Image, int]:
-    """Enlarge a small image by a whole factor, to a shorter side of about `side`; return the factor too."""
+def enlarge(image: Image.Image, side: int = 512) -> Image.Image:
+    """Enlarge a small image by a whole factor, to a shorter side of about `side`."""
     factor = max(1, round(side / min(image.size)))
-    return resize(image, (image.width * factor, image.height * factor)), factor
+    return resize(image, (image.width * factor, image.height * factor))
 
 
 def draw_drags(
@@ -39,7 +39,7 @@ def draw_drags(
 
     mask: (H, W), 1 in the editable region. trails: paths of the handles.
     """
-    canvas, _ = enlarge(image)
+    canvas = enlarge(image)
     if mask is not None:
         canvas = dim(canvas, mask)
     layer = Image.new("RGBA", (OVERSAMPLING * canvas.width, OVERSAMPLING * canvas.height))
@@ -110,7 +110,7 @@ def grid(
     height: pixels; None: that of the highest, after small ones are enlarged.
     """
     columns = min(columns, len(images))
-    height = height or max(enlarge(image)[0].height for image in images)
+    height = height or max(enlarge(image).height for image in images)
     scaled = [resize(image, (round(image.width * height / image.height), height)) for image in images]
     widths = [max(image.width for image in scaled[column::columns]) for column in range(columns)]
     gap = max(8, height // 40)

@@ -30,11 +30,7 @@ from minidrag.weights.lora_file import find_file
 Drag = tuple[Pixel, Pixel]  # handle and target
 
 DTYPES = {"cpu": "float32", "cuda": "float16", "mps": "float32"}  # default by device type
-CONFIGS = {
-    "paper": EditConfig.paper(),
-    "official": EditConfig.official(),
-    "fast": EditConfig.fast(),
-}
+CONFIGS = {"paper": EditConfig.paper(), "official": EditConfig.official(), "fast": EditConfig.fast()}
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 NAMED = ("sd15", "tiny")  # models that have a name
 PLACES = ("model", "vae", "tokenizer")  # options that may be files or folders

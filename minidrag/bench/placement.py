@@ -153,11 +153,6 @@ def blur(image: Image.Image) -> Array:
     return np.asarray(image.filter(ImageFilter.GaussianBlur(BLUR)), dtype=np.float32)
 
 
-def downsample(image: Image.Image, side: int) -> Array:
-    """Box-filtered square image: (side, side, 3), float32, 0 to 255."""
-    return np.asarray(image.resize((side, side), Image.Resampling.BOX), dtype=np.float32)
-
-
 def capped_difference(one: Array, other: Array) -> Array:
     """Mean absolute color difference of each pixel, at most CAP: (..., 3) -> (...)."""
     return np.minimum(np.abs(one - other).mean(axis=-1), np.float32(CAP))
@@ -167,7 +162,7 @@ def fit(result: Image.Image, motion: Motion, region: Array, draw: Draw = render)
     """Fit the parameters to the result within a region, (128, 128), bool."""
     image = blur(result)[region]
     side = result.width // GRID
-    small = downsample(result, side)
+    small = np.asarray(result.resize((side, side), Image.Resampling.BOX), dtype=np.float32)
     weights = region.reshape(side, GRID, side, GRID).mean(axis=(1, 3))  # (H, W) -> (H / 4, W / 4)
 
     def cost(params: Params) -> float:

@@ -3,7 +3,7 @@
 import torch
 from torch import Generator, Tensor, nn
 
-from minidrag.course.exercise import Exercise, Inputs, Slip, normal, whole
+from minidrag.course.exercise import Exercise, Inputs, Slip, filled, normal, whole
 from minidrag.method.ddim import Denoiser, NoisePredictor, Schedule, invert
 from minidrag.method.lora import Factors, LoRALayer, noise_loss
 from minidrag.networks.unet import KeysValues, UNetOutput
@@ -124,9 +124,7 @@ INVERSION = Exercise(
 def lora_forward_inputs(rng: Generator) -> list[Inputs]:
     calls: list[Inputs] = []
     for rank, bias, shape in ((3, True, (2, 5)), (2, False, (7,))):
-        base = nn.Linear(6, 6, bias).double().requires_grad_(False)
-        for parameter in base.parameters():
-            parameter.copy_(normal(rng, *parameter.shape))
+        base = filled(nn.Linear(6, 6, bias), rng)
         factors = Factors(normal(rng, rank, 6), normal(rng, 6, rank), alpha=0.5 + whole(rng, 0, 3))
         layer = LoRALayer(base, factors).requires_grad_(False)
         layer.down.requires_grad_()

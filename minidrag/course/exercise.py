@@ -82,7 +82,7 @@ class Exercise:
             for label, tensor in tensors(value, name):
                 outputs.setdefault(label, []).append(tensor)
         roots = [tensor for values in outputs.values() for tensor in values if tensor.requires_grad]
-        slopes = gradients(roots, leaves(inputs))
+        slopes = gradients(roots, [pair for pair in contents(inputs) if pair[1].requires_grad])
         return {name: [x.detach() for x in values] for name, values in outputs.items()} | slopes
 
 
@@ -124,11 +124,6 @@ def is_row(value: Any) -> bool:
     return (
         isinstance(value, (list, tuple)) and bool(value) and all(isinstance(x, (int, float)) for x in value)
     )
-
-
-def leaves(inputs: Inputs) -> list[tuple[str, Tensor]]:
-    """The inputs, and parameters of inputs, that have gradients, with their names."""
-    return [(name, tensor) for name, tensor in contents(inputs) if tensor.requires_grad]
 
 
 def contents(inputs: Inputs) -> list[tuple[str, Tensor]]:
@@ -204,3 +199,11 @@ def normal(rng: Generator, *shape: int, grad: bool = False) -> Tensor:
 def whole(rng: Generator, low: int, high: int) -> int:
     """A random whole number from low to high."""
     return int(torch.randint(low, high + 1, (), generator=rng))
+
+
+def filled(layer: Any, rng: Generator) -> Any:
+    """A layer with random parameters, float64, without gradients."""
+    layer = layer.double().requires_grad_(False)
+    for parameter in layer.parameters():
+        parameter.copy_(normal(rng, *parameter.shape))
+    return layer

@@ -1,21 +1,11 @@
 """Exercises on the networks: attention with reference keys and values, the timestep, padding."""
 
-from typing import Any
-
 import torch
 from torch import Generator
 
-from minidrag.course.exercise import Exercise, Inputs, Slip, normal, whole
+from minidrag.course.exercise import Exercise, Inputs, Slip, filled, normal, whole
 from minidrag.networks.layers import Attention, Downsample
 from minidrag.networks.unet import TimestepEmbedding
-
-
-def filled(layer: Any, rng: Generator) -> Any:
-    """A layer with random parameters, float64, without gradients."""
-    layer = layer.double().requires_grad_(False)
-    for parameter in layer.parameters():
-        parameter.copy_(normal(rng, *parameter.shape))
-    return layer
 
 
 def attention_inputs(rng: Generator) -> list[Inputs]:

@@ -65,6 +65,8 @@ def replay(model: Model, edit: Edit, prompt: str) -> Replay:
         denoiser = Denoiser(model.unet, model.schedule, model.encode_text(prompt), edit.config.steps)
         levels = spread(len(edit.path), LEVELS)
         cells, moved = warped(denoiser, edit)
+        last = edit.steps[-1]
+        *_, (alone,) = denoise(denoiser, [last.latent], last.level, edit.config)
         return Replay(
             samples=samples,
             lora_loss=loss,
@@ -73,7 +75,7 @@ def replay(model: Model, edit: Edit, prompt: str) -> Replay:
             moments=list(moments(model, denoiser, edit)),
             object_cells=cells,
             moved=moved,
-            uncontrolled=decode(model, uncontrolled(denoiser, edit)),
+            uncontrolled=decode(model, alone),
         )
 
 
@@ -143,13 +145,6 @@ def warped(denoiser: Denoiser, edit: Edit) -> tuple[Tensor, bool]:
     cells = object_cells(features, edit.task.handles[0], editable)
     handles = warp(top, edit.task, features)[1] if edit.config.warp_start else edit.task.handles
     return cells, handles[0] != edit.task.handles[0]
-
-
-def uncontrolled(denoiser: Denoiser, edit: Edit) -> Tensor:
-    """Latent of the edit, denoised without the original."""
-    last = edit.steps[-1]
-    *_, (latent,) = denoise(denoiser, [last.latent], last.level, edit.config)
-    return latent
 
 
 def window(handle: Cell, radius: int, grid: Sequence[int]) -> tuple[Cell, Cell]:

@@ -4,10 +4,10 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from minidrag.app.results import FRAME_EVERY
 from minidrag.config import EditConfig
 
 STAGES = ("model", "LoRA", "inversion", "drag", "denoising", "animation")
-FRAME_EVERY = 5  # updates, as in runs.py
 FIELDS = EditConfig.__dataclass_fields__.keys()
 
 

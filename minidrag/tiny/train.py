@@ -52,12 +52,10 @@ MAX_STEPS = 10**8 - 1  # more would use another stage's random numbers, see `gen
 BOUNDS = {  # least and most
     "seed": (0, 9 * 10**9),
     **dict.fromkeys(("vae_steps", "steps"), (0, MAX_STEPS)),
-    **dict.fromkeys(("vae_batch", "batch"), (1, 10_000)),
+    **dict.fromkeys(("vae_batch", "batch", "scenes", "save_every"), (1, 1_000_000)),
     **dict.fromkeys(("vae_rate", "rate", "kl_weight"), (0, 1000)),
-    "scenes": (1, 1_000_000),
     "vocab_size": (514, 49_408),  # bytes and special tokens alone, to CLIP's
     **dict.fromkeys(("empty_captions", "ema"), (0, 1)),
-    "save_every": (1, 10**9),
 }
 
 
