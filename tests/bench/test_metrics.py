@@ -35,6 +35,39 @@ def test_psnr_by_hand() -> None:
     assert psnr(*images, ~region) == MAX_PSNR
 
 
+def test_sharpness_is_the_ratio_of_the_laplacians_variance() -> None:
+    """Against a loop over the pixels of a region, and by what a blur and a scaling must do."""
+    image, truth = noise_image(1, 40, 30), noise_image(2, 40, 30)
+    region = np.zeros((30, 40), bool)
+    region[5:20, 3:30] = True
+
+    def variance(one: Image.Image) -> float:
+        gray = np.asarray(one, float).mean(axis=-1)
+        values = [
+            gray[row - 1, column] + gray[row + 1, column] + gray[row, column - 1] + gray[row, column + 1]
+            - 4 * gray[row, column]
+            for row, column in np.argwhere(region)
+        ]  # fmt: skip
+        return float(np.var(values))
+
+    assert metrics.sharpness(image, truth, region) == pytest.approx(variance(image) / variance(truth))
+    assert metrics.sharpness(truth, truth, region) == 1
+    half = truth.point([round(level / 2) for level in range(256)] * 3)
+    assert metrics.sharpness(half, truth, region) == pytest.approx(0.25, abs=0.01)
+
+
+def test_detail_is_the_correlation_of_what_a_small_image_lacks() -> None:
+    truth = noise_image(3, 64, 48)
+    region = np.zeros((48, 64), bool)
+    region[8:40, 8:56] = True
+    assert metrics.detail(truth, truth, region, (16, 12)) == pytest.approx(1)
+    assert abs(metrics.detail(noise_image(4, 64, 48), truth, region, (16, 12))) < 0.06
+    negative = truth.point([255 - level for level in range(256)] * 3)
+    assert metrics.detail(negative, truth, region, (16, 12)) == pytest.approx(-1, abs=0.02)
+    darker = truth.point([round(level / 2) for level in range(256)] * 3)  # a correlation sees no contrast
+    assert metrics.detail(darker, truth, region, (16, 12)) > 0.99
+
+
 def slow_ssim(one: Image.Image, other: Image.Image) -> np.ndarray:
     """SSIM at every pixel, as written by Wang et al., in loops."""
     x, y = np.asarray(one, float), np.asarray(other, float)
