@@ -24,7 +24,7 @@ Exit status: 0 success; 1 check found that minidrag cannot load SOURCE; 2 error.
 
 def parser() -> argparse.ArgumentParser:
     top = console.Parser(
-        "python -m weights_convert",
+        console.program("weights_convert", "minidrag"),
         description="Convert model files to the layout that minidrag loads, or check them.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -19,7 +19,7 @@ from minidrag.weights.keys import UNET, average_key, network_keys
 
 def check(source: Path) -> Iterator[str]:
     """Yield the report line by line; raises ValueError or OSError if minidrag cannot load `source`."""
-    path = weights.local_path(source)
+    path = weights.TINY if str(source) == "tiny" else weights.local_path(source)
     if path is None:
         raise FileNotFoundError(f"{source} does not exist: give a file or a folder")
     if is_lora(path):

@@ -32,7 +32,8 @@ EDITS = "try --set checkpointing=true lora_batch=1, or a smaller size"
 
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: that of the subcommand, 2 for what cannot be done, 130 for Ctrl-C."""
-    parser = console.Parser(prog="python -m minidrag.bench", description="Measure minidrag.")
+    program = console.program("minidrag.bench", "minidrag bench")
+    parser = console.Parser(prog=program, description="Measure minidrag.")
     console.add_subcommands(parser, SUBCOMMANDS)
     with console.printing():
         try:

@@ -18,7 +18,8 @@ SUBCOMMANDS = {
 
 
 def build_parser() -> console.Parser:
-    parser = console.Parser(prog="python -m minidrag.course", description="Teach minidrag.")
+    program = console.program("minidrag.course", "minidrag course")
+    parser = console.Parser(prog=program, description="Teach minidrag.")
     console.add_subcommands(parser, SUBCOMMANDS)
     return parser
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 from safetensors import SafetensorError
@@ -40,6 +41,11 @@ class Parser(argparse.ArgumentParser):
                     f": write {before}={word}" if before.startswith("--") else f": write ./{word} for a file"
                 )
         return ""
+
+
+def program(module: str, command: str) -> str:
+    """The words that started a command, for its usage: `python -m module`, or its installed name."""
+    return f"python -m {module}" if Path(sys.argv[0]).name == "__main__.py" else command
 
 
 def add_subcommands(parser: argparse.ArgumentParser, modules: Mapping[str, str]) -> None:
