@@ -93,12 +93,15 @@ def sha256(file: Path) -> str:
 def write_whole(path: Path, writer: Callable[[Path], object]) -> None:
     """Let `writer` fill a temporary file beside `path`, then rename it: all of it is there or nothing.
 
-    The temporary name has the suffix of `path`, for writers that pick a format by it.
+    The temporary name has the suffix of `path`, for writers that pick a format by it. Raises OSError, which
+    names `path`.
     """
     temporary = path.with_name(f"{PART}{os.getpid()}-{threading.get_ident()}-{path.name}")
     try:
         writer(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -271,7 +271,4 @@ def write(lora: LoRA, path: str | Path, notes: Mapping[str, str] | None = None) 
     """
     tensors = to_keys(lora, "peft")
     metadata = {NOTES: json.dumps(dict(notes or {}), sort_keys=True)}
-    try:
-        write_whole(Path(path), lambda file: save_tensors(tensors, file, metadata))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    write_whole(Path(path), lambda file: save_tensors(tensors, file, metadata))

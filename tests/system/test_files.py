@@ -26,8 +26,9 @@ def test_files_are_written_completely_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_whole(path, fail)
     assert path.read_text() == "all of it" and os.listdir(tmp_path) == ["result.txt"]
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError) as error:
         write_text(tmp_path / "no folder" / "result.txt", "all of it")
+    assert error.value.filename == str(tmp_path / "no folder" / "result.txt"), "not the temporary file"
 
 
 def test_json_survives_a_file(tmp_path: Path) -> None:
