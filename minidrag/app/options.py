@@ -126,10 +126,7 @@ def read_options(given: dict[str, Any]) -> Options:
         check_generation(values)
     elif not values.get("drags"):
         raise ValueError("no drag: give at least one --drag X,Y:X,Y, handle and target in pixels")
-    if not 0 <= (guidance := values.get("guidance", 1.0)) <= 100:
-        raise ValueError(f"--guidance must be 0 to 100, got {shown(guidance)}")
-    if not 0 <= values.get("seed", 0) < 2**63:
-        raise ValueError(f"--seed must be 0 to 2**63 - 1, got {shown(values['seed'])}")
+    check_ranges(values)
     if values.get("lora"):
         values["lora"] = find_file(values["lora"])
     values["device"], values["dtype"] = choose_device(values.get("device"), values.get("dtype"))
@@ -138,6 +135,14 @@ def read_options(given: dict[str, Any]) -> Options:
     check_prompt(options.negative)
     check_repetition(options.handles)
     return options
+
+
+def check_ranges(values: dict[str, Any]) -> None:
+    """Raise ValueError for numbers that no edit can use."""
+    if not 0 <= (guidance := values.get("guidance", 1.0)) <= 100:
+        raise ValueError(f"--guidance must be 0 to 100, got {shown(guidance)}")
+    if not 0 <= values.get("seed", 0) < 2**63:
+        raise ValueError(f"--seed must be 0 to 2**63 - 1, got {shown(values['seed'])}")
 
 
 def check_prompt(prompt: str) -> None:
