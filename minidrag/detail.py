@@ -122,9 +122,8 @@ def differences(edit: Tensor, source: Tensor, move: Tensor, pixels: Tensor) -> T
     moved, slope = sample(source, origins).split(3)
     row, column = pixels.T
     beyond = ((origins < 0) | (origins > torch.tensor(edit.shape[1:]) - 1)).any(1)
-    return ((edit[:, row, column] - moved).abs() / (TOLERANCE + EDGE_TOLERANCE * slope)).mean(
-        0
-    ) + NEVER * beyond
+    tolerances = TOLERANCE + EDGE_TOLERANCE * slope
+    return ((edit[:, row, column] - moved).abs() / tolerances).mean(0) + NEVER * beyond
 
 
 def refine(edit: Tensor, source: Tensor, move: Tensor, pixels: Tensor) -> Tensor:
