@@ -16,13 +16,13 @@ from minidrag import images
 from minidrag.config import EditConfig
 from minidrag.points import Pixel
 
-MARGIN = 0.6  # of the longer side of what is edited: least surroundings, both sides together
+MARGIN = 0.75  # of the longer side of what is edited: least surroundings, both sides together
 NEAR = 0.125  # of the longer side of the image: least surroundings, both sides together
 LARGEST = 0.64  # of the image's area: a larger window is the whole image, as its surroundings are worth more
 ENLARGE = 2  # working pixels per image pixel, at most
 # A window snaps, so that it stays, and its LoRA with it, while points and mask move a little.
-SIZES = 4  # of windows in an octave
-PLACES = 8  # for a window along its own side
+SIZES = 8  # of windows in an octave
+PLACES = 16  # for a window along its own side
 SEAM = 1 / 128  # of the window's shorter side: standard deviation of the seam's blur
 
 
