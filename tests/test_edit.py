@@ -219,7 +219,7 @@ SMALL: dict[str, Any] = {"mask": box(SIZE, 30, 20, 62, 52), "handles": [(40, 36)
 def test_an_edit_happens_in_a_window(model: Model) -> None:
     seen = Recorder()
     made = run(model, WINDOW, progress=seen, **SMALL)
-    assert made.window == (20, 7, 54, 54) and made.task.grid == (16, 16)
+    assert made.window == (15, 7, 59, 59) and made.task.grid == (16, 16)
     part = made.window.crop(picture())
     alone = drag_edit(
         model,

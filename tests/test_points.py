@@ -230,15 +230,15 @@ def test_preparing_a_drag(model: Model) -> None:
 
 
 def test_preparing_a_drag_in_a_window(model: Model) -> None:
-    """A mask of 32x32 in an image of 400x300 is edited in 91x91: the grid has 32 cells for them."""
+    """A mask of 32x32 in an image of 400x300 is edited in 83x83: the grid has 32 cells for them."""
     mask = torch.zeros(300, 400, dtype=torch.bool)
     mask[100:132, 200:232] = True
     config = EditConfig(size=64, window=True)
     window, task = prepare(model, (400, 300), [Pixel(216, 116)], [Pixel(220, 116)], mask, config)
-    assert window == (171, 68, 91, 91) and task.grid == (32, 32)
-    assert task.handles == [Cell(17, 16)]  # of (48.5 * 32 / 91 - 0.5, 45.5 * 32 / 91 - 0.5)
-    assert task.targets[0] == pytest.approx((48.5 * 32 / 91 - 0.5, 49.5 * 32 / 91 - 0.5))
-    assert task.mask is not None and task.mask.sum() == 30 and task.mask[6:11, 5:11].eq(1).all()
+    assert window == (176, 73, 83, 83) and task.grid == (32, 32)
+    assert task.handles == [Cell(16, 15)]  # of (43.5 * 32 / 83 - 0.5, 40.5 * 32 / 83 - 0.5)
+    assert task.targets[0] == pytest.approx((43.5 * 32 / 83 - 0.5, 44.5 * 32 / 83 - 0.5))
+    assert task.mask is not None and task.mask.sum() == 36 and task.mask[5:11, 5:11].eq(1).all()
 
 
 def test_working_size_is_the_models_own_by_default(model: Model) -> None:

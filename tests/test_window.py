@@ -76,10 +76,10 @@ def test_a_window_holds_mask_and_points_at_one_scale(seed: int) -> None:
 @pytest.mark.parametrize(
     ("instruction", "window"),
     [
-        # 200 + 0.6 of 200, brought to 128 times 2 to the 6/4; its corner is at 5 and 3 eighths of it
-        (((1000, 800), (300, 300, 500, 380), (310, 310), (390, 370)), (227, 136, 363, 363)),
-        # least surroundings, an eighth of 1000, brought to 128 times 2 to the 1/4; in a corner
-        (((1000, 800), (990, 0, 1000, 10), (995, 5), (998, 3)), (847, 0, 153, 153)),
+        # 200 + 0.75 of 200, brought to 128 times 2 to the 12/8; its corner is at 10 and 7 sixteenths of it
+        (((1000, 800), (300, 300, 500, 380), (310, 310), (390, 370)), (227, 159, 363, 363)),
+        # least surroundings, an eighth of 1000, brought to 128 times 2 to the 1/8; in a corner
+        (((1000, 800), (990, 0, 1000, 10), (995, 5), (998, 3)), (860, 0, 140, 140)),
         # enlarged twice
         (((300, 300), (0, 290, 10, 300), (5, 295), (7, 297)), (0, 236, 64, 64)),
         # the target far away
@@ -87,7 +87,7 @@ def test_a_window_holds_mask_and_points_at_one_scale(seed: int) -> None:
         # most of the image
         (((1000, 800), (100, 100, 600, 600), (150, 150), (550, 150)), (0, 0, 1000, 800)),
         # a panorama of 8:1, of which the window is as high, and longer by eighths of it
-        (((4000, 500), (1000, 200, 1301, 300), (1100, 250), (1200, 250)), (766, 0, 875, 500)),
+        (((4000, 500), (1000, 200, 1301, 300), (1100, 250), (1200, 250)), (711, 0, 875, 500)),
         # smaller than the working size
         (((60, 50), (20, 20, 30, 30), (25, 25), (27, 27)), (0, 0, 60, 50)),
     ],
@@ -104,7 +104,7 @@ def test_worked_windows(
 def test_several_distant_objects_share_a_window() -> None:
     mask = box((3000, 2000), 200, 300, 260, 360) | box((3000, 2000), 700, 600, 800, 700)
     handles, targets = [Pixel(230, 330), Pixel(750, 650)], [Pixel(240, 330), Pixel(780, 650)]
-    assert choose_window((3000, 2000), handles, targets, mask, 512, CONFIG) == (0, 0, 1024, 1024)
+    assert choose_window((3000, 2000), handles, targets, mask, 512, CONFIG) == (0, 0, 1117, 1117)
 
 
 def test_a_small_change_of_the_points_keeps_the_window() -> None:
@@ -123,7 +123,7 @@ def test_a_small_change_of_the_points_keeps_the_window() -> None:
 def test_without_a_mask_the_window_is_not_enlarged() -> None:
     handles, targets = [Pixel(1000, 1000)], [Pixel(1010, 1000)]
     window = choose_window((2400, 2000), handles, targets, None, 512, CONFIG)
-    assert window == (768, 768, 512, 512)
+    assert window == (736, 736, 512, 512)
     assert choose_window((512, 512), [Pixel(9, 9)], [Pixel(20, 9)], None, 512, CONFIG) == (0, 0, 512, 512)
 
 
