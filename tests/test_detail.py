@@ -7,8 +7,12 @@ from PIL import Image
 
 from minidrag.config import EditConfig
 from minidrag.detail import carry_detail, explain
+from minidrag.edit import drag_edit
 from minidrag.images import psnr, resize, to_tensor
 from minidrag.points import Pixel
+from minidrag.system import pictures
+from minidrag.tiny import DEMO
+from minidrag.weights.load import load_model
 
 SIZE, WORKING = (512, 384), (128, 96)
 
@@ -111,3 +115,11 @@ def test_what_looks_like_the_object_elsewhere_has_not_moved() -> None:
 
 def test_the_paper_has_no_detail() -> None:
     assert not EditConfig.paper().detail and not EditConfig.official().detail
+
+
+def test_a_drag_of_length_zero_changes_nothing() -> None:
+    image = pictures.read(DEMO / "ball.png")
+    config = EditConfig(lora_steps=0, steps=10, drag_levels=3)
+    edit = drag_edit(load_model("tiny", device="cpu"), image, [(43, 90)], [(43, 90)], config=config)
+    assert edit.raw.tobytes() != image.tobytes()
+    assert np.abs(np.asarray(edit.image).astype(int) - np.asarray(image)).max() <= 2
