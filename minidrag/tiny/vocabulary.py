@@ -10,7 +10,7 @@ from tokenizers import models, pre_tokenizers
 
 from minidrag.networks.tokenizer import BOS, EOS, Tokenizer, prepare
 from minidrag.system.files import write_json, write_text
-from minidrag.weights.vocabulary import SETTINGS, load_tokenizer
+from minidrag.weights.vocabulary import load_tokenizer
 
 
 def train(captions: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
@@ -21,12 +21,21 @@ def train(captions: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
     """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # the order of CLIP's ids: "!" is 0
     alphabet = letters + [letter + "</w>" for letter in letters]
-    merges = learn_merges(count_words(captions), vocab_size - len(alphabet) - 2)
+    limit = vocab_size - len(alphabet) - 2
+    if limit < 0:
+        raise ValueError(f"vocab_size must be at least 514, got {vocab_size}")
+    merges = learn_merges(count_words(captions), limit)
     joins = dict.fromkeys(left + right for left, right in merges)  # two merges can give the same token
     tokens = [*alphabet, *joins, BOS, EOS]
+    flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    bos = {"content": BOS, **flags}
+    eos = {"content": EOS, **flags}
+    specials = {"bos_token": bos, "eos_token": eos, "pad_token": EOS, "unk_token": eos}
+    config = {"do_lower_case": True, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer"}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "vocab.json", {token: i for i, token in enumerate(tokens)})
-    write_json(folder / "tokenizer_config.json", SETTINGS)
+    write_json(folder / "special_tokens_map.json", specials)
+    write_json(folder / "tokenizer_config.json", config)
     lines = ["#version: 0.2"] + [f"{left} {right}" for left, right in merges]
     write_text(folder / "merges.txt", "\n".join([*lines, ""]))
     return load_tokenizer(folder)
