@@ -501,11 +501,11 @@ def test_an_extended_mask_has_the_way_of_what_moves_step_by_step(
     browser: Browser, client: Client, tmp_path: Path, warped: bool
 ) -> None:
     open_sheet(browser, client, tmp_path, warp_start=warped)
-    browser.mouse(*(place(browser, x, 218) for x in (171, 190, 270)))
+    browser.mouse(*(place(browser, x, 218) for x in (171, 190, 340)))
     until(lambda: "extend the mask" in browser.text("notes"))
     browser.click("#notes button")
     bits = "const { mask } = await import('/mask.js'); return [...arguments].map((at) => mask.bits[at])"
-    there, between = browser.driver.execute_script(bits, 218 * 384 + 270, 218 * 384 + 220)
+    there, between = browser.driver.execute_script(bits, 218 * 384 + 340, 218 * 384 + 256)
     assert there and between == (not warped)
 
 
