@@ -6,24 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.images import color_image, max_difference
 
 from minidrag.app.draw import draw_drags, enlarge, grid, save_gif, side_by_side
 from minidrag.points import Pixel
-
-WIDTH, HEIGHT = 100, 72
-
-
-def color_image() -> Image.Image:
-    """A smooth image without any symmetry."""
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    levels = np.stack([2 * x + 20, 3 * y + 10, 200 - x - y // 2], axis=-1)
-    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
-
-
-def max_difference(one: Image.Image, other: Image.Image) -> int:
-    """Largest difference between two RGB images of the same size, in levels of 255."""
-    assert one.mode == other.mode == "RGB" and one.size == other.size
-    return int(np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int)).max())
 
 
 def pixels(*points: tuple[float, float]) -> list[Pixel]:
