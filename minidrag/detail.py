@@ -39,19 +39,31 @@ def carry_detail(
     reconstruction, edit: at the working size. handles, targets: in pixels of the original.
     Where neither the moved nor the still original explains the edit, it is enlarged.
     """
-    small, source = (images.to_tensor(image)[0] for image in (edit, reconstruction))
-    starts, ends = (
-        torch.tensor(rescale(points, original.size, edit.size)).flip(1) for points in (handles, targets)
-    )
     scale = torch.tensor(original.size) / torch.tensor(edit.size)
     result = images.resize(edit, original.size).copy()
-    for move, weight in explain(small, source, starts, ends):
+    for move, weight in parts(reconstruction, edit, handles, targets, original.size):
         share = Image.fromarray((255 * weight).round().byte().numpy())
         share = share.resize(original.size, Image.Resampling.BILINEAR)
         if box := share.getbbox():
             right, down = (move.flip(0) * scale).tolist()
             result.paste(shift(original, right, down, box), box, share.crop(box))
     return result
+
+
+def parts(
+    reconstruction: Image.Image,
+    edit: Image.Image,
+    handles: Sequence[Pixel],
+    targets: Sequence[Pixel],
+    size: tuple[int, int],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of an edit that the original explains, as by `explain`.
+
+    reconstruction, edit: of one size. handles, targets: in pixels of an image of `size`, (width, height).
+    """
+    small, source = (images.to_tensor(image)[0] for image in (edit, reconstruction))
+    starts, ends = (torch.tensor(rescale(points, size, edit.size)).flip(1) for points in (handles, targets))
+    return explain(small, source, starts, ends)
 
 
 def shift(image: Image.Image, right: float, down: float, box: tuple[int, int, int, int]) -> Image.Image:

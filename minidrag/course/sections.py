@@ -15,7 +15,7 @@ from minidrag.course.chart import Curve
 from minidrag.course.excerpt import Excerpt, excerpt
 from minidrag.course.replay import Moment, Replay, window
 from minidrag.course.svg import box, dot, drags, figure, heat, line, plot, row
-from minidrag.detail import explain
+from minidrag.detail import explain, parts
 from minidrag.edit import Edit, drag_edit
 from minidrag.images import psnr
 from minidrag.method import drag as loop
@@ -439,14 +439,9 @@ def control(subject: Subject) -> Section:
 
 def carried(subject: Subject) -> Section:
     edit = subject.edit
-    small, source = (
-        images.to_tensor(images.resize(image, subject.size))[0] for image in (edit.raw, edit.reconstruction)
-    )
-    starts, ends = (
-        torch.tensor(loop.rescale(edit.window.enter(points), edit.window.size, subject.size)).flip(1)
-        for points in (edit.handles, edit.targets)
-    )
-    *moved, (_, still) = explain(small, source, starts, ends)
+    small, source = (images.resize(image, subject.size) for image in (edit.raw, edit.reconstruction))
+    points = edit.window.enter(edit.handles), edit.window.enter(edit.targets)
+    *moved, (_, still) = parts(source, small, *points, edit.window.size)
     along = torch.stack([weight for _, weight in moved]).sum(0)
     both = [
         figure(images.resize(image, subject.size), name)
